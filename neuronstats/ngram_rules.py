@@ -1,0 +1,248 @@
+"""From one neuron's n-gram counts to its cover, its top n-grams and its detector's evidence.
+
+Compiled by numba like `ngram_kernels`, whose counts these loops draw on. What is left to be done
+for few n-grams only, the three steps of a detector, is plain NumPy in `ngrams`.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from neuronstats.ngram_kernels import active_holes, compiled, distinct
+
+# n-grams with fewer activations are tallied by count, the others inserted: there are few.
+TALLY = 1024
+# Neurons with fewer activations are counted in full: to prove it needless would take as long.
+PRUNE_LEAST = 4096
+
+
+class Rules(NamedTuple):
+    """What to count and when to stop; shares as numerator and denominator, so all is exact."""
+
+    cover_numerator: int
+    cover_denominator: int
+    rate_numerator: int
+    rate_denominator: int
+    min_count: int
+    max_cover: int
+    num_triggers: int
+    cover_limit: int  # -1: none
+
+
+class Corpus(NamedTuple):
+    """The n-gram that ends at each position: see `ngrams.NgramIds`."""
+
+    ids: Any  # uint32 [sequence * 8 * byte]
+    occurrences: Any  # int64 [ngram]
+    lexical: Any  # uint32 [ngram]
+    holes: Any  # uint32 [hole]: positions where no n-gram ends
+
+
+class Scratch(NamedTuple):
+    """Space that every neuron uses again; zeros stay zeros between neurons."""
+
+    histogram: Any  # uint32 [2^SINGLE_SHIFT], zeros
+    starts: Any  # int64 [bucket + 1]
+    lists: Any  # uint32 [3, activation + 1]
+    tally: Any  # int64 [4, TALLY], zeros
+    values: Any  # int64 [level]
+    sizes: Any  # int64 [level]
+
+
+class Outcome(NamedTuple):
+    """What is found about each neuron of a block."""
+
+    counted: Any  # int64 [neuron]: activations at positions where an n-gram ends
+    cover: Any  # int64 [neuron]
+    loose: Any  # int64 [neuron]: activations by n-grams of a high enough rate; 0 if cover is large
+    top_ids: Any  # uint32 [neuron, place], by falling activations
+    top_counts: Any  # int64 [neuron, place]; 0 past the last
+    bound: Any  # int64 [neuron]: no `cover_limit` n-grams of this or a larger n account for more
+
+
+@compiled
+def _tally_levels(counts: Any, tally: Any, values: Any, sizes: Any) -> int:
+    """Set values and sizes to the distinct counts, falling, and how many n-grams have each.
+
+    Args:
+        counts: activations of each distinct n-gram, uint32.
+        tally: zeros, int64 [4, TALLY]; zeros again afterwards. Four rows, because neighbouring
+            n-grams mostly have equal counts, and one counter would be waited for.
+        values: filled, int64; long enough for all distinct counts.
+        sizes: filled, int64.
+
+    Returns:
+        The number of distinct counts.
+    """
+    levels = 0
+    highest: Any = 0
+    for j in range(counts.shape[0]):
+        count: Any = np.int64(counts[j])
+        if count < TALLY:
+            tally[j & 3, count] += 1
+            highest = max(highest, count)
+            continue
+        place = levels
+        while place > 0 and values[place - 1] < count:
+            place -= 1
+        if place > 0 and values[place - 1] == count:
+            sizes[place - 1] += 1
+            continue
+        for k in range(levels, place, -1):
+            values[k] = values[k - 1]
+            sizes[k] = sizes[k - 1]
+        values[place] = count
+        sizes[place] = 1
+        levels += 1
+    for value in range(highest, 0, -1):
+        size = tally[0, value] + tally[1, value] + tally[2, value] + tally[3, value]
+        if size:
+            values[levels] = value
+            sizes[levels] = size
+            levels += 1
+    tally[:, : highest + 1] = 0
+    return levels
+
+
+@compiled
+def _cover(values: Any, sizes: Any, need: int) -> int:
+    """Count the n-grams, most frequent first, that it takes to reach `need` activations."""
+    taken, reached = 0, 0
+    for level in range(values.shape[0]):
+        whole = values[level] * sizes[level]
+        if reached + whole >= need:
+            return taken + (need - reached + values[level] - 1) // values[level]
+        reached += whole
+        taken += sizes[level]
+    return taken
+
+
+@compiled
+def _reach(values: Any, sizes: Any, num_ngrams: int) -> tuple[int, int]:
+    """Give the activations of the num_ngrams most frequent n-grams, and the least one's."""
+    reached, left, least = 0, num_ngrams, 0
+    for level in range(values.shape[0]):
+        if left == 0:
+            break
+        taken = min(left, sizes[level])
+        least = values[level]
+        reached += taken * least
+        left -= taken
+    return reached, least
+
+
+@compiled
+def _select(
+    found: Any, counts: Any, least: int, lexical: Any, top_ids: Any, top_counts: Any
+) -> int:
+    """Fill top_ids and top_counts with the n-grams of most activations; give how many there are.
+
+    Ties by ascending token ids. `least` is a count that none of them is below.
+    """
+    room, filled = top_ids.shape[0], 0
+    for j in range(found.shape[0]):
+        count = counts[j]
+        if count < least:
+            continue
+        ngram = found[j]
+        rank = lexical[ngram]
+        place = filled
+        while place > 0 and (
+            top_counts[place - 1] < count
+            or (top_counts[place - 1] == count and lexical[top_ids[place - 1]] > rank)
+        ):
+            place -= 1
+        if place == room:
+            continue
+        filled = min(filled + 1, room)
+        for k in range(filled - 1, place, -1):
+            top_ids[k] = top_ids[k - 1]
+            top_counts[k] = top_counts[k - 1]
+        top_ids[place] = ngram
+        top_counts[place] = count
+    return filled
+
+
+@compiled
+def _loose(found: Any, counts: Any, occurrences: Any, rules: Rules) -> int:
+    """Sum the activations of the n-grams that a neuron detects, in its cover or not."""
+    total: Any = 0
+    for j in range(found.shape[0]):
+        occurring = occurrences[found[j]]
+        activations = np.int64(counts[j])
+        if (
+            occurring >= rules.min_count
+            and activations * rules.rate_denominator >= occurring * rules.rate_numerator
+        ):
+            total += activations
+    return total
+
+
+@compiled
+def count_ngrams(
+    words: Any,
+    first: int,
+    positions: Any,
+    offsets: Any,
+    corpus: Corpus,
+    rules: Rules,
+    scratch: Scratch,
+    out: Outcome,
+) -> None:
+    """Count the n-grams of one n that end where some neurons are activated.
+
+    Args:
+        words: bitmaps uint64 [neuron, word].
+        first: the neuron that offsets begin with.
+        positions: set bits of the neurons, uint32.
+        offsets: where each neuron's positions begin, and the last one's end, int64.
+        corpus: the n-gram ids, read only.
+        rules: what to count.
+        scratch: space.
+        out: rows of the neurons are set; `bound` is also read, from the next smaller n.
+    """
+    num_ids = corpus.occurrences.shape[0]
+    limit = rules.cover_limit
+    common = np.int64(0)
+    for i in range(min(max(limit, 0), num_ids)):
+        common += corpus.occurrences[i]
+    for k in range(offsets.shape[0] - 1):
+        neuron = first + k
+        own = positions[offsets[k] : offsets[k + 1]]
+        if limit >= 0:
+            out.bound[neuron] = min(out.bound[neuron], common)
+        if limit >= 0 and rules.num_triggers == 0 and own.shape[0] >= PRUNE_LEAST:
+            counted = own.shape[0] - active_holes(words[neuron], corpus.holes)
+            # bound < need, without the division
+            if out.bound[neuron] * rules.cover_denominator < counted * rules.cover_numerator:
+                out.counted[neuron] = counted
+                out.cover[neuron] = limit + 1
+                continue
+        num_found, counted = distinct(
+            own, corpus.ids, num_ids, scratch.histogram, scratch.starts, scratch.lists
+        )
+        out.counted[neuron] = counted
+        if counted == 0:
+            continue
+        found, counts = scratch.lists[0, :num_found], scratch.lists[2, :num_found]
+        levels = _tally_levels(counts, scratch.tally, scratch.values, scratch.sizes)
+        values, sizes = scratch.values[:levels], scratch.sizes[:levels]
+        need = -(-counted * rules.cover_numerator // rules.cover_denominator)
+        cover = _cover(values, sizes, need)
+        if limit >= 0:
+            out.bound[neuron] = min(out.bound[neuron], _reach(values, sizes, limit)[0])
+        out.cover[neuron] = cover if limit < 0 else min(cover, limit + 1)
+        room = rules.num_triggers
+        if cover <= rules.max_cover:
+            room = max(room, cover)
+            out.loose[neuron] = _loose(found, counts, corpus.occurrences, rules)
+        if room:
+            least = _reach(values, sizes, room)[1]
+            _select(
+                found,
+                counts,
+                least,
+                corpus.lexical,
+                out.top_ids[neuron, :room],
+                out.top_counts[neuron],
+            )

@@ -1,0 +1,295 @@
+"""Which n-grams activate each neuron: covers, detectors and top triggers, from the packed bits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from neuronstats import ngram_kernels, ngram_rules
+from neuronstats.errors import SettingsError, UserError
+from neuronstats.ngram_ids import Integers, NgramIds
+
+# Shares are compared as fractions of whole numbers, and the products must fit 64 bits.
+MAX_DENOMINATOR = 10**9
+
+
+@dataclass(kw_only=True, slots=True)
+class NgramSettings:
+    """What an n-gram detector is, and what to report of every neuron.
+
+    Source of the defaults: Voita et al. 2023, sec. 4; 50 for n = 2 is ours (method.md).
+    """
+
+    ngrams: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """Lengths of the n-grams to count, each at least 1."""
+    cover_share: float = 0.95
+    """Share of a neuron's counted activations that its covering n-grams account for. Taken as the
+    decimal number that it is written as: 0.95 is 19/20."""
+    detect_rate: float = 0.95
+    """Share of an n-gram's occurrences on which a neuron that detects it is activated. A decimal
+    number, as above."""
+    max_cover: dict[int, int] = field(default_factory=lambda: {1: 5, 2: 50, 3: 50})
+    """For each length, the most covering n-grams that a detector may have."""
+    min_count: int = 1
+    """Occurrences that an n-gram needs to count as detected; 1 is the paper's."""
+    cover_limit: int | None = None
+    """Where set, covering numbers above it are given as `cover_limit + 1`, exactly; with
+    `top_triggers` 0 this saves most of the counting. At least every `max_cover`."""
+    top_triggers: int = 10
+    """For each neuron and length, the n-grams of most activations to report."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be counted.
+
+        Raises:
+            SettingsError: names the setting, its value and what was expected.
+        """
+        if not self.ngrams or min(self.ngrams) < 1 or len(set(self.ngrams)) < len(self.ngrams):
+            raise SettingsError(
+                f"ngrams={self.ngrams}: expected different lengths of at least 1, such as [1,2,3]"
+            )
+        for name, share in (("cover_share", self.cover_share), ("detect_rate", self.detect_rate)):
+            if not 0 < share <= 1 or exact(share).denominator > MAX_DENOMINATOR:
+                raise SettingsError(
+                    f"{name}={share}: expected more than 0, at most 1, and at most nine decimals"
+                )
+        if self.min_count < 1 or self.top_triggers < 0:
+            raise SettingsError(
+                f"min_count={self.min_count} and top_triggers={self.top_triggers}: "
+                "expected at least 1 and at least 0"
+            )
+        for n in self.ngrams:
+            if self.max_cover.get(n, 0) < 1:
+                raise SettingsError(
+                    f"max_cover={self.max_cover} gives no cover of at least 1 for n={n}: "
+                    f"add one, such as {n}: 50, or leave {n} out of ngrams"
+                )
+        widest = max(self.max_cover[n] for n in self.ngrams)
+        if self.cover_limit is not None and self.cover_limit < widest:
+            raise SettingsError(
+                f"cover_limit={self.cover_limit} is below max_cover={widest}, so detectors would "
+                f"be lost: expected at least {widest}, or null for no limit"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class NgramRows:
+    """N-grams of some neurons: a row each, by neuron, then falling activations, then token ids."""
+
+    neuron: npt.NDArray[np.int32]
+    """[row]: index in the block."""
+    token_ids: npt.NDArray[np.int32]
+    """[row, n]"""
+    occurrences: Integers
+    """[row]: in the corpus."""
+    activations: Integers
+    """[row]: occurrences on which the neuron was activated."""
+    rate: npt.NDArray[np.float64]
+    """[row]: activations / occurrences."""
+    share: npt.NDArray[np.float64]
+    """[row]: activations / the neuron's counted activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class NgramCounts:
+    """What the n-grams of one length say of a block of neurons."""
+
+    counted: Integers
+    """[neuron]: activations at positions where an n-gram ends."""
+    cover: npt.NDArray[np.int32]
+    """[neuron]: the covering number; 0 where nothing was counted, `cover_limit + 1` for more."""
+    detector: npt.NDArray[np.bool_]
+    """[neuron]: passes the three steps."""
+    detector_loose: npt.NDArray[np.bool_]
+    """[neuron]: passes them with step (2) taken over all n-grams that triggered the neuron."""
+    detected: NgramRows
+    """The detected n-grams of the detectors."""
+    triggers: NgramRows
+    """The `top_triggers` n-grams of most activations of every neuron, detector or not."""
+
+
+def exact(share: float) -> Fraction:
+    """Read a share as the decimal number that it is written as: 0.95 is 19/20."""
+    return Fraction(str(share))
+
+
+def count_ngrams(
+    bits: npt.NDArray[np.uint8], corpus: Mapping[int, NgramIds], settings: NgramSettings
+) -> dict[int, NgramCounts]:
+    """Count the n-grams that activate each neuron of a block, and draw what follows from them.
+
+    Exact, in integers; a neuron's results do not depend on the others of its block. Cost is
+    proportional to activations. Takes no threads and releases the GIL.
+
+    Args:
+        bits: uint8 [neuron, sequence, byte], eight positions to a byte, the first in the lowest
+            bit; bits past the last position are zero.
+        corpus: `build_ngram_ids` of the same sequences, for every length of the settings.
+        settings: lengths and thresholds.
+
+    Returns:
+        The findings of each length, by length, ascending.
+
+    Raises:
+        UserError: the bits do not fit the corpus.
+
+    Source: Voita et al. 2023, sec. 4 and app. A; method.md, "N-gram-detecting neurons".
+    """
+    lengths = sorted(settings.ngrams)
+    words = _words(bits, corpus, lengths)
+    num_neurons, num_bits = len(words), words.shape[1] * 64
+    rules = {n: _rules(n, settings) for n in lengths}
+    grams = {n: _grams(corpus[n], rules[n]) for n in lengths}
+    bound = np.full(num_neurons, num_bits, np.int64)
+    out = {n: _outcome(rules[n], len(corpus[n].occurrences), bound) for n in lengths}
+    scratch = _scratch(num_bits, max(len(corpus[n].occurrences) for n in lengths))
+    positions = np.empty(num_bits + ngram_kernels.SLACK, np.uint32)
+    offsets = np.zeros(num_neurons + 1, np.int64)
+    first = 0
+    while first < num_neurons:
+        decoded = ngram_kernels.decode_positions(words, first, positions, offsets)
+        ends = offsets[: decoded + 1]
+        for n in lengths:
+            ngram_rules.count_ngrams(
+                words, first, positions, ends, grams[n], rules[n], scratch, out[n]
+            )
+        first += decoded
+    return {n: _findings(corpus[n], rules[n], out[n]) for n in lengths}
+
+
+def projected_bytes(
+    num_neurons: int, num_sequences: int, num_positions: int, settings: NgramSettings
+) -> dict[str, int]:
+    """Bound the memory that `count_ngrams` takes beside its arguments, by what it is for.
+
+    Args:
+        num_neurons: of a block.
+        num_sequences: of the corpus.
+        num_positions: of a sequence.
+        settings: lengths and thresholds.
+
+    Returns:
+        Bytes by name; the sum is the peak. `activations` is for a neuron that is always activated
+        and is touched only so far as the most active neuron needs it.
+    """
+    num_bits = 64 * -(-num_sequences * 8 * -(-num_positions // 8) // 64)
+    places = sum(max(settings.max_cover[n], settings.top_triggers) for n in settings.ngrams)
+    tokens = sum(n * (settings.max_cover[n] + settings.top_triggers) for n in settings.ngrams)
+    return {
+        "activations": 16 * num_bits + 8 * (num_bits // ngram_rules.TALLY),
+        "counters": 4 << ngram_kernels.SINGLE_SHIFT,
+        "bits, where a copy is needed": num_neurons * num_bits // 8,
+        "top n-grams": num_neurons * (96 * places + 4 * tokens + 64 * len(settings.ngrams)),
+        "positions without n-grams": 4 * sum(settings.ngrams) * num_bits,
+    }
+
+
+def _words(
+    bits: npt.NDArray[np.uint8], corpus: Mapping[int, NgramIds], lengths: Sequence[int]
+) -> npt.NDArray[np.uint64]:
+    """View the bits of each neuron as words [neuron, word]; copied where they are not whole."""
+    if bits.ndim != 3 or bits.dtype != np.uint8:
+        raise UserError(
+            f"bits are {bits.dtype} of shape {bits.shape}; expected uint8 [neuron, sequence, byte]"
+        )
+    num_bytes = bits.shape[1] * bits.shape[2]
+    for n in lengths:
+        if n not in corpus or len(corpus[n].ids) != 8 * num_bytes:
+            raise UserError(
+                f"bits of {bits.shape[1]} sequences of {bits.shape[2]} bytes do not fit the "
+                f"{n}-grams of the corpus: were both made from the same sequences?"
+            )
+    flat = np.ascontiguousarray(bits).reshape(len(bits), num_bytes)
+    if num_bytes % 8:
+        flat = np.pad(flat, ((0, 0), (0, -num_bytes % 8)))
+    return np.require(flat.view("<u8"), np.uint64, ["C", "ALIGNED"])
+
+
+def _rules(n: int, settings: NgramSettings) -> ngram_rules.Rules:
+    """Put the settings of one length into the numbers that the loops take."""
+    share, rate = exact(settings.cover_share), exact(settings.detect_rate)
+    return ngram_rules.Rules(
+        share.numerator,
+        share.denominator,
+        rate.numerator,
+        rate.denominator,
+        settings.min_count,
+        settings.max_cover[n],
+        settings.top_triggers,
+        -1 if settings.cover_limit is None else settings.cover_limit,
+    )
+
+
+def _grams(ids: NgramIds, rules: ngram_rules.Rules) -> ngram_rules.Corpus:
+    """Hand over one length's n-grams; the positions that end none only where they save time."""
+    prune = rules.cover_limit >= 0 and rules.num_triggers == 0
+    holes = np.flatnonzero(ids.ids == len(ids.occurrences)) if prune else np.empty(0)
+    return ngram_rules.Corpus(
+        np.asarray(ids.ids),
+        np.asarray(ids.occurrences),
+        np.asarray(ids.lexical),
+        holes.astype(np.uint32),
+    )
+
+
+def _outcome(rules: ngram_rules.Rules, num_ngrams: int, bound: Integers) -> ngram_rules.Outcome:
+    """Make room for what is found about a block's neurons by one length."""
+    num_neurons = len(bound)
+    places = min(max(rules.max_cover, rules.num_triggers), num_ngrams)
+    return ngram_rules.Outcome(
+        np.zeros(num_neurons, np.int64),
+        np.zeros(num_neurons, np.int64),
+        np.zeros(num_neurons, np.int64),
+        np.zeros((num_neurons, places), np.uint32),
+        np.zeros((num_neurons, places), np.int64),
+        bound,
+    )
+
+
+def _scratch(num_bits: int, most_ngrams: int) -> ngram_rules.Scratch:
+    """Make room for the lists and counters of one neuron."""
+    return ngram_rules.Scratch(
+        np.zeros(1 << ngram_kernels.SINGLE_SHIFT, np.uint32),
+        np.zeros((most_ngrams >> ngram_kernels.BUCKET_SHIFT) + 2, np.int64),
+        np.empty((3, num_bits + 1), np.uint32),
+        np.zeros((4, ngram_rules.TALLY), np.int64),
+        np.zeros(ngram_rules.TALLY + num_bits // ngram_rules.TALLY + 1, np.int64),
+        np.zeros(ngram_rules.TALLY + num_bits // ngram_rules.TALLY + 1, np.int64),
+    )
+
+
+def _findings(ids: NgramIds, rules: ngram_rules.Rules, out: ngram_rules.Outcome) -> NgramCounts:
+    """Take the three steps of a detector for each neuron, and write out its n-grams."""
+    counts, places = out.top_counts, np.arange(out.top_counts.shape[1])  # [neuron, place]
+    occurrences = np.where(counts > 0, ids.occurrences[out.top_ids], 0)
+    few = (out.counted > 0) & (out.cover <= rules.max_cover)  # step 1
+    kept = few[:, None] & (places < out.cover[:, None]) & (occurrences >= rules.min_count)
+    kept &= counts * rules.rate_denominator >= occurrences * rules.rate_numerator  # step 2
+    need = out.counted * rules.cover_numerator
+    held = np.where(kept, counts, 0).sum(axis=1)
+    detector = few & (held * rules.cover_denominator >= need)  # step 3
+    return NgramCounts(
+        counted=out.counted,
+        cover=out.cover.astype(np.int32),
+        detector=detector,
+        detector_loose=few & (out.loose * rules.cover_denominator >= need),
+        detected=_rows(ids, out, kept & detector[:, None]),
+        triggers=_rows(ids, out, (counts > 0) & (places < rules.num_triggers)),
+    )
+
+
+def _rows(ids: NgramIds, out: ngram_rules.Outcome, chosen: npt.NDArray[np.bool_]) -> NgramRows:
+    """Write out the chosen top n-grams, bool [neuron, place], a row each."""
+    neuron, place = np.nonzero(chosen)
+    ngram, activations = out.top_ids[neuron, place], out.top_counts[neuron, place]
+    occurrences = ids.occurrences[ngram]
+    return NgramRows(
+        neuron=neuron.astype(np.int32),
+        token_ids=ids.token_ids[ngram],
+        occurrences=occurrences,
+        activations=activations,
+        rate=activations / occurrences,
+        share=activations / out.counted[neuron],
+    )

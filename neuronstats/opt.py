@@ -1,0 +1,184 @@
+"""OPT by parts: its shape, its embeddings, and one decoder layer at a time.
+
+The mathematics is transformers' own: OPTDecoderLayer, built without weights and filled from the
+checkpoint. What is recorded is the input of its activation function.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import OPTConfig
+from transformers.masking_utils import create_causal_mask
+from transformers.models.opt.modeling_opt import OPTDecoderLayer
+
+from neuronstats.checkpoint import Checkpoint
+from neuronstats.errors import UserError
+
+POSITION_OFFSET = 2  # OPT stores position p in row p + 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that memory and work follow from."""
+
+    num_layers: int
+    hidden: int  # d, width of the residual stream
+    neurons: int  # of one layer
+    heads: int
+    vocabulary: int
+    embedding: int  # width of the token embeddings
+    positions: int
+
+    @classmethod
+    def of(cls, config: OPTConfig) -> "Shape":
+        """Read the sizes off a configuration."""
+        return cls(
+            num_layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            neurons=config.ffn_dim,
+            heads=config.num_attention_heads,
+            vocabulary=config.vocab_size,
+            embedding=config.word_embed_proj_dim,
+            positions=config.max_position_embeddings,
+        )
+
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in one decoder layer."""
+        return 4 * self.hidden**2 + 2 * self.hidden * self.neurons + 9 * self.hidden + self.neurons
+
+
+def num_first_layers(setting: str | int, num_layers: int, name: str) -> int:
+    """Resolve ``all``, ``first_half``, ``none`` or a number of first layers.
+
+    The first half of L layers is floor(L / 2), at least 1, counted on the whole model.
+
+    Raises:
+        UserError: another word, or a number beyond the model's layers.
+    """
+    words = {"all": num_layers, "first_half": max(1, num_layers // 2), "none": 0}
+    number = words.get(str(setting), setting)
+    if isinstance(number, str) and number.isdigit():
+        number = int(number)
+    if not isinstance(number, int) or not 0 <= number <= num_layers:
+        raise UserError(
+            f"{name}={setting}: expected all, first_half, none or a number of first layers, at most"
+            f" {num_layers}, which is what the model has."
+        )
+    return number
+
+
+class Embeddings:
+    """Token ids -> the residual stream before the first layer.
+
+    Args:
+        checkpoint: where the embeddings are; the rows of a batch's tokens alone are read.
+        dtype: of the result.
+        device: where the result goes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        config = checkpoint.config
+        self._tokens = _shaped(checkpoint, "embed_tokens.weight", config.vocab_size, config.word_embed_proj_dim)
+        rows = config.max_position_embeddings + POSITION_OFFSET
+        positions = _shaped(checkpoint, "embed_positions.weight", rows, config.hidden_size)
+        self._positions = positions[POSITION_OFFSET:].to(device, dtype)
+        self._project: Tensor | None = None
+        if config.word_embed_proj_dim != config.hidden_size:
+            project = _shaped(checkpoint, "project_in.weight", config.hidden_size, config.word_embed_proj_dim)
+            self._project = project.to(device, dtype)
+        self._dtype, self._device = dtype, device
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Embed int64 [sequence, position] -> [sequence, position, d]."""
+        hidden = nn.functional.embedding(tokens, self._tokens).to(self._device, self._dtype)
+        if self._project is not None:
+            hidden = nn.functional.linear(hidden, self._project)
+        return hidden + self._positions[: tokens.shape[1]]
+
+
+def _shaped(checkpoint: Checkpoint, name: str, *shape: int) -> Tensor:
+    tensor = checkpoint.tensor(name)
+    if tuple(tensor.shape) != shape:
+        raise UserError(
+            f"{checkpoint.folder}: {name} has shape {tuple(tensor.shape)}, its config.json says {shape}."
+        )
+    return tensor
+
+
+class _Stop(Exception):  # noqa: N818 - no error: the last layer's fc2 is not needed
+    pass
+
+
+class Layer:
+    """One decoder layer, whose FFN input of the ReLU is handed to whoever listens.
+
+    Args:
+        config: the model's configuration.
+    """
+
+    def __init__(self, config: OPTConfig) -> None:
+        self._config = config
+        with torch.device("meta"):
+            self._module = OPTDecoderLayer(config, layer_idx=0).eval()
+        self._module.activation_fn = _Tap(self._module.activation_fn)
+        self._expected = {name: tuple(p.shape) for name, p in self._module.state_dict().items()}
+
+    def fill(self, weights: dict[str, Tensor], where: str) -> None:
+        """Take weights, which must be on the device and of the type to compute with.
+
+        Raises:
+            UserError: a tensor is missing or has another shape than the configuration says.
+        """
+        for name, shape in self._expected.items():
+            if name not in weights:
+                raise UserError(f"{where} lacks {name}: is the checkpoint complete?")
+            if tuple(weights[name].shape) != shape:
+                raise UserError(
+                    f"{where}: {name} has shape {tuple(weights[name].shape)}, config.json says {shape}."
+                )
+        self._module.load_state_dict({name: weights[name] for name in self._expected}, assign=True)
+
+    def __call__(
+        self, hidden: Tensor, listen: Callable[[Tensor], None], *, with_output: bool = True
+    ) -> Tensor | None:
+        """Run the layer over a batch.
+
+        Args:
+            hidden: [sequence, position, d].
+            listen: is called once with fc1's output, [sequence * position, neuron].
+            with_output: False where no layer follows; what comes after fc1 is then left out.
+
+        Returns:
+            [sequence, position, d], or None without output.
+        """
+        tap: _Tap = self._module.activation_fn
+        tap.listen, tap.stop = listen, not with_output
+        mask = create_causal_mask(
+            config=self._config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+        )
+        try:
+            output: Tensor = self._module(hidden, attention_mask=mask)
+        except _Stop:
+            return None
+        return output
+
+
+class _Tap(nn.Module):
+    """The activation function, with a listener on its input."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self._activation = activation
+        self.listen: Callable[[Tensor], None] | None = None
+        self.stop = False
+
+    def forward(self, fc1_output: Tensor) -> Any:
+        assert self.listen is not None
+        self.listen(fc1_output)
+        if self.stop:
+            raise _Stop
+        return self._activation(fc1_output)

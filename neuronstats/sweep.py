@@ -1,0 +1,210 @@
+"""The sweep: a shard's sequences carried layer by layer; bits and counts taken on the way.
+
+Layers outside, the shard inside: each layer's weights are read once for all of a shard's batches.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from neuronstats import bits
+from neuronstats.checkpoint import Checkpoint
+from neuronstats.errors import UserError
+from neuronstats.opt import Embeddings, Layer
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer did on one shard."""
+
+    layer: int
+    bitmap: NDArray[np.uint8] | None
+    """uint8 [neuron, sequence, byte]; None where no bitmap was asked for."""
+    position_counts: NDArray[np.integer[Any]]
+    """Sequences in which each neuron was activated, [position, neuron]."""
+
+
+class LayerSource:
+    """Hands out the layers in order, filled; all stay in memory, or two at a time read ahead.
+
+    Args:
+        checkpoint: where the weights are.
+        num_layers: the first layers that are wanted.
+        dtype: to compute in.
+        device: to compute on.
+        resident: keep every layer on the device over shards.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        num_layers: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        resident: bool,
+    ) -> None:
+        self._checkpoint, self._num_layers = checkpoint, num_layers
+        self._dtype, self._device = dtype, device
+        count = num_layers if resident else min(2, num_layers)
+        self._layers = [Layer(checkpoint.config) for _ in range(count)]
+        self._resident = resident
+        self._buffers: list[dict[str, Tensor]] = [{} for _ in self._layers]
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self.bytes_read = 0
+        if resident:
+            for index in range(num_layers):
+                self._load(index)
+
+    def _load(self, index: int) -> Layer:
+        """Read one layer into its buffer, which keeps its memory from the first time on."""
+        slot = index % len(self._layers)
+        buffer = self._buffers[slot]
+        for name, stored in self._checkpoint.layer(index).items():
+            self.bytes_read += stored.numel() * stored.element_size()
+            if name in buffer and buffer[name].shape == stored.shape:
+                buffer[name].copy_(stored)
+            else:
+                buffer[name] = stored.to(self._device, self._dtype, copy=True)
+        self._checkpoint.release()
+        self._layers[slot].fill(buffer, f"layer {index} of {self._checkpoint.folder}")
+        return self._layers[slot]
+
+    def __iter__(self) -> Iterator[Layer]:
+        if self._resident:
+            yield from self._layers
+            return
+        following: Future[Layer] = self._reader.submit(self._load, 0)
+        for index in range(self._num_layers):
+            current = following.result()
+            if index + 1 < self._num_layers:
+                following = self._reader.submit(self._load, index + 1)
+            yield current
+
+
+class Sweep:
+    """One worker's forward passes over shards of tokens.
+
+    Args:
+        checkpoint: the model.
+        num_layers: the first layers to run and record.
+        num_bitmaps: the first layers whose bitmaps are wanted.
+        batch_sequences: sequences per batch; every batch has this many, the last is filled up,
+            since a matrix product may round differently at another shape.
+        dtype: to compute in.
+        device: to compute on.
+        resident: keep all layers on the device.
+        hidden_on_device: keep a shard's hidden states on the device; else in host memory.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        num_layers: int,
+        num_bitmaps: int,
+        batch_sequences: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        resident: bool = True,
+        hidden_on_device: bool = True,
+    ) -> None:
+        self._num_layers, self._num_bitmaps = num_layers, num_bitmaps
+        self._batch = batch_sequences
+        self._dtype, self._device = dtype, device
+        self._hidden_device = device if hidden_on_device else torch.device("cpu")
+        self._embed = Embeddings(checkpoint, dtype, device)
+        self._vocabulary = checkpoint.config.vocab_size
+        self._neurons = checkpoint.config.ffn_dim
+        self._width = checkpoint.config.hidden_size
+        self.layers = LayerSource(checkpoint, num_layers, dtype, device, resident=resident)
+
+    def __call__(self, tokens: NDArray[np.integer[Any]], name: str = "shard") -> Iterator[LayerRecord]:
+        """Run the layers over a shard.
+
+        Args:
+            tokens: ids [sequence, position].
+            name: the shard, for messages.
+
+        Yields:
+            One record a layer, from the first.
+
+        Raises:
+            UserError: NaN or infinity in the hidden states; says layer and sequence.
+        """
+        num_positions = tokens.shape[1]
+        shape = (len(tokens), bits.packed_bytes(num_positions), self._neurons)
+        rows = torch.empty(shape, dtype=torch.uint8, device=self._device)
+        hidden = self._embedded(tokens)
+        for index, layer in enumerate(self.layers):
+            last = index + 1 == self._num_layers
+            finite = self._run_layer(layer, hidden, rows, num_positions, last=last)
+            self._check_finite(finite, hidden, index, name, num_sequences=len(tokens))
+            bitmap = bits.neuron_major(rows).cpu().numpy() if index < self._num_bitmaps else None
+            yield LayerRecord(index, bitmap, bits.position_counts(rows, num_positions))
+
+    @torch.inference_mode()
+    def _embedded(self, tokens: NDArray[np.integer[Any]]) -> Tensor:
+        """Embed a shard, filled up to whole batches with its first sequence."""
+        num_sequences, num_positions = tokens.shape
+        whole = -(-num_sequences // self._batch) * self._batch
+        hidden = torch.empty(
+            (whole, num_positions, self._width),
+            dtype=self._dtype,
+            device=self._hidden_device,
+            pin_memory=self._hidden_device != self._device,
+        )
+        for start in range(0, whole, self._batch):
+            chosen = np.arange(start, start + self._batch)
+            chosen[chosen >= num_sequences] = 0
+            batch = torch.from_numpy(tokens[chosen].astype(np.int64))
+            hidden[start : start + self._batch] = self._embed(batch)
+        return hidden
+
+    @torch.inference_mode()
+    def _run_layer(
+        self, layer: Layer, hidden: Tensor, rows: Tensor, num_positions: int, *, last: bool
+    ) -> Tensor:
+        """Carry all batches through one layer, in place; return a bool per batch: all finite."""
+        num_sequences = rows.shape[0]
+        finite = torch.empty(hidden.shape[0] // self._batch, dtype=torch.bool, device=self._device)
+        for index in range(len(finite)):
+            start = index * self._batch
+            valid = min(self._batch, num_sequences - start)
+
+            def listen(fc1_output: Tensor, start: int = start, valid: int = valid) -> None:
+                real = fc1_output[: valid * num_positions]
+                bits.pack_rows(real, num_positions, rows[start : start + valid])
+                if last:  # no output to look at: NaN and +inf show in the largest value
+                    finite[start // self._batch] = torch.isfinite(real.amax())
+
+            batch = hidden[start : start + self._batch]
+            output = layer(batch.to(self._device, non_blocking=True), listen, with_output=not last)
+            if output is not None:
+                finite[index] = torch.isfinite(torch.stack(torch.aminmax(output))).all()
+                batch.copy_(output, non_blocking=True)
+        return finite
+
+    def _check_finite(
+        self, finite: Tensor, hidden: Tensor, layer: int, name: str, *, num_sequences: int
+    ) -> None:
+        if bool(finite.all()):
+            return
+        index = int((~finite).nonzero()[0])
+        first = index * self._batch
+        batch = hidden[first : first + self._batch]
+        wrong = (~torch.isfinite(batch).flatten(1).all(1)).nonzero().flatten().tolist()
+        # The last layer writes no output: then the batch is all that is known.
+        number = first + wrong[0] if wrong else first
+        which = f"sequence {number}" if wrong else f"one of the sequences from {number}"
+        raise UserError(
+            f"NaN or infinity in layer {layer}, {which} of {name} (of {num_sequences}): these are"
+            f" never counted. The type is {str(self._dtype).removeprefix('torch.')}: try"
+            " model.dtype=float32 (or bfloat16); if it stays, the weights are damaged."
+        )

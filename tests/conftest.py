@@ -1,0 +1,86 @@
+"""Fixtures: models and checkpoints, built once a session by models.py and planted.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+# Heavy imports stay inside the fixtures: most tests need none of them.
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import OPTForCausalLM
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., OPTForCausalLM]:
+    """tiny_model("pre" | "post", seed=0): the random model, made once. Do not change it."""
+    import models
+
+    made: dict[tuple[str, int], OPTForCausalLM] = {}
+
+    def get(order: str = "pre", seed: int = 0) -> OPTForCausalLM:
+        if (order, seed) not in made:
+            made[order, seed] = models.tiny_opt(order, seed=seed)
+        return made[order, seed]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    tiny_model: Callable[..., OPTForCausalLM], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """tiny_checkpoint("pre", seed=0, layout=..., ...): its folder, with a tokenizer, written once.
+
+    Keywords are those of models.save_checkpoint. Copy the folder before damaging it.
+    """
+    import models
+
+    made: dict[tuple[object, ...], Path] = {}
+
+    def get(order: str = "pre", seed: int = 0, **settings: object) -> Path:
+        key = (order, seed, *sorted(settings.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"opt-{order}")
+            models.save_checkpoint(tiny_model(order, seed), folder, **settings)
+            made[key] = models.save_tokenizer(folder)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session", params=["pre", "post"])
+def order(request: pytest.FixtureRequest) -> str:
+    """Both LayerNorm orders: a test that takes this runs twice."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def planted_model() -> OPTForCausalLM:
+    """The model of planted.py. Do not change it."""
+    import planted
+
+    return planted.planted_opt()
+
+
+@pytest.fixture(scope="session")
+def planted_checkpoint(
+    planted_model: OPTForCausalLM, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The planted model's folder: one safetensors file, and a tokenizer of words w3, w4, ..."""
+    import models
+    import planted
+
+    folder = models.save_checkpoint(planted_model, tmp_path_factory.mktemp("opt-planted"))
+    return models.save_word_tokenizer(folder, planted.VOCABULARY)
+
+
+@pytest.fixture(scope="session")
+def planted_corpus() -> tuple[np.ndarray, list[str]]:
+    """Token ids [sequence, position] and domains of the planted corpus, with its defaults."""
+    import planted
+
+    return planted.corpus()
