@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neuronstats.checkpoint import ModelSettings
 from neuronstats.cluster import RaySettings
 from neuronstats.errors import SettingsError, UserError
+from neuronstats.ngrams import NgramSettings
 from neuronstats.text import DataSettings
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -72,6 +73,26 @@ class CollectJob:
     def location(self) -> str:
         """The run folder."""
         return self.run or f"runs/{self.model.name}-{self.data.name}"
+
+
+@dataclass(kw_only=True)
+class ReduceSettings(NgramSettings):
+    """Thresholds: they can be changed without running the model again."""
+
+    positional_mi: float = 0.05
+    """Mutual information with position, in nats, above which a neuron is positional."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ReduceJob:
+    """Merge a run's bitmaps and counts into tables."""
+
+    run: str = MISSING
+    """The run folder, or an object-store URL."""
+    reduce: ReduceSettings = field(default_factory=ReduceSettings)
+    ray: RaySettings = field(default_factory=RaySettings)
+    partial: bool = False
+    """Go on although shards are missing; the tables are marked."""
 
 
 def job(name: str, schema: type[Settings]) -> Callable[[Callable[[Settings], int | None]], Callable[[], None]]:

@@ -22,7 +22,7 @@ BLOCK_TOKENS = 1 << 22  # looked at at once, so that checks need tens of MB
 NO_DOMAIN = "text"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Sequences of tokens, grouped by domain."""
 

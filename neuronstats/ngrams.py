@@ -15,7 +15,7 @@ from neuronstats.ngram_ids import Integers, NgramIds
 MAX_DENOMINATOR = 10**9
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True)
 class NgramSettings:
     """What an n-gram detector is, and what to report of every neuron.
 

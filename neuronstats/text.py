@@ -85,14 +85,16 @@ class DataSettings:
         """
         _check_one_of("kind", self.kind, KINDS)
         _check_one_of("packing", self.packing, PACKINGS)
-        if self.kind in ("local", "tokens") and not self.path:
+        own = self.kind in ("local", "tokens")
+        if own and not self.path:
             what = "a file, folder or glob" if self.kind == "local" else "an .npy file"
             raise SettingsError(f"data={self.name} needs data.path: {what}")
+        if self.path and not own:
+            raise SettingsError(f"data.path={self.path} is for data=local and data=tokens")
+        if self.kind == "tokens" and self.packing != "concat":
+            raise SettingsError("data.packing is for text; an array's sequences stay as they are")
         if self.sequence_length is not None and self.sequence_length < 2:
-            raise SettingsError(
-                f"data.sequence_length={self.sequence_length}: a sequence has at least 2 tokens, "
-                "the begin-of-sequence token and one of text"
-            )
+            raise SettingsError(f"data.sequence_length={self.sequence_length}: give 2 or more")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise SettingsError(f"data.max_tokens={self.max_tokens}: give 1 or more, or null")
         if self.kind == "hub":
@@ -238,14 +240,10 @@ def _stream_documents(sources: list[Source], full: Collection[str]) -> Iterator[
 def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
     import datasets  # here: it takes seconds to import, and local data need none of it
 
+    datasets.disable_progress_bars()
+    where = {"split": source.split, "revision": source.revision}
     try:
-        yield from datasets.load_dataset(
-            source.path,
-            source.config,
-            split=source.split,
-            revision=source.revision,
-            streaming=True,
-        )
+        yield from datasets.load_dataset(source.path, source.config, **where, streaming=True)
     except Exception as error:  # the library lets through those of five others
         raise UserError(
             f"{source.path} (split {source.split}) cannot be read from the hub: "

@@ -122,7 +122,7 @@ def _json_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict[str, 
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{place}: not JSON ({error})") from error
             if not isinstance(row, dict):
                 raise UserError(f"{place}: expected an object, got {line[:60].strip()}")

@@ -153,6 +153,7 @@ def test_half_a_surrogate_pair(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"text": ', "line 2: not JSON"),
+        ("[" * 200_000, "line 2: not JSON"),
         ('["text"]', "line 2: expected an object"),
         ('{"body": "b"}', "line 2: there is no column 'text'; the columns are body"),
     ],
@@ -195,13 +196,16 @@ def test_folder_is_read_in_the_order_of_names_with_subfolders(tmp_path: Path) ->
     assert [content for _, content in read(tmp_path)] == ["first", "second", "third"]
 
 
-def test_glob(tmp_path: Path) -> None:
+def test_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ["b1.txt", "a1.txt", "a2.txt", "a3.md"]:
         (tmp_path / name).write_text(name)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "deep.txt").write_text("deep")
     assert [content for _, content in read(tmp_path / "a*")] == ["deep", "a1.txt", "a2.txt"]
     assert [content for _, content in read(tmp_path / "**" / "*p.txt")] == ["deep"]
+    monkeypatch.chdir(tmp_path / "a")
+    assert [content for _, content in read("*.txt")] == ["deep"]
+    assert [content for _, content in read("../b*.txt")] == ["b1.txt"]
     (tmp_path / "[1].txt").write_text("a file's own name comes first")
     assert read(tmp_path / "[1].txt") == [("text", "a file's own name comes first")]
 
@@ -277,7 +281,9 @@ def test_any_text_comes_back_whatever_the_format(
         ({"packing": "pack"}, "data.packing=pack: choose one of concat, document"),
         ({"kind": "local"}, r"data=sample needs data.path: a file, folder or glob"),
         ({"kind": "tokens"}, r"data=sample needs data.path: an .npy file"),
-        ({"sequence_length": 1}, "data.sequence_length=1: a sequence has at least 2"),
+        ({"path": "a.txt"}, r"data.path=a.txt is for data=local and data=tokens"),
+        ({"kind": "tokens", "path": "a.npy", "packing": "document"}, "data.packing is for text"),
+        ({"sequence_length": 1}, "data.sequence_length=1: give 2 or more"),
         ({"max_tokens": 0}, "data.max_tokens=0: give 1 or more"),
         ({"shares": {"a": 1.0}}, "data.shares are shares of data.max_tokens"),
         ({"shares": {"a": 0.0}, "max_tokens": 9}, "must be 0 or more and not all 0"),

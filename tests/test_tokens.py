@@ -534,6 +534,8 @@ def test_wrong_token_id_names_the_row_of_the_array(
     monkeypatch.setattr(corpus_module, "BLOCK_TOKENS", 4)
     with pytest.raises(UserError, match=r"token id 70000 at \[4, 1\]"):
         load_npy(path, vocab_size=65_536, max_positions=8)
+    bytes_only = save(tmp_path / "b.npy", np.full((1, 2), 255, np.uint8))
+    assert load_npy(bytes_only, vocab_size=50_272, max_positions=8).tokens.tolist() == [[255, 255]]
     wide = load_npy(path, vocab_size=70_001, max_positions=8)
     assert (wide.tokens.dtype, wide.tokens.max()) == (np.uint32, 70_000)
 

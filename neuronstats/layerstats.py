@@ -1,0 +1,150 @@
+"""Blocks of neurons -> whole tables: neurons in order, and what the figures by layer show."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from neuronstats.store import Layout
+
+if TYPE_CHECKING:
+    from neuronstats.reduce import BlockResult
+
+POSITION_TYPES = ("oscillatory", "both_extremes", "one_extreme", "other")
+NEVER_SEEN_BOUND = 3.0  # one-sided 95 % upper bound of a count of which none was seen (rule of three)
+
+Counts = NDArray[np.int64]
+Ngram = tuple[int, ...]
+
+
+class Merge:
+    """Takes the blocks' results in order and gives the tables that need all of them.
+
+    Args:
+        layout: the run's.
+        ngrams: lengths counted.
+        num_tokens: tokens seen.
+    """
+
+    def __init__(self, layout: Layout, ngrams: Sequence[int], num_tokens: int) -> None:
+        self._layout, self._ngrams, self._tokens = layout, ngrams, num_tokens
+        self._neurons: list[list[pa.Table]] = [[] for _ in range(layout.num_layers)]
+        self._detected: dict[int, list[set[Ngram]]] = {
+            n: [set() for _ in range(layout.num_layers)] for n in ngrams
+        }
+        self._loose: dict[int, Counts] = {n: np.zeros(layout.num_layers, np.int64) for n in ngrams}
+        self._activations: list[Counts | int] = [0] * layout.num_layers
+        self._never: list[Counts | int] = [0] * layout.num_layers
+
+    def add(self, layer: int, result: "BlockResult") -> None:
+        """Take one block's result."""
+        self._neurons[layer].append(result.neurons)
+        self._activations[layer] = self._activations[layer] + result.activations
+        self._never[layer] = self._never[layer] + result.never
+        for n, count in result.loose.items():
+            self._loose[n][layer] += count
+        for n, ids in zip(result.ngrams["n"].to_pylist(), result.ngrams["token_ids"].to_pylist(), strict=True):
+            self._detected[n][layer].add(tuple(ids))
+
+    @property
+    def activations(self) -> Counts:
+        """Activations of each shard and layer, int64 [shard, layer]."""
+        return np.stack([np.asarray(a) for a in self._activations], axis=1)
+
+    def neurons(self) -> pa.Table:
+        """Return neurons.parquet, sorted by layer and neuron."""
+        return pa.concat_tables([table for layer in self._neurons for table in layer])
+
+    def dead_curve(self, tokens: Sequence[int]) -> pa.Table:
+        """Return neurons that were never activated by tokens seen, by layer.
+
+        Args:
+            tokens: seen after each shard, in the order of the blocks' counts.
+        """
+        parts = []
+        for layer, never in enumerate(self._never):
+            columns = {
+                "layer": np.full(len(tokens), layer, np.int32),
+                "tokens": np.asarray(tokens, np.int64),
+                "neurons": np.full(len(tokens), self._layout.num_neurons, np.int64),
+                "dead": np.asarray(never, np.int64),
+            }
+            parts.append(pa.table(columns))
+        return pa.concat_tables(parts)
+
+    def layers(self, neurons: pa.Table) -> pa.Table:
+        """Return layers.parquet from the finished table of neurons."""
+        return pa.Table.from_pylist(
+            [self._layer(index, neurons) for index in range(self._layout.num_layers)],
+            schema=self._schema(),
+        )
+
+    def _schema(self) -> pa.Schema:
+        counts = ("detectors", "detectors_loose", "detected", "detected_cumulative")
+        per_n = (*counts, "new_overall", "new_to_previous")
+        return pa.schema(
+            [
+                ("layer", pa.int32()),
+                ("neurons", pa.int64()),
+                ("dead", pa.int64()),
+                ("dead_share", pa.float64()),
+                ("dead_frequency_bound", pa.float64()),
+                ("alive_frequency", pa.float64()),
+                *[(f"{name}_{n}", pa.int64()) for n in self._ngrams for name in per_n],
+                ("suppressing_share", pa.float64()),
+                ("positional", pa.int64()),
+                *[(kind, pa.int64()) for kind in POSITION_TYPES],
+                *[(f"{kind}_strong", pa.int64()) for kind in POSITION_TYPES],
+            ]
+        )
+
+    def _layer(self, layer: int, neurons: pa.Table) -> dict[str, Any]:
+        width = self._layout.num_neurons
+        rows = neurons.slice(layer * width, width)
+        alive = rows.filter(pc.invert(rows["dead"]))
+        dead = width - len(alive)
+        row: dict[str, Any] = {
+            "layer": layer,
+            "neurons": width,
+            "dead": dead,
+            "dead_share": dead / width,
+            "dead_frequency_bound": NEVER_SEEN_BOUND / self._tokens,
+            "alive_frequency": pc.mean(alive["frequency"]).as_py(),
+            "suppressing_share": pc.mean(rows["suppresses"].cast(pa.float64())).as_py(),
+            "positional": len(rows) - rows["position_type"].null_count,
+        }
+        if layer < self._layout.num_bitmaps:
+            for n in self._ngrams:
+                row |= self._ngram_counts(layer, n, rows)
+        for kind in POSITION_TYPES:
+            of_kind = rows.filter(pc.equal(rows["position_type"], kind))
+            row[kind] = len(of_kind)
+            row[f"{kind}_strong"] = pc.sum(of_kind["position_strong"], min_count=0).as_py()
+        return row
+
+    def _ngram_counts(self, layer: int, n: int, rows: pa.Table) -> dict[str, int]:
+        """Figs. 3, 4, 14, 15: what one layer detects, against the layers below it."""
+        here = self._detected[n][layer]
+        below: set[Ngram] = set().union(*self._detected[n][:layer])
+        previous = self._detected[n][layer - 1] if layer else set()
+        return {
+            f"detectors_{n}": pc.sum(rows[f"detector_{n}"], min_count=0).as_py(),
+            f"detectors_loose_{n}": int(self._loose[n][layer]),
+            f"detected_{n}": len(here),
+            f"detected_cumulative_{n}": len(here | below),
+            f"new_overall_{n}": len(here - below),
+            f"new_to_previous_{n}": len(here - previous),
+        }
+
+
+def summary(neurons: pa.Table) -> str:
+    """Say what was found, in one line."""
+    dead = pc.sum(neurons["dead"], min_count=0).as_py()
+    words = [f"{len(neurons)} neurons, {dead} dead"]
+    if "detector_1" in neurons.column_names:
+        words.append(f"{pc.sum(neurons['detector_1'], min_count=0).as_py()} token detectors")
+    words.append(f"{len(neurons) - neurons['position_type'].null_count} positional")
+    return ", ".join(words)
