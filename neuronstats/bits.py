@@ -176,14 +176,20 @@ def neuron_major(
             f"the output must be a contiguous uint8 array of shape {tuple(permuted.shape)}, "
             f"not {_describe(out)}"
         )
-    num_rows, num_neurons = rows.shape[0] * rows.shape[1], rows.shape[2]
-    on_cpu = rows.device.type == "cpu" and out.device.type == "cpu" and rows.is_contiguous()
-    if not on_cpu or num_rows % 8 or num_neurons % 8 or not rows.numel():
+    if not rows.numel() or not rows.is_contiguous() or rows.device != out.device:
         return out.copy_(permuted)
-    words = rows.detach().view(num_rows, num_neurons).numpy().view(np.uint64)
-    columns = out.view(num_neurons, num_rows).numpy().view(np.uint64)
-    kernels_numba.transpose(words, columns)
-    return out
+    num_rows, num_neurons = rows.shape[0] * rows.shape[1], rows.shape[2]
+    if rows.device.type == "cpu" and num_rows % 8 == 0 and num_neurons % 8 == 0:
+        words = rows.detach().view(num_rows, num_neurons).numpy().view(np.uint64)
+        columns = out.view(num_neurons, num_rows).numpy().view(np.uint64)
+        kernels_numba.transpose(words, columns)
+        return out
+    if _has_triton(rows):
+        from neuronstats import kernels_triton
+
+        kernels_triton.transpose(rows, out)
+        return out
+    return out.copy_(permuted)
 
 
 def _describe(tensor: Tensor) -> str:

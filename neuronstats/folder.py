@@ -103,7 +103,12 @@ class RunFolder:
             batches = obstore.list(self._store, prefix or None)
             return {item["path"]: int(item["size"]) for batch in batches for item in batch}
 
-    def delete(self, prefix: str) -> None:
+    def remove(self, key: str) -> None:
+        """Delete one object, if it is there."""
+        with _readable("delete", f"{self.location}/{key}"), contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, key)
+
+    def clear(self, prefix: str) -> None:
         """Delete every object below a prefix."""
         keys = list(self.sizes(prefix))
         with _readable("delete", f"{self.location}/{prefix}"):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 _PACK_NEURONS = 1024  # to a program: 128 threads, each loading 16 bytes of half-type values
 _COUNT_NEURONS = 512
+_TRANSPOSE_BYTES = 128  # a side of the square that a program turns: a cache line
 
 
 def _pack_rows(
@@ -45,6 +46,19 @@ def _pack_rows(
         if relu:
             tl.store(at, tl.where(value > minus_infinity, value, 0), mask=inside)
     tl.store(rows + row.to(tl.int64) * num_neurons + neuron, packed, mask=neuron < num_neurons)
+
+
+def _transpose(
+    rows: "Any", columns: "Any", num_rows: "Any", num_neurons: "Any", block: tl.constexpr
+) -> None:
+    """Transpose one square of bytes: [row, neuron] to [neuron, row]."""
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    neuron = tl.program_id(1) * block + tl.arange(0, block)
+    inside = (row < num_rows)[:, None] & (neuron < num_neurons)[None, :]
+    at = rows + row.to(tl.int64)[:, None] * num_neurons + neuron[None, :]
+    square = tl.trans(tl.load(at, mask=inside, other=0))
+    at = columns + neuron.to(tl.int64)[:, None] * num_rows + row[None, :]
+    tl.store(at, square, mask=tl.trans(inside))
 
 
 def _position_counts(
@@ -84,6 +98,7 @@ def _position_counts(
 
 
 pack_rows_kernel = triton.jit(_pack_rows)
+transpose_kernel = triton.jit(_transpose)
 position_counts_kernel = triton.jit(_position_counts)
 
 
@@ -102,6 +117,16 @@ def pack_rows(values: Tensor, num_positions: int, rows: Tensor, *, relu: bool) -
             relu=relu,
             minus_infinity=-round(1 / torch.finfo(values.dtype).eps),  # the exponent's bits, all 1
             block=_PACK_NEURONS,
+        )
+
+
+def transpose(rows: Tensor, columns: Tensor) -> None:
+    """Transpose uint8 [sequence, byte, neuron] into [neuron, sequence, byte]."""
+    num_rows, num_neurons = rows.shape[0] * rows.shape[1], rows.shape[2]
+    side = _TRANSPOSE_BYTES
+    with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
+        transpose_kernel[(triton.cdiv(num_rows, side), triton.cdiv(num_neurons, side))](
+            rows, columns, num_rows, num_neurons, block=side
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuronstats.errors import UserError
+from neuronstats.ngram_rules import NUM_FREQUENT
 
 Integers = npt.NDArray[np.int64]
 
@@ -37,6 +38,11 @@ class NgramIds:
     """[ngram, n]: its tokens in reading order."""
     lexical: npt.NDArray[np.uint32]
     """[ngram]: its place when all are sorted by ascending token ids."""
+    holes: npt.NDArray[np.uint32]
+    """[hole]: indices into ids of the positions where none ends."""
+    frequent: npt.NDArray[np.uint8]
+    """[sequence * byte], laid out like a neuron's bytes: set where one of the `NUM_FREQUENT` most
+    frequent n-grams ends."""
 
 
 def build_ngram_ids(
@@ -105,7 +111,7 @@ def projected_bytes(
     """
     num_tokens = num_sequences * num_positions
     num_slots = num_sequences * 8 * -(-num_positions // 8)
-    ids = sum(4 * num_slots + num_tokens * (8 + 4 * n + 4) for n in ngrams)
+    ids = sum(4 * num_slots + num_slots // 8 + num_tokens * (8 + 4 * n + 4) for n in ngrams)
     return {"n-gram ids": ids, "building": num_tokens * (48 + 8 * max(ngrams))}
 
 
@@ -160,4 +166,13 @@ def _by_frequency(
     ids = np.full((num_sequences, 8 * -(-num_positions // 8)), num_ngrams, np.uint32)
     valid = places != _NONE
     ids[:, :num_positions][valid] = ranks[places[valid]]
-    return NgramIds(n, ids.ravel(), occurrences[order], token_ids[order], order)
+    sequence, position = np.nonzero(~valid)
+    return NgramIds(
+        n=n,
+        ids=ids.ravel(),
+        occurrences=occurrences[order],
+        token_ids=token_ids[order],
+        lexical=order,
+        holes=(sequence * ids.shape[1] + position).astype(np.uint32),
+        frequent=np.packbits(ids.ravel() < min(NUM_FREQUENT, num_ngrams), bitorder="little"),
+    )

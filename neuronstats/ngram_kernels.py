@@ -57,7 +57,7 @@ _popcount: Callable[[Any], Any] = intrinsic(_popcount_code)
 
 
 @compiled
-def decode_positions(words: Any, first: int, positions: Any, offsets: Any) -> int:
+def decode_positions(words: Any, first: int, left_out: Any, positions: Any, offsets: Any) -> int:
     """Write the positions of the set bits of some neurons, one neuron after the other.
 
     Four positions are written at a time whether or not so many bits are set: what is too much is
@@ -66,6 +66,7 @@ def decode_positions(words: Any, first: int, positions: Any, offsets: Any) -> in
     Args:
         words: bitmaps uint64 [neuron, word], the first position in the lowest bit.
         first: the neuron to begin with.
+        left_out: bool [neuron]: not decoded, as if no bit were set.
         positions: filled, uint32; at least one neuron's bits and `SLACK` long.
         offsets: filled, int64: where each decoded neuron's positions begin, and the end.
 
@@ -74,14 +75,15 @@ def decode_positions(words: Any, first: int, positions: Any, offsets: Any) -> in
     """
     one = np.uint64(1)
     filled = np.empty(WORD_BLOCK, np.uint8)
-    num_words = words.shape[1]
     num_neurons = min(words.shape[0] - first, offsets.shape[0] - 1)
     end: Any = 0
     offsets[0] = 0
     for neuron in range(num_neurons):
         row = words[first + neuron]
-        for start in range(0, num_words, WORD_BLOCK):
-            block = row[start : min(start + WORD_BLOCK, num_words)]
+        if left_out[first + neuron]:
+            row = row[:0]
+        for start in range(0, row.shape[0], WORD_BLOCK):
+            block = row[start : min(start + WORD_BLOCK, row.shape[0])]
             union = np.uint64(0)
             for i in range(block.shape[0]):
                 union |= block[i]
@@ -205,10 +207,20 @@ def distinct(
 
 
 @compiled
-def active_holes(words: Any, holes: Any) -> Any:
-    """Count the positions of a neuron's set bits at which no n-gram ends."""
+def active_bits(words: Any, positions: Any) -> Any:
+    """Count the given positions at which a neuron's bit is set."""
     active = np.uint64(0)
-    for j in range(holes.shape[0]):
-        hole = holes[j]
-        active += (words[hole >> np.uint32(6)] >> np.uint64(hole & np.uint32(63))) & np.uint64(1)
+    for j in range(positions.shape[0]):
+        place = positions[j]
+        active += (words[place >> np.uint32(6)] >> np.uint64(place & np.uint32(63))) & np.uint64(1)
     return np.int64(active)
+
+
+@compiled
+def active_frequent(words: Any, frequent: Any) -> Any:
+    """Count a neuron's set bits, and those that are set in another bitmap too."""
+    active, both = np.uint64(0), np.uint64(0)
+    for i in range(words.shape[0]):
+        active += _popcount(words[i])
+        both += _popcount(words[i] & frequent[i])
+    return np.int64(active), np.int64(both)

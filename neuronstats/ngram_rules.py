@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuronstats.ngram_kernels import active_holes, compiled, distinct
+from neuronstats.ngram_kernels import active_bits, active_frequent, compiled, distinct
 
 # n-grams with fewer activations are tallied by count, the others inserted: there are few.
 TALLY = 1024
 # Neurons with fewer activations are counted in full: to prove it needless would take as long.
 PRUNE_LEAST = 4096
+# Most frequent n-grams that are looked at together. Of English tokens, every second one is of them.
+NUM_FREQUENT = 512
 
 
 class Rules(NamedTuple):
@@ -36,6 +38,7 @@ class Corpus(NamedTuple):
     occurrences: Any  # int64 [ngram]
     lexical: Any  # uint32 [ngram]
     holes: Any  # uint32 [hole]: positions where no n-gram ends
+    frequent: Any  # uint64 [word]: bits of the positions where one of NUM_FREQUENT n-grams ends
 
 
 class Scratch(NamedTuple):
@@ -58,6 +61,7 @@ class Outcome(NamedTuple):
     top_ids: Any  # uint32 [neuron, place], by falling activations
     top_counts: Any  # int64 [neuron, place]; 0 past the last
     bound: Any  # int64 [neuron]: no `cover_limit` n-grams of this or a larger n account for more
+    proven: Any  # bool [neuron]: known not to be covered by `cover_limit` n-grams, so not counted
 
 
 @compiled
@@ -179,8 +183,41 @@ def _loose(found: Any, counts: Any, occurrences: Any, rules: Rules) -> int:
 
 
 @compiled
+def prune(words: Any, corpus: Corpus, rules: Rules, out: Outcome) -> None:
+    """Find neurons that few n-grams cannot cover, without a look at which n-grams they are.
+
+    Exact: no `cover_limit` n-grams account for more activations than they have occurrences; nor for
+    more than those on frequent n-grams and, for each of them, the occurrences that the most common
+    infrequent one has. What bounds n-grams also bounds longer ones, which lie inside them.
+
+    Args:
+        words: bitmaps uint64 [neuron, word].
+        corpus: the n-grams of one n.
+        rules: with a `cover_limit`.
+        out: `proven`, `counted` and `cover` are set where there is a proof; `bound` is read, from
+            the next smaller n, and lowered.
+    """
+    limit, num_ids = rules.cover_limit, corpus.occurrences.shape[0]
+    common = corpus.occurrences[:limit].sum()
+    rest = 0
+    if num_ids > NUM_FREQUENT:
+        rest = limit * corpus.occurrences[NUM_FREQUENT]
+    for neuron in range(words.shape[0]):
+        active, frequent = active_frequent(words[neuron], corpus.frequent)
+        if active < PRUNE_LEAST:
+            continue
+        counted = active - active_bits(words[neuron], corpus.holes)
+        bound = min(out.bound[neuron], common, frequent + rest)
+        out.bound[neuron] = bound
+        out.counted[neuron] = counted
+        # bound < needed activations, without the division
+        if bound * rules.cover_denominator < counted * rules.cover_numerator:
+            out.proven[neuron] = True
+            out.cover[neuron] = limit + 1
+
+
+@compiled
 def count_ngrams(
-    words: Any,
     first: int,
     positions: Any,
     offsets: Any,
@@ -192,7 +229,6 @@ def count_ngrams(
     """Count the n-grams of one n that end where some neurons are activated.
 
     Args:
-        words: bitmaps uint64 [neuron, word].
         first: the neuron that offsets begin with.
         positions: set bits of the neurons, uint32.
         offsets: where each neuron's positions begin, and the last one's end, int64.
@@ -201,25 +237,23 @@ def count_ngrams(
         scratch: space.
         out: rows of the neurons are set; `bound` is also read, from the next smaller n.
     """
-    num_ids = corpus.occurrences.shape[0]
     limit = rules.cover_limit
-    common = np.int64(0)
-    for i in range(min(max(limit, 0), num_ids)):
-        common += corpus.occurrences[i]
     for k in range(offsets.shape[0] - 1):
         neuron = first + k
         own = positions[offsets[k] : offsets[k + 1]]
-        if limit >= 0:
-            out.bound[neuron] = min(out.bound[neuron], common)
-        if limit >= 0 and rules.num_triggers == 0 and own.shape[0] >= PRUNE_LEAST:
-            counted = own.shape[0] - active_holes(words[neuron], corpus.holes)
-            # bound < need, without the division
-            if out.bound[neuron] * rules.cover_denominator < counted * rules.cover_numerator:
-                out.counted[neuron] = counted
-                out.cover[neuron] = limit + 1
-                continue
+        if out.proven[neuron] or own.shape[0] == 0:
+            continue
+        needed = out.counted[neuron] * rules.cover_numerator  # 0 where `prune` was not asked
+        if limit >= 0 and out.bound[neuron] * rules.cover_denominator < needed:
+            out.cover[neuron] = limit + 1
+            continue
         num_found, counted = distinct(
-            own, corpus.ids, num_ids, scratch.histogram, scratch.starts, scratch.lists
+            own,
+            corpus.ids,
+            corpus.occurrences.shape[0],
+            scratch.histogram,
+            scratch.starts,
+            scratch.lists,
         )
         out.counted[neuron] = counted
         if counted == 0:
@@ -227,8 +261,8 @@ def count_ngrams(
         found, counts = scratch.lists[0, :num_found], scratch.lists[2, :num_found]
         levels = _tally_levels(counts, scratch.tally, scratch.values, scratch.sizes)
         values, sizes = scratch.values[:levels], scratch.sizes[:levels]
-        need = -(-counted * rules.cover_numerator // rules.cover_denominator)
-        cover = _cover(values, sizes, need)
+        needed = -(-counted * rules.cover_numerator // rules.cover_denominator)
+        cover = _cover(values, sizes, needed)
         if limit >= 0:
             out.bound[neuron] = min(out.bound[neuron], _reach(values, sizes, limit)[0])
         out.cover[neuron] = cover if limit < 0 else min(cover, limit + 1)
@@ -238,11 +272,5 @@ def count_ngrams(
             out.loose[neuron] = _loose(found, counts, corpus.occurrences, rules)
         if room:
             least = _reach(values, sizes, room)[1]
-            _select(
-                found,
-                counts,
-                least,
-                corpus.lexical,
-                out.top_ids[neuron, :room],
-                out.top_counts[neuron],
-            )
+            top_ids = out.top_ids[neuron, :room]
+            _select(found, counts, least, corpus.lexical, top_ids, out.top_counts[neuron])

@@ -141,20 +141,22 @@ def count_ngrams(
     words = _words(bits, corpus, lengths)
     num_neurons, num_bits = len(words), words.shape[1] * 64
     rules = {n: _rules(n, settings) for n in lengths}
-    grams = {n: _grams(corpus[n], rules[n]) for n in lengths}
+    grams = {n: _grams(corpus[n], words.shape[1]) for n in lengths}
     bound = np.full(num_neurons, num_bits, np.int64)
     out = {n: _outcome(rules[n], len(corpus[n].occurrences), bound) for n in lengths}
+    if settings.cover_limit is not None and settings.top_triggers == 0:
+        for n in lengths:
+            ngram_rules.prune(words, grams[n], rules[n], out[n])
+    settled = np.all([out[n].proven for n in lengths], axis=0)
     scratch = _scratch(num_bits, max(len(corpus[n].occurrences) for n in lengths))
     positions = np.empty(num_bits + ngram_kernels.SLACK, np.uint32)
     offsets = np.zeros(num_neurons + 1, np.int64)
     first = 0
     while first < num_neurons:
-        decoded = ngram_kernels.decode_positions(words, first, positions, offsets)
+        decoded = ngram_kernels.decode_positions(words, first, settled, positions, offsets)
         ends = offsets[: decoded + 1]
         for n in lengths:
-            ngram_rules.count_ngrams(
-                words, first, positions, ends, grams[n], rules[n], scratch, out[n]
-            )
+            ngram_rules.count_ngrams(first, positions, ends, grams[n], rules[n], scratch, out[n])
         first += decoded
     return {n: _findings(corpus[n], rules[n], out[n]) for n in lengths}
 
@@ -182,7 +184,7 @@ def projected_bytes(
         "counters": 4 << ngram_kernels.SINGLE_SHIFT,
         "bits, where a copy is needed": num_neurons * num_bits // 8,
         "top n-grams": num_neurons * (96 * places + 4 * tokens + 64 * len(settings.ngrams)),
-        "positions without n-grams": 4 * sum(settings.ngrams) * num_bits,
+        "frequent n-grams": len(settings.ngrams) * num_bits // 4,
     }
 
 
@@ -222,15 +224,16 @@ def _rules(n: int, settings: NgramSettings) -> ngram_rules.Rules:
     )
 
 
-def _grams(ids: NgramIds, rules: ngram_rules.Rules) -> ngram_rules.Corpus:
-    """Hand over one length's n-grams; the positions that end none only where they save time."""
-    prune = rules.cover_limit >= 0 and rules.num_triggers == 0
-    holes = np.flatnonzero(ids.ids == len(ids.occurrences)) if prune else np.empty(0)
+def _grams(ids: NgramIds, num_words: int) -> ngram_rules.Corpus:
+    """Hand over one length's n-grams; the bits of frequent ones as words like a neuron's."""
+    frequent = np.zeros(num_words * 8, np.uint8)
+    frequent[: len(ids.frequent)] = ids.frequent
     return ngram_rules.Corpus(
         np.asarray(ids.ids),
         np.asarray(ids.occurrences),
         np.asarray(ids.lexical),
-        holes.astype(np.uint32),
+        np.asarray(ids.holes),
+        frequent.view("<u8").astype(np.uint64, copy=False),
     )
 
 
@@ -245,6 +248,7 @@ def _outcome(rules: ngram_rules.Rules, num_ngrams: int, bound: Integers) -> ngra
         np.zeros((num_neurons, places), np.uint32),
         np.zeros((num_neurons, places), np.int64),
         bound,
+        np.zeros(num_neurons, np.bool_),
     )
 
 

@@ -13,7 +13,7 @@ from neuronstats.machine import Machine
 from neuronstats.opt import Shape
 from neuronstats.store import OBJECT_BYTES
 
-PROCESS_BYTES = 560 << 20  # a worker before it loads anything: Python, torch, transformers, ray
+PROCESS_BYTES = 640 << 20  # a worker before it loads anything: Python, torch, transformers, ray
 CUDA_HOST_BYTES = 2 << 30  # what CUDA's libraries add to it (assumed, not measured)
 CUDA_DEVICE_BYTES = 1 << 30  # context and libraries' workspace (assumed, not measured)
 CPU_BATCH_TOKENS = 2048
@@ -21,6 +21,7 @@ GPU_BATCH_TOKENS = 16384
 CPU_SHARD_TOKENS = 1 << 16
 GPU_SHARD_TOKENS = 1 << 18  # above some 80k tokens, reading weights hides behind the work
 COMPRESSED = 0.4  # of raw bits: zstd level 1 at 5 % activity
+SLACK_BYTES, SLACK_SHARE = 112 << 20, 0.08  # what the allocator and the libraries hold on top
 SPARE = 0.9  # of the memory that is free may be planned with
 WRITERS = 4  # objects compressed at a time
 
@@ -49,6 +50,11 @@ class Corpus:
     def tokens(self) -> int:
         """Tokens in all."""
         return self.sequences * self.positions
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the token ids, at the two that OPT's vocabulary takes."""
+        return 2 * self.tokens
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,11 @@ class Work:
         layer = self.shape.layer_weights * self.stored_bytes
         seen = min(self.shape.vocabulary, self.corpus.tokens)
         embeddings = seen * self.shape.embedding * self.stored_bytes
-        return [Term("a layer being read", layer), Term("token embeddings", embeddings)]
+        return [
+            Term("a layer being read", layer),
+            Term("token embeddings", embeddings),
+            Term("tokens", 2 * self.corpus.token_bytes),  # and a copy while they are checked
+        ]
 
 
 @dataclass(frozen=True)
@@ -202,9 +212,10 @@ def make_plan(work: Work) -> Plan:
     disk = [
         Term(f"bitmaps ({size(work.num_bitmaps * slots)} raw)", int(COMPRESSED * work.num_bitmaps * slots)),
         Term("position counts", counts * (1 if work.shard_sequences < 256 else 2)),
-        Term("tokens", 2 * work.corpus.tokens),
+        Term("tokens", work.corpus.token_bytes),
     ]
-    return Plan(work, tuple(host), tuple(device), tuple(disk))
+    slack = SLACK_BYTES + int(SLACK_SHARE * sum(term.bytes for term in host[1:]))
+    return Plan(work, (*host, Term("allocator", slack)), tuple(device), tuple(disk))
 
 
 def choose(

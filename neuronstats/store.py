@@ -174,7 +174,7 @@ class Run:
         cls, folder: RunFolder, corpus: Corpus, layout: Layout, info: Mapping[str, Any]
     ) -> "Run":
         """Lay down all metadata and the tokens; run.yaml is written last and makes the run exist."""
-        folder.delete(f"{ZARR}/")  # the remains of a creation that was cut off: there is no run.yaml
+        folder.clear(f"{ZARR}/")  # the remains of a creation that was cut off: there is no run.yaml
         root = zarr.create_group(folder.zarr_store(ZARR, read_only=False), attributes={"format": FORMAT})
         _array(root, "tokens", corpus.tokens.shape, corpus.tokens.dtype, ("sequence", "position"))
         root["tokens"][:] = corpus.tokens
@@ -274,7 +274,7 @@ class Run:
 
     def forget(self, shard: Shard) -> None:
         """Delete a shard's record, so that it is computed again."""
-        self.folder.delete(f"{ZARR}/{Record.key(shard.index)}")
+        self.folder.remove(f"{ZARR}/{Record.key(shard.index)}")
 
     def read_bits(self, layer: int, neurons: slice, shards: Sequence[Shard]) -> UInt8:
         """Read bitmaps.

@@ -85,7 +85,7 @@ class TableFiles:
         self._folder = folder
         self._metadata = {METADATA: json.dumps(metadata, sort_keys=True, default=str).encode()}
         self._open: dict[str, tuple[pq.ParquetWriter, io.BytesIO]] = {}
-        folder.delete(f"{PARTIAL}/")
+        folder.clear(f"{PARTIAL}/")
 
     def append(self, name: str, table: pa.Table) -> None:
         """Add rows to a table."""

@@ -387,6 +387,10 @@ def compare_triton(device: str) -> None:
         kernels_triton.pack_rows(nan, 1, rows.new_empty(1, 1, 4), relu=True)
         assert nan.isnan().tolist() == [[True, False, False, True]]
         assert nan[0, 1:3].tolist() == [1, 0]
+    rows = random_rows(9, 20, 8, 150).to(device)
+    columns = rows.new_full((150, 20, 8), 7)
+    kernels_triton.transpose(rows, columns)
+    assert torch.equal(columns, rows.permute(2, 0, 1))
 
 
 def test_triton_kernels_interpreted() -> None:
@@ -414,7 +418,7 @@ def test_triton_packing_compiles_to_wide_loads(
     """
     ptx = compile_triton(
         "pack_rows_kernel",
-        {"values": f"*{dtype}", "rows": "*u8", "row_stride": "i32", "num_positions": "i32"},
+        {"values": f"*{dtype}", "rows": "*u8", "row_stride": "i32"},
         {"relu": relu, "minus_infinity": -128, "block": 1024},
         monkeypatch,
         tmp_path,
@@ -429,13 +433,22 @@ def test_triton_counting_compiles_without_barriers(
 ) -> None:
     ptx = compile_triton(
         "position_counts_kernel",
-        {"rows": "*u8", "counts": "*i32", "num_sequences": "i32"},
+        {"rows": "*u8", "counts": "*i32"},
         {"block": 512},
         monkeypatch,
         tmp_path,
     )
     assert ptx.count("st.global.v4.b32") == 8
     assert "bar.sync" not in ptx
+
+
+def test_triton_transposition_compiles_to_wide_accesses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Both sides of the exchange move 16 bytes at once: 128 x 128 bytes by 128 threads."""
+    signature = {"rows": "*u8", "columns": "*u8"}
+    ptx = compile_triton("transpose_kernel", signature, {"block": 128}, monkeypatch, tmp_path)
+    assert ptx.count("ld.global.v4.b32") == ptx.count("st.global.v4.b32") == 8
 
 
 def compile_triton(
@@ -454,7 +467,7 @@ def compile_triton(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(kernels_triton, name)
-    signature |= {"num_bytes": "i32", "num_neurons": "i32"}
+    signature |= {n: "i32" for n in kernel.arg_names if n.startswith("num_")}
     divisible = {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in signature}
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=divisible)

@@ -1,0 +1,104 @@
+"""The sweep with its results written to a real run folder, as a collect worker writes them."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from neuronstats.bench_forward import Bitmaps, Swept
+from neuronstats.bench_model import Subject
+from neuronstats.corpus import Corpus
+from neuronstats.folder import RunFolder
+from neuronstats.store import Layout, Run, make_shards
+
+
+class Written:
+    """Sweeps one shard and commits it, again and again to the same place.
+
+    Args:
+        subject: model and tokens.
+        swept: the sweep.
+        folder: for the run; made here.
+    """
+
+    def __init__(self, subject: Subject, swept: Swept, folder: Path) -> None:
+        self._subject, self._swept = subject, swept
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        num_sequences, num_positions = subject.tokens.shape
+        corpus = Corpus(
+            tokens=subject.tokens,
+            domain=np.zeros(num_sequences, np.int16),
+            row=np.arange(num_sequences),
+            domains=("bench",),
+        )
+        layout = Layout(
+            num_layers=swept.num_layers,
+            num_bitmaps=swept.num_layers,
+            num_neurons=subject.shape.neurons,
+            num_positions=num_positions,
+            shard_sequences=num_sequences,
+            domains=corpus.domains,
+            shards=make_shards(corpus, num_sequences),
+        )
+        info = {"fingerprint": "bench", "identity": {"data.tokens": corpus.fingerprint}}
+        self._run = Run.create(RunFolder(str(folder), create=True), corpus, layout, info)
+
+    def on_one_core(self) -> None:
+        """Do everything on one core: compute, then compress and write, layer by layer."""
+        with pinned():
+            writer = self._run.writer(self._run.layout.shards[0])
+            for record in self._swept.sweep(self._subject.tokens):
+                writer.write_layer(record.layer, record.bitmap, record.position_counts)
+            writer.commit()
+
+    def with_thread(self) -> None:
+        """Write a layer in a thread while the next is computed."""
+        writer = self._run.writer(self._run.layout.shards[0])
+        pending: Future[None] | None = None
+        for record in self._swept.sweep(self._subject.tokens):
+            if pending is not None:
+                pending.result()
+            pending = self._writing.submit(
+                writer.write_layer, record.layer, record.bitmap, record.position_counts
+            )
+            del record
+        assert pending is not None
+        pending.result()
+        writer.commit()
+
+    def read(self) -> Bitmaps:
+        """Read back what was written last."""
+        layout = self._run.layout
+        return [
+            self._run.read_bits(layer, slice(None), layout.shards)
+            for layer in range(layout.num_bitmaps)
+        ]
+
+    def stored_bytes(self) -> int:
+        """Bytes on disk of bitmaps and counts."""
+        records = self._run.records().values()
+        return sum(size for record in records for size, _ in record.objects.values())
+
+    def close(self) -> None:
+        """End the writer thread."""
+        self._writing.shutdown()
+
+
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """Keep every thread of this process on one core."""
+    before = os.sched_getaffinity(0)
+    _set_affinity({min(before)})
+    try:
+        yield
+    finally:
+        _set_affinity(before)
+
+
+def _set_affinity(cores: set[int]) -> None:
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
