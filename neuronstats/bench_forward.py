@@ -147,4 +147,3 @@ def mismatches(bitmaps: Bitmaps, reference: Bitmaps) -> int:
     """Count the bits that differ in the layers that both have."""
     pairs = zip(bitmaps, reference, strict=False)
     return sum(int(np.bitwise_count(ours ^ theirs).sum(dtype=np.int64)) for ours, theirs in pairs)
-

@@ -9,6 +9,7 @@ from neuronstats import bits
 from neuronstats.bench_rounds import Contestant, Findings, Rounds
 
 LEAST_SECONDS = 0.1
+ACTIVE = 0.05  # share of activations
 PACK_GOAL, COUNT_GOAL = 4e9, 10e9  # activations per second and core; packing of half types
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -19,7 +20,6 @@ def packing(
     num_positions: int,
     num_neurons: int,
     num_sequences: int,
-    active: float,
     device: torch.device,
 ) -> Findings:
     """Measure packing of each type, and counting of the packed bits.
@@ -29,18 +29,17 @@ def packing(
         num_positions: of a sequence, a multiple of eight.
         num_neurons: of the layer.
         num_sequences: counted at once; an eighth of them, at least one, is packed at once.
-        active: share of tokens on which a neuron is activated.
         device: where the layer's output is.
     """
     findings = Findings()
     generator = torch.Generator().manual_seed(0)
     few = max(1, num_sequences // 8)
-    bias = float(torch.special.ndtri(torch.tensor(active)))
+    bias = float(torch.special.ndtri(torch.tensor(ACTIVE)))
     values = torch.empty(few * num_positions, num_neurons).normal_(bias, 1.0, generator=generator)
     for dtype in DTYPES:
         _pack(findings, rounds, values.to(device, dtype), num_positions)
     drawn = torch.rand(num_sequences * num_positions, num_neurons, generator=generator)
-    _count(findings, rounds, (drawn < active).to(device), num_positions)
+    _count(findings, rounds, (drawn < ACTIVE).to(device), num_positions)
     return findings
 
 

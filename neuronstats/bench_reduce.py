@@ -115,9 +115,7 @@ def _ours(
     return [found[n].cover.tolist() for n in LENGTHS]
 
 
-def baseline(
-    bitmap: NDArray[np.uint8], corpus: dict[int, NgramIds], counts_of: CountsOf
-) -> Covers:
+def baseline(bitmap: NDArray[np.uint8], corpus: dict[int, NgramIds], counts_of: CountsOf) -> Covers:
     """Count n-grams neuron by neuron, with the n-gram ids already there."""
     covers: Covers = [[] for _ in LENGTHS]
     for row in bitmap:

@@ -65,7 +65,9 @@ class Report:
         if not spreads:
             return "nothing was timed"
         middle, most = statistics.median(spreads), max(spreads)
-        load = " to ".join(f"{self.machine[k][0]:.1f}" for k in ("load_average", "load_average_end"))
+        load = " to ".join(
+            f"{self.machine[k][0]:.1f}" for k in ("load_average", "load_average_end")
+        )
         return (
             f"slowest round / fastest: {middle:.2f} in the median, {most:.2f} at most;"
             f" load average {load} on {self.machine['cores']} cores"
@@ -78,7 +80,9 @@ class Report:
             console.table(f"{name}: times as fast, median (least to most of the rounds)", rows)
         wrong = {path: number for path, number in self.mismatches.items() if number}
         right = len(self.mismatches) - len(wrong)
-        console.say(f"equal results: {right} of {len(self.mismatches)} paths {wrong or ''}".rstrip())
+        console.say(
+            f"equal results: {right} of {len(self.mismatches)} paths {wrong or ''}".rstrip()
+        )
         console.say(f"noise: {self.noise}")
 
     def write(self, folder: Path) -> None:

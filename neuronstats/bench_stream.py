@@ -14,6 +14,7 @@ import torch
 
 from neuronstats.bench_forward import Swept, batches, load_model
 from neuronstats.bench_model import Subject
+from neuronstats.checkpoint import Checkpoint
 
 
 class Streamed:
@@ -25,6 +26,7 @@ class Streamed:
 
     def __init__(self, subject: Subject) -> None:
         self._files = _weight_files(subject.folder)
+        self.layer_bytes = Checkpoint(subject.folder).layer_bytes
         self.swept = Swept(subject, resident=False)
 
     def record(self) -> None:

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 BLOCK_TOKENS = 1 << 22  # looked at at once, so that checks need tens of MB
 NO_DOMAIN = "text"
+NPY_MAGIC = b"\x93NUMPY"
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,12 +203,14 @@ def _open_array(path: Path, max_positions: int) -> NDArray[np.integer[Any]]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; data=tokens reads an .npy file")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            magic = file.read(len(NPY_MAGIC))
+        # Asked for itself, since numpy takes any other file for a pickle and advises to trust it.
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if magic == NPY_MAGIC else None
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not an .npy array, or cut short ({error})") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise UserError(f"{path}: an archive of arrays; save one array with numpy.save")
+        raise UserError(f"{path}: broken, cut short or of objects ({error})") from error
+    if array is None:
+        raise UserError(f"{path}: not an .npy file; save the array with numpy.save")
     if array.dtype.kind not in "iu" or array.ndim != 2:
         raise UserError(
             f"{path}: expected integers [sequence, position], found {array.dtype} of shape "

@@ -86,13 +86,13 @@ def _transpose(rows: Any, columns: Any) -> None:
                 columns[n + 3, i], columns[n + 7, i] = swap(d, h, m4, far)
 
 
-def _position_counts(rows: Any, counts: Any) -> None:
+def _add_position_counts(rows: Any, counts: Any, tile: Any) -> None:
     """Add the bits of uint8 [sequence, byte, neuron] to uint32 [position, neuron].
 
-    Each byte of bits has eight one-byte counters, emptied into wide ones before they overflow.
+    Each byte of bits has eight one-byte counters, emptied into wide ones before they overflow: the
+    tile, uint8 [8, _TILE], is that space (allocating it in here would take longer to compile).
     """
     num_sequences, num_bytes, num_neurons = rows.shape
-    tile = np.empty((8, _TILE), np.uint8)
     for byte in range(num_bytes):
         for n0 in range(0, num_neurons, _TILE):
             width = min(_TILE, num_neurons - n0)
@@ -114,4 +114,9 @@ def _position_counts(rows: Any, counts: Any) -> None:
 
 pack_rows = numba.njit(nogil=True)(_pack_rows)
 transpose = numba.njit(nogil=True)(_transpose)
-position_counts = numba.njit(nogil=True)(_position_counts)
+add_position_counts = numba.njit(nogil=True)(_add_position_counts)
+
+
+def position_counts(rows: Any, counts: Any) -> None:
+    """Add the bits of uint8 [sequence, byte, neuron] to uint32 [position, neuron]."""
+    add_position_counts(rows, counts, np.empty((8, _TILE), np.uint8))

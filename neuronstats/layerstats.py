@@ -112,7 +112,7 @@ class Merge:
             "dead": dead,
             "dead_share": dead / width,
             "dead_frequency_bound": NEVER_SEEN_BOUND / self._tokens,
-            "alive_frequency": pc.mean(alive["frequency"]).as_py(),
+            "alive_frequency": self._frequency(alive),
             "suppressing_share": pc.mean(rows["suppresses"].cast(pa.float64())).as_py(),
             "positional": len(rows) - rows["position_type"].null_count,
         }
@@ -124,6 +124,12 @@ class Merge:
             row[kind] = len(of_kind)
             row[f"{kind}_strong"] = pc.sum(of_kind["position_strong"], min_count=0).as_py()
         return row
+
+    def _frequency(self, alive: pa.Table) -> float | None:
+        """Mean frequency, from whole numbers: the same however the rows came in blocks."""
+        if not len(alive):
+            return None
+        return float(pc.sum(alive["activations"]).as_py() / (self._tokens * len(alive)))
 
     def _ngram_counts(self, layer: int, n: int, rows: pa.Table) -> dict[str, int]:
         """Figs. 3, 4, 14, 15: what one layer detects, against the layers below it."""

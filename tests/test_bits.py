@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuronstats import bits
+from neuronstats import bits, kernels_numba
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NO_TRITON = "triton is not installed: it comes with torch's CUDA builds, elsewhere by pip"
@@ -227,6 +227,25 @@ def test_neuron_major_of_whole_words(shape: tuple[int, int, int]) -> None:
     expected = rows.numpy().transpose(2, 0, 1)
     np.testing.assert_array_equal(bits.neuron_major(rows).numpy(), expected)
     np.testing.assert_array_equal(bits.neuron_major(rows[:, ::2]).numpy(), expected[:, :, ::2])
+
+
+def test_kernels_in_plain_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not compiled, they fail where they read or write outside their arrays."""
+    monkeypatch.setattr(kernels_numba, "swap", kernels_numba._swap)
+    for num_positions in (3, 8, 13):
+        values = make_values(10, (2 * num_positions, 3), torch.float16)
+        flat = values.view(torch.int16).flatten().numpy()
+        expected = expected_rows(expected_activations(values, num_positions))
+        rows = np.empty_like(expected)
+        kernels_numba._pack_rows(flat, 3, num_positions, rows)
+        np.testing.assert_array_equal(rows, expected)
+        counts = np.zeros((num_positions, 3), np.uint32)
+        kernels_numba._add_position_counts(rows, counts, np.empty((8, 2048), np.uint8))
+        np.testing.assert_array_equal(counts, unpacked(rows).sum(0)[:num_positions])
+    table = random_rows(11, 16, 24).numpy()
+    columns = np.empty((24, 16), np.uint8)
+    kernels_numba._transpose(table.view(np.uint64), columns.view(np.uint64))
+    np.testing.assert_array_equal(columns, table.T)
 
 
 @pytest.mark.parametrize(

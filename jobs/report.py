@@ -1,0 +1,15 @@
+"""Make figures and a page of reduced runs."""
+
+from neuronstats.config import ReportJob, job
+from neuronstats.console import Console
+from neuronstats.report import report
+
+
+@job("report", ReportJob)
+def main(settings: ReportJob) -> int:
+    """Settings -> tables read -> figures and page written -> one summary line."""
+    return report(settings, Console())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Tables and figures -> a page that opens from disk: index.html, and what it loads when asked."""
+
+import html
+from collections.abc import Sequence
+from importlib import resources
+
+import pyarrow.compute as pc
+
+from neuronstats.console import short
+from neuronstats.figures import Drawing, NamedRun
+from neuronstats.folder import RunFolder
+from neuronstats.layerstats import NEVER_SEEN_BOUND
+
+ASSETS = "page_assets"
+
+
+def asset(name: str) -> bytes:
+    """Return a static file of the page."""
+    return (resources.files("neuronstats") / ASSETS / name).read_bytes()
+
+
+def escape(text: object) -> str:
+    """Write anything as HTML text or attribute value."""
+    return html.escape(str(text), quote=True)
+
+
+def key_numbers(named: NamedRun) -> list[tuple[str, str]]:
+    """Return a run's key numbers, as names and values for people."""
+    run = named.run
+    neurons = run.neurons
+    dead = int(pc.sum(neurons["dead"], min_count=0).as_py())
+    rows = [
+        ("model", f"{run.name}, {run.model_layers} layers of {run.layout.num_neurons} FFN neurons"),
+        ("text", f"{run.data}: {run.tokens:,} tokens in {run.num_sequences:,} sequences of"
+                 f" {run.layout.num_positions}; domains: {', '.join(run.layout.domains)}"),
+        ("layers recorded", f"{run.layout.num_layers}, with bitmaps: first {run.layout.num_bitmaps}"),
+        ("neurons", f"{len(neurons):,}"),
+        ("dead", f"{dead:,} ({100 * dead / max(1, len(neurons)):.2f} %): never activated, so with 95 %"
+                 f" confidence activated on less than 3/tokens = {NEVER_SEEN_BOUND / run.tokens:.2g} of all"),
+    ]
+    for n, word in ((1, "token"), (2, "bigram"), (3, "trigram")):
+        if run.has(f"detector_{n}"):
+            count = pc.sum(neurons[f"detector_{n}"], min_count=0).as_py()
+            rows.append((f"{word} detectors", f"{count:,}"))
+    if run.has("suppresses"):
+        judged = len(neurons) - neurons["suppresses"].null_count
+        share = 100 * pc.mean(neurons["suppresses"].cast("float64")).as_py()
+        rows.append(("suppress their triggers", f"{share:.1f} % of {judged:,} token detectors"))
+    positional = pc.sum(pc.greater(neurons["position_mi"], run.setting("positional_mi", 0.05)), min_count=0)
+    rows.append(("positional", f"{positional.as_py():,}"))
+    if not run.metadata["complete"]:
+        rows.append(("partial", f"{run.metadata['shards']} of {len(run.layout.shards)} shards"))
+    return rows
+
+
+def settings_rows(named: NamedRun) -> list[tuple[str, str]]:
+    """Return the settings behind a run's numbers."""
+    run = named.run
+    rows = [("fingerprint", run.run.fingerprint)]
+    rows += [(f"reduce.{name}", str(value)) for name, value in sorted(run.metadata["settings"].items())]
+    rows += [(name, str(value)) for name, value in run.run.info["identity"].items()]
+    rows += [(f"version of {name}", str(value)) for name, value in run.run.info["versions"].items()]
+    return rows
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows)
+    return f"<div class=scroll><table class=facts>{body}</table></div>"
+
+
+def _figure(drawing: Drawing) -> str:
+    number = f"Figure {drawing.name}" if drawing.name[0].isdigit() else "Beyond the paper"
+    head = f"<figcaption><b>{escape(number)}. {escape(drawing.title)}.</b> {escape(drawing.caption)}"
+    if drawing.reason:
+        body = f"<p class=reason>Nothing to show: {escape(drawing.reason)}.</p>"
+        links = ""
+    elif drawing.rows:
+        first, *others = drawing.rows
+        cells = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in first)
+        lines = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in others
+        )
+        body = f"<div class=scroll><table class=grid><tr>{cells}</tr>{lines}</table></div>"
+        links = ""
+    else:
+        path = f"figures/{drawing.stem}"
+        body = f'<img loading=lazy src="{path}.svg" alt="{escape(drawing.title)}">'
+        links = f' <a href="{path}.svg">svg</a> <a href="{path}.png">png</a>'
+    return f'<figure id="{escape(drawing.stem)}">{body}{head}{links}</figcaption></figure>'
+
+
+def index_html(runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> str:
+    """Write the overview: what this is, key numbers, figures, settings."""
+    names = ", ".join(named.label for named in runs)
+    tokens = ", ".join(f"{short(named.run.tokens)} tokens of {named.run.data}" for named in runs)
+    numbers = "".join(
+        f"<section><h3>{escape(named.label)}</h3>{_table(key_numbers(named))}"
+        f"<details><summary>settings and versions</summary>{_table(settings_rows(named))}</details></section>"
+        for named in runs
+    )
+    page = asset("index.html").decode()
+    parts = {
+        "TITLE": escape(names),
+        "TOKENS": escape(tokens),
+        "NUMBERS": numbers,
+        "FIGURES": "".join(_figure(drawing) for drawing in figures),
+    }
+    for name, value in parts.items():
+        page = page.replace(f"<!--{name}-->", value)
+    return page
+
+
+def write_page(folder: RunFolder, runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> None:
+    """Write the page and its static files."""
+    for name in ("page.css",):
+        folder.write(f"assets/{name}", asset(name))
+    folder.write("index.html", index_html(runs, figures).encode())

@@ -1,0 +1,84 @@
+"""The report job: reduced runs -> a folder with figures and a page."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuronstats import page
+from neuronstats.config import ReportJob
+from neuronstats.console import Console, duration
+from neuronstats.errors import SettingsError
+from neuronstats.figures import Drawing, NamedRun, all_figures
+from neuronstats.folder import RunFolder
+from neuronstats.loaded import LoadedRun, labels
+
+MARKER = "report.json"  # what a report folder is known by
+
+
+def open_runs(locations: Sequence[str]) -> list[NamedRun]:
+    """Open the runs to report on.
+
+    Raises:
+        SettingsError: none is named, one is named twice, or one is no run.
+        UserError: one was not reduced.
+    """
+    if not locations:
+        raise SettingsError("runs is not set: give one run folder or several, runs=[DIR,DIR2].")
+    runs = [LoadedRun(location) for location in locations]
+    places = [run.location for run in runs]
+    twice = {place for place in places if places.count(place) > 1}
+    if twice:
+        raise SettingsError(f"runs names {', '.join(sorted(twice))} more than once.")
+    return [NamedRun(label, run) for label, run in zip(labels(runs), runs, strict=True)]
+
+
+def open_out(location: str) -> RunFolder:
+    """Open or create the folder to write to.
+
+    Raises:
+        SettingsError: it is a file, or holds a page that is not ours.
+    """
+    if "://" not in location and Path(location).expanduser().is_file():
+        raise SettingsError(f"out={location} is a file; expected a folder, there or not yet.")
+    folder = RunFolder(location, create=True)
+    if folder.read(MARKER) is None and folder.read("index.html") is not None:
+        raise SettingsError(
+            f"out={location} holds an index.html that jobs/report.py did not write: choose another folder."
+        )
+    return folder
+
+
+def write_figures(folder: RunFolder, figures: Sequence[Drawing]) -> None:
+    """Write every figure that has data as svg and png."""
+    for drawing in figures:
+        if drawing.figure is not None:
+            for kind in ("svg", "png"):
+                folder.write(f"figures/{drawing.stem}.{kind}", drawing.render(kind))
+
+
+def report(settings: ReportJob, console: Console) -> int:
+    """Do the job; return its exit code."""
+    start = time.monotonic()
+    runs = open_runs(settings.runs)
+    folder = open_out(settings.out or f"{runs[0].run.location.rstrip('/')}/report")
+    folder.write(MARKER, _marker(runs))
+    for stale in ("figures/", "data/"):
+        folder.delete(stale)
+    figures = all_figures(runs)
+    write_figures(folder, figures)
+    page.write_page(folder, runs, figures)
+    drawn = sum(1 for drawing in figures if not drawing.reason)
+    console.say(
+        f"report: {len(runs)} runs, {drawn} figures ({len(figures) - drawn} without data),"
+        f" {duration(time.monotonic() - start)}: {folder.location}/index.html"
+    )
+    return 0
+
+
+def _marker(runs: Sequence[NamedRun]) -> bytes:
+    entries = [
+        {"label": named.label, "fingerprint": named.run.run.fingerprint, "tokens": named.run.tokens}
+        for named in runs
+    ]
+    return json.dumps({"runs": entries}, indent=1).encode()

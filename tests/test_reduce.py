@@ -1,0 +1,257 @@
+"""collect and reduce together, against the planted truth and the brute-force oracle."""
+
+import dataclasses
+import math
+
+import models
+import numpy as np
+import oracle
+import planted
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from serial import collect_job, quiet, save_tokens, serial
+
+from neuronstats import tables
+from neuronstats.collect import collect
+from neuronstats.config import ReduceJob, ReduceSettings
+from neuronstats.errors import UserError
+from neuronstats.reduce import reduce
+from neuronstats.store import Run
+
+TABLES = ("neurons", "domains", "ngrams", "triggers", "layers")
+COLLECT_ALL = {"collect__bitmaps": "all"}
+
+
+def run_jobs(monkeypatch, job, reverse=False, **reduce_settings):
+    partial = reduce_settings.pop("partial", False)
+    with serial(monkeypatch, reverse):
+        assert collect(job, quiet()) == 0
+        settings = ReduceSettings(**reduce_settings)
+        assert reduce(ReduceJob(run=job.run, reduce=settings, partial=partial), quiet()) == 0
+    return Run.open(job.run)
+
+
+def read(run, name):
+    return pq.read_table(f"{run.folder.location}/tables/{name}.parquet")
+
+
+def assert_same(found, expected, keys):
+    """Every column of the oracle's rows, floats to rounding."""
+    assert len(found) == len(expected)
+    for row, wanted in zip(found, expected, strict=True):
+        for key in keys:
+            value, want = row[key], wanted[key]
+            if isinstance(want, float):
+                assert math.isclose(value, want, rel_tol=1e-9, abs_tol=1e-12), (key, row, wanted)
+            else:
+                value = tuple(value) if isinstance(value, list) else value
+                want = tuple(want) if isinstance(want, list) else want
+                assert value == want, (key, row, wanted)
+
+
+def assert_equals_oracle(run, expected, skip=()):
+    by = {"domains": lambda row: (row["layer"], row["neuron"], row["domain"])}
+    for name in TABLES:
+        rows = read(run, name).to_pylist()
+        wanted = expected[name]
+        if name in by:
+            rows, wanted = sorted(rows, key=by[name]), sorted(wanted, key=by[name])
+        assert_same(rows, wanted, [k for k in (wanted or [{}])[0] if k not in skip])
+
+
+@pytest.fixture(scope="module")
+def planted_run(planted_checkpoint, planted_corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted")
+    tokens, domains = planted_corpus
+    file = save_tokens(folder / "tokens.npy", tokens, domains)
+    job = collect_job(
+        folder / "run", planted_checkpoint, file, collect__shard_sequences=7, **COLLECT_ALL
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        return run_jobs(patch, job)
+
+
+@pytest.fixture(scope="module")
+def planted_oracle(planted_model, planted_corpus):
+    tokens, domains = planted_corpus
+    layers = range(planted_model.config.num_hidden_layers)
+    decoder = planted_model.model.decoder
+    return oracle.tables(
+        [planted.expected_bits(layer, tokens) for layer in layers],
+        tokens,
+        domains,
+        bos=models.BOS,
+        embedding=decoder.embed_tokens.weight.detach().numpy(),
+        fc2=[decoder.layers[layer].fc2.weight.detach().numpy() for layer in layers],
+    )
+
+
+def test_planted_tables_equal_the_oracle(planted_run, planted_oracle):
+    assert_equals_oracle(planted_run, planted_oracle, skip=("positional", "suppresses", "trigger_projection", "suppressing_share"))
+
+
+def test_planted_position_counts_are_exact(planted_run, planted_corpus):
+    tokens, domains = planted_corpus
+    folder = f"{planted_run.folder.location}/tables/positions.zarr"
+    root = zarr.open_group(folder, mode="r")
+    for layer in range(planted_run.layout.num_layers):
+        bits = planted.expected_bits(layer, tokens)
+        assert (root["counts"][layer] == bits.sum(axis=1).T).all()
+        by_domain = root["counts_by_domain"]
+        for index, domain in enumerate(by_domain.attrs["domains"]):
+            chosen = np.array(domains) == domain
+            assert (by_domain[index, layer] == bits[:, chosen].sum(axis=1).T).all()
+            assert by_domain.attrs["sequences"][index] == chosen.sum()
+        # The domains add up to the whole.
+        assert (by_domain[:, layer].sum(axis=0) == root["counts"][layer]).all()
+
+
+def test_planted_classes_are_found_and_none_invented(planted_run):
+    rows = {(r["layer"], r["neuron"]): r for r in read(planted_run, "neurons").to_pylist()}
+    detected = {}
+    for row in read(planted_run, "ngrams").to_pylist():
+        key = (row["layer"], row["neuron"], row["n"])
+        detected.setdefault(key, set()).add(tuple(row["token_ids"]))
+    for truth in planted.NEURONS:
+        row = rows[truth.layer, truth.neuron]
+        assert row["dead"] == truth.dead, truth
+        assert (row["position_mi"] > 0.05) == (truth.position_type is not None), truth
+        if truth.n:
+            assert detected[truth.layer, truth.neuron, truth.n] == set(truth.ngrams), truth
+        else:
+            assert not any(row[f"detector_{n}"] for n in (1, 2, 3)), truth
+
+
+def test_the_dead_curve_ends_at_the_dead(planted_run):
+    curve = read(planted_run, "dead_curve").to_pylist()
+    layers = read(planted_run, "layers").to_pylist()
+    for layer in layers:
+        own = [row for row in curve if row["layer"] == layer["layer"]]
+        dead = [row["dead"] for row in own]
+        assert dead == sorted(dead, reverse=True)
+        assert dead[-1] == layer["dead"]
+        assert own[-1]["tokens"] == read(planted_run, "neurons")["tokens"][0].as_py()
+        assert layer["dead_frequency_bound"] == 3 / own[-1]["tokens"]
+
+
+def test_texts_are_the_tokens(planted_run):
+    for row in read(planted_run, "triggers").to_pylist()[:50]:
+        assert row["text"].split() == [f"w{token}" for token in row["token_ids"]]
+
+
+def test_metadata_names_what_made_the_tables(planted_run):
+    for name in (*TABLES, "dead_curve"):
+        metadata = tables.table_metadata(read(planted_run, name))
+        assert metadata["fingerprint"] == planted_run.fingerprint
+        assert metadata["settings"]["cover_share"] == 0.95
+        assert metadata["complete"] is True
+
+
+@pytest.mark.parametrize("positions", [16, 21])
+def test_random_models_equal_the_oracle(order, positions, tiny_model, tiny_checkpoint, tmp_path):
+    rng = np.random.default_rng(positions)
+    tokens = rng.choice(np.arange(3, 30), (12, positions), p=None)
+    tokens[:, 0] = models.BOS
+    tokens[3, 5] = models.BOS
+    domains = ["b"] * 5 + ["a"] * 7
+    file = save_tokens(tmp_path / "tokens.npy", tokens, domains)
+    job = collect_job(
+        tmp_path / "run",
+        tiny_checkpoint(order),
+        file,
+        collect__bitmaps=2,
+        collect__shard_sequences=3,
+        collect__batch_sequences=2,
+    )
+    settings = {"ngrams": [1, 2], "min_count": 2, "detect_rate": 0.4, "cover_share": 0.6}
+    settings["max_cover"] = {1: 8, 2: 20}
+    with pytest.MonkeyPatch.context() as patch:
+        run = run_jobs(patch, job, **settings)
+    model = tiny_model(order)
+    decoder = model.model.decoder
+    project = None if decoder.project_out is None else decoder.project_out.weight.detach().numpy()
+    expected = oracle.tables(
+        models.fire_bits(models.hf_fc1_outputs(model, tokens)),
+        tokens,
+        domains,
+        bos=models.BOS,
+        settings=oracle.Settings(**(settings | {"ngrams": (1, 2)})),
+        bitmap_layers=2,
+        embedding=decoder.embed_tokens.weight.detach().numpy(),
+        fc2=[layer.fc2.weight.detach().numpy() for layer in decoder.layers],
+        project_out=project,
+    )
+    assert any(row["detector_1"] for row in expected["neurons"])
+    assert_equals_oracle(run, expected, skip=("positional", "suppresses", "trigger_projection", "suppressing_share"))
+
+
+def test_shards_batches_blocks_and_order_change_nothing(
+    tiny_checkpoint, planted_run, tmp_path, monkeypatch
+):
+    tokens = models.random_tokens(10, 24, seed=7)
+    file = save_tokens(tmp_path / "tokens.npy", tokens, ["x", "y"] * 5)
+    found = []
+    for index, (shard, reverse, block) in enumerate([(10, False, 96 << 20), (1, True, 1), (3, True, 2000)]):
+        monkeypatch.setattr("neuronstats.reduce.BLOCK_BYTES", block)
+        monkeypatch.setattr("neuronstats.store.CHUNK_BYTES", 64)
+        job = collect_job(
+            tmp_path / f"run{index}", tiny_checkpoint("pre"), file, collect__shard_sequences=shard,
+            **COLLECT_ALL,
+        )
+        run = run_jobs(monkeypatch, job, reverse)
+        found.append({name: read(run, name).replace_schema_metadata(None) for name in TABLES})
+    for other in found[1:]:
+        for name in TABLES:
+            assert other[name].equals(found[0][name]), name
+
+
+def test_reduce_again_replaces_the_tables(tiny_checkpoint, tmp_path, monkeypatch):
+    file = save_tokens(tmp_path / "tokens.npy", models.random_tokens(6, 16))
+    job = collect_job(tmp_path / "run", tiny_checkpoint("pre"), file)
+    run = run_jobs(monkeypatch, job)
+    (tmp_path / "run" / "tables" / "stale.parquet").write_bytes(b"")
+    run_jobs(monkeypatch, job, positional_mi=0.5)
+    assert not (tmp_path / "run" / "tables" / "stale.parquet").exists()
+    metadata = tables.table_metadata(read(run, "neurons"))
+    assert metadata["settings"]["positional_mi"] == 0.5
+    assert not (tmp_path / "run" / "tables.partial").exists()
+
+
+def test_unfinished_run(tiny_checkpoint, tmp_path, monkeypatch):
+    tokens = models.random_tokens(6, 16)
+    file = save_tokens(tmp_path / "tokens.npy", tokens)
+    job = collect_job(
+        tmp_path / "run", tiny_checkpoint("pre"), file, collect__shard_sequences=2
+    )
+    with serial(monkeypatch):
+        collect(job, quiet())
+        run = Run.open(job.run)
+        run.forget(run.layout.shards[1])
+        with pytest.raises(UserError, match=r"1 of 3 shards \(33 %\) are missing.*partial=true"):
+            reduce(ReduceJob(run=job.run), quiet())
+        assert reduce(ReduceJob(run=job.run, partial=True), quiet()) == 0
+    neurons = read(run, "neurons")
+    assert neurons["tokens"][0].as_py() == 4 * 16
+    assert tables.table_metadata(neurons)["complete"] is False
+    with serial(monkeypatch):  # what is there is not done again
+        collect(job, quiet())
+    assert sorted(run.records()) == [0, 1, 2]
+
+
+def test_changed_bits_are_never_counted(tiny_checkpoint, tmp_path, monkeypatch):
+    file = save_tokens(tmp_path / "tokens.npy", models.random_tokens(6, 16))
+    job = collect_job(tmp_path / "run", tiny_checkpoint("pre"), file)
+    with serial(monkeypatch):
+        collect(job, quiet())
+        run = Run.open(job.run)
+        array = run.zarr(writable=True)["bitmaps/000"]
+        neuron = int(np.argmax(array[:].sum(axis=(1, 2, 3))))
+        values = array[neuron]
+        array[neuron] = np.where(values == values.max(), values - 1, values)  # valid, but other bits
+        with pytest.raises(UserError, match=r"(changed|committed|bytes).*repair=true"):
+            reduce(ReduceJob(run=job.run), quiet())
+        with pytest.raises(UserError, match="repair=true"):
+            collect(job, quiet())
+        collect(dataclasses.replace(job, repair=True), quiet())
+        assert reduce(ReduceJob(run=job.run), quiet()) == 0
