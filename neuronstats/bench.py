@@ -3,9 +3,12 @@
 import dataclasses
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 
 from neuronstats import bench_model
 from neuronstats.bench_model import Subject
@@ -14,7 +17,7 @@ from neuronstats.bench_report import Report, describe_machine
 from neuronstats.bench_rounds import Rounds
 from neuronstats.checkpoint import Checkpoint, Dtype, locate
 from neuronstats.config import DONE, FAILED, BenchJob
-from neuronstats.console import Console
+from neuronstats.console import PLAIN_SECONDS, Console
 from neuronstats.errors import SettingsError
 from neuronstats.opt import Shape
 
@@ -32,6 +35,7 @@ def bench(settings: BenchJob, console: Console) -> int:
         )
     out = Path(settings.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
+    transformers.utils.logging.disable_progress_bar()
     before = torch.get_num_threads()
     torch.set_num_threads(settings.bench.threads)
     try:
@@ -68,11 +72,24 @@ def _measure(settings: BenchJob, console: Console, device: torch.device, scratch
             settings.bench.rounds,
             settings.bench.warmups,
             on_gpu=subject.on_gpu,
-            tell=lambda words, name=name: console.say(f"  {name}: {words}"),  # type: ignore[misc]
+            tell=_slowly(lambda words, name=name: console.say(f"  {name}: {words}")),  # type: ignore[misc]
         )
         report.parts[name] = PARTS[name](sizes, subject, rounds, scratch)
     machine["load_average_end"] = list(os.getloadavg())
     return report
+
+
+def _slowly(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Pass on one line in PLAIN_SECONDS at most."""
+    last = time.monotonic()
+
+    def pass_on(words: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            tell(words)
+
+    return pass_on
 
 
 def _plain(settings: BenchJob) -> dict[str, object]:

@@ -17,13 +17,10 @@ Bitmaps = list[NDArray[np.uint8]]  # of each layer, [neuron, sequence, byte]
 
 
 class Bare:
-    """Hugging Face's own model, as one would load and call it.
-
-    Args:
-        subject: model and tokens.
-    """
+    """Hugging Face's own model, as one would load and call it."""
 
     def __init__(self, subject: Subject) -> None:
+        """Load the model."""
         self._subject = subject
         self._model: Any = load_model(subject)
         self.base: nn.Module = self._model.model
@@ -89,21 +86,23 @@ def load_model(subject: Subject) -> Any:
 def batches(subject: Subject, batch_sequences: int) -> list[Tensor]:
     """Cut the tokens into batches of int64 [sequence, position] on the device."""
     ids = torch.from_numpy(subject.tokens.astype(np.int64))
-    return [part.to(subject.device) for part in ids.split(batch_sequences)]
+    starts = range(0, len(ids), batch_sequences)
+    return [ids[start : start + batch_sequences].to(subject.device) for start in starts]
 
 
 class Swept:
-    """Our sweep.
-
-    Args:
-        subject: model and tokens.
-        num_layers: run and record only the first layers; None for all.
-        resident: keep the layers in memory; otherwise each is read from disk for the shard.
-    """
+    """Our sweep."""
 
     def __init__(
         self, subject: Subject, *, num_layers: int | None = None, resident: bool = True
     ) -> None:
+        """Make ready.
+
+        Args:
+            subject: model and tokens.
+            num_layers: run and record only the first layers; None for all.
+            resident: keep the layers in memory; otherwise each is read from disk for the shard.
+        """
         self._subject = subject
         self.num_layers = num_layers or subject.shape.num_layers
         checkpoint = Checkpoint(subject.folder)

@@ -104,5 +104,5 @@ def _count(findings: Findings, rounds: Rounds, fired: Tensor, num_positions: int
     findings.facts.append(("counting", f"{rate:.2e} activations/s{goal}"))
     right = (fired.sum(0).cpu().numpy(), by_sequence.sum(0).cpu().numpy())
     found = (bits.count(bitmap), bits.position_counts(rows, num_positions))
-    for what, ours, theirs in zip(("counts", "position counts"), found, right, strict=True):
-        findings.mismatches[what] = int(np.count_nonzero(ours != theirs))
+    for what, one, other in zip(("counts", "position counts"), found, right, strict=True):
+        findings.mismatches[what] = int(np.count_nonzero(one != other))

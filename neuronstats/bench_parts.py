@@ -1,4 +1,4 @@
-"""The benchmark's parts: which ways of doing the work are measured together, and against which goals."""
+"""The benchmark's parts: which ways of doing the work are measured together, with goals."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def forward(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> F
     findings.facts += [
         ("activated", f"{fired / cells:.2%} of all neurons and tokens"),
         (
-            "stored, all layers' bits",
+            "stored, all layers",
             f"{size(stored)}, {stored / subject.num_tokens:.0f} B a token",
         ),
     ]

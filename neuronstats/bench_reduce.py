@@ -56,7 +56,9 @@ def reduction(rounds: Rounds, *, num_tokens: int, num_neurons: int) -> Findings:
             findings.ratios.append(
                 rounds.ratio(f"{ours} / {theirs}", timings[ours], timings[theirs], goal=goal)
             )
-    bound = sum(projected_bytes(num_neurons, *tokens.shape, exact).values())
+    num_sequences, num_positions = tokens.shape
+    terms = projected_bytes(num_neurons, num_sequences, num_positions, exact)
+    bound = sum(terms.values())
     findings.facts = [
         ("corpus", f"{tokens.size:.2e} tokens, {len(corpus[3].occurrences):.2e} trigrams"),
         ("neurons", f"{num_neurons}, active on {activations / tokens.size / num_neurons:.2%}"),
@@ -68,7 +70,7 @@ def reduction(rounds: Rounds, *, num_tokens: int, num_neurons: int) -> Findings:
         if peak is not None:
             findings.facts.append((f"peak memory of {name}", f"{peak / 1e6:.0f} MB"))
     truth = np.array(results["np.unique"])
-    wanted = {name: truth for name in names} | {names[1]: np.minimum(truth, LIMIT + 1)}
+    wanted = dict.fromkeys(names, truth) | {names[1]: np.minimum(truth, LIMIT + 1)}
     for name, found in results.items():
         findings.mismatches[f"covers, {name}"] = int((np.array(found) != wanted[name]).sum())
     return findings

@@ -38,17 +38,18 @@ def _cpu_model() -> str:
 
 
 class Report:
-    """Gathers the findings of all parts.
-
-    Args:
-        machine: of `describe_machine`.
-        subject: what was measured, for people.
-        settings: the job's.
-    """
+    """Gathers the findings of all parts."""
 
     def __init__(
         self, machine: dict[str, Any], subject: dict[str, Any], settings: dict[str, Any]
     ) -> None:
+        """Begin.
+
+        Args:
+            machine: of `describe_machine`.
+            subject: what is measured, for people.
+            settings: the job's.
+        """
         self.machine, self.subject, self.settings = machine, subject, settings
         self.parts: dict[str, Findings] = {}
 
@@ -65,12 +66,10 @@ class Report:
         if not spreads:
             return "nothing was timed"
         middle, most = statistics.median(spreads), max(spreads)
-        load = " to ".join(
-            f"{self.machine[k][0]:.1f}" for k in ("load_average", "load_average_end")
-        )
+        start, end = self.machine["load_average"][0], self.machine["load_average_end"][0]
         return (
             f"slowest round / fastest: {middle:.2f} in the median, {most:.2f} at most;"
-            f" load average {load} on {self.machine['cores']} cores"
+            f" load average {start:.1f} to {end:.1f} on {self.machine['cores']} cores"
         )
 
     def show(self, console: Console) -> None:
@@ -80,9 +79,8 @@ class Report:
             console.table(f"{name}: times as fast, median (least to most of the rounds)", rows)
         wrong = {path: number for path, number in self.mismatches.items() if number}
         right = len(self.mismatches) - len(wrong)
-        console.say(
-            f"equal results: {right} of {len(self.mismatches)} paths {wrong or ''}".rstrip()
-        )
+        differ = f"; these differ: {wrong}" if wrong else ""
+        console.say(f"equal results: {right} of {len(self.mismatches)} paths{differ}")
         console.say(f"noise: {self.noise}")
 
     def write(self, folder: Path) -> None:

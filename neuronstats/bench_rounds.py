@@ -1,4 +1,4 @@
-"""Times ways of doing the same work in turn, round by round, so that noise meets all of them alike."""
+"""Times ways of doing the same work in turn, round by round: noise meets all of them alike."""
 
 import gc
 import math

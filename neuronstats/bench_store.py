@@ -16,15 +16,10 @@ from neuronstats.store import Layout, Run, make_shards
 
 
 class Written:
-    """Sweeps one shard and commits it, again and again to the same place.
-
-    Args:
-        subject: model and tokens.
-        swept: the sweep.
-        folder: for the run; made here.
-    """
+    """Sweeps one shard and commits it, again and again to the same place."""
 
     def __init__(self, subject: Subject, swept: Swept, folder: Path) -> None:
+        """Make a run in a new folder."""
         self._subject, self._swept = subject, swept
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
         num_sequences, num_positions = subject.tokens.shape
@@ -99,6 +94,6 @@ def pinned() -> Iterator[None]:
 
 
 def _set_affinity(cores: set[int]) -> None:
-    for thread in os.listdir("/proc/self/task"):
+    for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
-            os.sched_setaffinity(int(thread), cores)
+            os.sched_setaffinity(int(thread.name), cores)

@@ -18,13 +18,10 @@ from neuronstats.checkpoint import Checkpoint
 
 
 class Streamed:
-    """Our sweep with two layers in memory, the next one read while one is computed.
-
-    Args:
-        subject: model and tokens.
-    """
+    """Our sweep with two layers in memory, the next one read while one is computed."""
 
     def __init__(self, subject: Subject) -> None:
+        """Make ready."""
         self._files = _weight_files(subject.folder)
         self.layer_bytes = Checkpoint(subject.folder).layer_bytes
         self.swept = Swept(subject, resident=False)
@@ -36,17 +33,18 @@ class Streamed:
 
 
 class Offloaded:
-    """accelerate's disk offload of the base model: every layer is read for every batch.
-
-    Args:
-        subject: model and tokens.
-        folder: for its copy of the weights.
-
-    Raises:
-        ImportError: accelerate is not installed.
-    """
+    """accelerate's disk offload of the base model: every layer is read for every batch."""
 
     def __init__(self, subject: Subject, folder: Path) -> None:
+        """Write the weights as accelerate wants them.
+
+        Args:
+            subject: model and tokens.
+            folder: for them; made here.
+
+        Raises:
+            ImportError: accelerate is not installed.
+        """
         accelerate: Any = importlib.import_module("accelerate")
         self._subject = subject
         self._model: Any = load_model(subject).model

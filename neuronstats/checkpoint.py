@@ -7,7 +7,7 @@ ever read with ``weights_only=True``, and no code of a model repository is ever 
 import json
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,20 @@ def locate(settings: ModelSettings, *, weights: bool = True) -> Path:
     return found
 
 
+def is_here(settings: ModelSettings) -> bool:
+    """Whether the model is in a folder, and nothing of it is to be fetched."""
+    path = settings.path or ""
+    return path.startswith("embedded:") or Path(path).expanduser().is_dir()
+
+
+def absolute(settings: ModelSettings) -> ModelSettings:
+    """Make a folder's path absolute: a worker may have another current folder, or another home."""
+    folder = Path(settings.path or "").expanduser()
+    if not settings.path or not folder.is_dir():
+        return settings
+    return replace(settings, path=str(folder.absolute()))
+
+
 def _hub_has_safetensors(settings: ModelSettings) -> bool:
     from huggingface_hub import list_repo_files
 
@@ -135,17 +149,18 @@ class Checkpoint:
 
     Args:
         folder: a folder with config.json and weights.
+        weights: False where they were not fetched; then only what config.json says is known.
 
     Raises:
         UserError: a file is missing, truncated or of another kind.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, weights: bool = True) -> None:
         self.folder = folder
         self.config = load_config(folder)
         self._open_files: dict[Path, _Safetensors | _Pickle] = {}
         self._where: dict[str, tuple[Path, str]] = {}
-        for path in self.weight_files():
+        for path in self.weight_files() if weights else []:
             for name in self._file(path).names():
                 self._where[_bare(name)] = (path, name)
 
@@ -182,6 +197,8 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """The type that the weights are stored in."""
+        if not self._where:
+            return self.config.dtype or torch.float32
         return self.tensor("embed_tokens.weight").dtype
 
     def tensor(self, name: str) -> Tensor:
@@ -199,7 +216,11 @@ class Checkpoint:
             raise UserError(f"{path} is damaged at {full}: {error}") from error
 
     def layer(self, index: int) -> dict[str, Tensor]:
-        """Return the tensors of one decoder layer, by their names within it."""
+        """Return the tensors of one decoder layer, by their names within it.
+
+        Raises:
+            UserError: there is none of this number.
+        """
         prefix = f"layers.{index}."
         names = [name for name in self._where if name.startswith(prefix)]
         if not names:
@@ -272,7 +293,9 @@ class _Pickle:
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"{path} is truncated, or holds more than weights: {reason}") from error
-        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+        ):
             raise UserError(f"{path} holds no dictionary of tensors.")
         self._state: dict[str, Tensor] = state
 

@@ -7,6 +7,7 @@ times at most; an exception in a task is never retried, but ends the job with th
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -28,6 +29,7 @@ ATTEMPTS = 4  # of one task, counting only losses of its worker
 WORKER_START_SECONDS = 600.0  # for a first worker to load its model
 OBJECT_STORE_BYTES = 128 << 20  # results are small; ray's default is 30 % of the memory
 WAIT_SECONDS = 0.5
+ADDRESS = re.compile(r"(ray://)?.+:\d+")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,8 +49,13 @@ class RaySettings:
         """Refuse what is no number."""
         for name in ("workers", "gpus_per_worker", "cpus_per_worker"):
             value, least = getattr(self, name), 0 if name == "gpus_per_worker" else 1
-            if value != "auto" and (not isinstance(value, int) or value < least):
+            if value != "auto" and (type(value) is not int or value < least):
                 raise SettingsError(f"ray.{name}={value}: expected auto or a number from {least}.")
+        if self.address not in (None, "auto") and not ADDRESS.fullmatch(self.address):
+            raise SettingsError(
+                f"ray.address={self.address}: expected null (this machine), auto, HOST:PORT or"
+                " ray://HOST:PORT."
+            )
 
 
 class TaskFailedError(RuntimeError):
@@ -266,6 +273,9 @@ def _init(ray: Any, settings: RaySettings) -> None:
     else:
         _check_reachable(settings.address)
         options |= {"address": settings.address}
+    # What ray starts inherits the mask: a SIGTERM to the whole process group (a scheduler's, a
+    # container's) then reaches this process alone, which lets the shards in flight finish.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         ray.init(**options)
     except Exception as error:  # noqa: BLE001 - ray raises many kinds, and chains long texts
@@ -274,12 +284,14 @@ def _init(ray: Any, settings: RaySettings) -> None:
             f"Ray could not be started {where}: {_first_line(error)}."
             + (" Is a cluster running there (ray start --head)?" if settings.address else "")
         ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _check_reachable(address: str) -> None:
     """Find out in seconds what ray.init needs minutes for."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address in ("auto", "local") or not port.isdigit():
+    if address == "auto":
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

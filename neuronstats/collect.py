@@ -18,7 +18,7 @@ import xxhash
 
 from neuronstats import plan as planning
 from neuronstats import store
-from neuronstats.checkpoint import Checkpoint, Dtype, ModelSettings, locate
+from neuronstats.checkpoint import Checkpoint, Dtype, ModelSettings, absolute, is_here, locate
 from neuronstats.cluster import Pool, Workers, connect, local_workers
 from neuronstats.config import INTERRUPTED, CollectJob
 from neuronstats.console import Console, duration, short
@@ -26,11 +26,11 @@ from neuronstats.corpus import Corpus
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.folder import LOCK, RunFolder
 from neuronstats.machine import Machine, free_disk_bytes, peak_host_bytes, probe
-from neuronstats.opt import Shape, num_first_layers
+from neuronstats.opt import Shape, check_weights, num_first_layers
 from neuronstats.plan import Plan, Work, size
 from neuronstats.store import Layout, Run, Shard, make_shards
 from neuronstats.sweep import Sweep
-from neuronstats.text import content_fingerprint
+from neuronstats.text import DataSettings, content_fingerprint
 from neuronstats.textfiles import find_files
 from neuronstats.tokens import read_corpus
 
@@ -137,13 +137,16 @@ class Collect:
         self.settings, self.console = settings, console
         self.location = settings.location
         self.info = self._existing()
-        self.checkpoint = Checkpoint(locate(settings.model))
+        weights = not settings.plan or is_here(settings.model)  # a plan does not fetch gigabytes
+        self.checkpoint = Checkpoint(locate(settings.model, weights=weights), weights=weights)
         self.shape = Shape.of(self.checkpoint.config)
         self.num_layers = num_first_layers(settings.collect.layers, self.shape.num_layers, "collect.layers")
         if self.num_layers == 0:
             raise SettingsError(f"collect.layers={settings.collect.layers}: no layer would be run.")
         wanted = num_first_layers(settings.collect.bitmaps, self.shape.num_layers, "collect.bitmaps")
         self.num_bitmaps = min(wanted, self.num_layers)
+        if weights:
+            check_weights(self.checkpoint, self.num_layers)
 
     def _existing(self) -> dict[str, Any] | None:
         if "://" not in self.location and not Path(self.location).exists():
@@ -151,9 +154,7 @@ class Collect:
         folder = RunFolder(self.location)
         info = store.read_info(folder)
         if info is None:
-            foreign = [
-                key for key in folder.sizes() if key != LOCK and not key.startswith((store.ZARR, LOGS))
-            ]
+            foreign = folder.names() - {LOCK, LOGS, store.ZARR}
             if foreign:
                 raise SettingsError(
                     f"run={self.location} holds other files ({', '.join(sorted(foreign)[:3])}) and no"
@@ -242,7 +243,9 @@ class Collect:
             "model.dtype": str(self.dtype(on_gpu=work.on_gpu)).removeprefix("torch."),
             "model.tokenizer": None if data.kind == "tokens" else _tokenizer_hash(self.checkpoint.folder),
             "data.kind": data.kind,
-            "data.content": json.loads(json.dumps(content_fingerprint(data))),
+            "data.content": _content(data),
+            "data.text": data.text if data.kind == "local" else None,
+            "data.domain": data.domain if data.kind == "local" else None,
             "data.sequence_length": work.corpus.positions,
             "data.max_tokens": data.max_tokens,
             "data.packing": data.packing,
@@ -282,8 +285,6 @@ class Collect:
         config = self.checkpoint.config
         settings = dataclasses.asdict(self.settings)
         settings["model"]["dtype"] = self.settings.model.dtype.value
-        if settings["model"]["path"] and (found := Path(settings["model"]["path"])).is_dir():
-            settings["model"]["path"] = str(found.absolute())
         text = json.dumps(identity, sort_keys=True)
         return {
             "fingerprint": xxhash.xxh3_128_hexdigest(text.encode()),
@@ -301,7 +302,7 @@ class Collect:
 def refuse_differences(location: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise SettingsError naming every setting in which a run differs from what is asked for."""
     differences = [
-        f"{key}: the run has {old.get(key)!r}, asked for is {value!r}"
+        f"{key}: {_difference(old.get(key), value)}"
         for key, value in new.items()
         if old.get(key) != value
     ]
@@ -310,6 +311,22 @@ def refuse_differences(location: str, old: Mapping[str, Any], new: Mapping[str, 
             f"{location} was made by other settings:\n  " + "\n  ".join(differences)
             + "\nGive these settings again, or another run folder (run=)."
         )
+
+
+def _content(data: DataSettings) -> Any:
+    if data.kind == "hub":
+        return [dataclasses.asdict(source) for source in data.sources]
+    return json.loads(json.dumps(content_fingerprint(data)))
+
+
+def _difference(old: Any, new: Any) -> str:
+    if not all(isinstance(value, dict) and "files" in value for value in (old, new)):
+        return f"the run has {old!r}, asked for is {new!r}"
+    before, now = ({file["name"]: file for file in value["files"]} for value in (old, new))
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    kinds = {(True, True): "has changed", (False, True): "is new", (True, False): "is gone"}
+    words = [f"{name} {kinds[name in before, name in now]}" for name in changed[:3]]
+    return ", ".join(words) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
 def _separator(config: Any) -> int:
@@ -365,6 +382,7 @@ def _sum(terms: tuple[planning.Term, ...], total: int) -> str:
 
 def collect(settings: CollectJob, console: Console) -> int:
     """Do the job; return its exit code."""
+    settings = dataclasses.replace(settings, model=absolute(settings.model))
     job = Collect(settings, console)
     exact = job.info is not None or not settings.plan or _is_small(settings)
     corpus = job.corpus() if job.info is None and exact else None

@@ -54,7 +54,7 @@ class CollectSettings:
         """Refuse lengths that are no lengths."""
         for name in ("shard_sequences", "batch_sequences"):
             value = getattr(self, name)
-            if value != "auto" and (not isinstance(value, int) or value < 1):
+            if value != "auto" and (type(value) is not int or value < 1):
                 raise SettingsError(f"collect.{name}={value}: expected auto or a number from 1.")
 
 
@@ -76,7 +76,8 @@ class CollectJob:
     @property
     def location(self) -> str:
         """The run folder."""
-        return self.run or f"runs/{self.model.name}-{self.data.name}"
+        location = self.run or f"runs/{self.model.name}-{self.data.name}"
+        return location if "://" in location else str(Path(location).expanduser())
 
 
 @dataclass(kw_only=True)
@@ -85,6 +86,14 @@ class ReduceSettings(NgramSettings):
 
     positional_mi: float = 0.05
     """Mutual information with position, in nats, above which a neuron is positional."""
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds that cannot be meant."""
+        NgramSettings.__post_init__(self)
+        if not 0 <= self.positional_mi < float("inf"):
+            raise SettingsError(
+                f"positional_mi={self.positional_mi}: expected a number of nats, 0 or more."
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -191,7 +200,7 @@ class BenchSettings:
 class BenchJob:
     """Measure how fast it is here, as ratios against what one would use instead."""
 
-    model: ModelSettings = field(default_factory=ModelSettings)
+    model: ModelSettings = field(default_factory=lambda: ModelSettings(name="random"))
     bench: BenchSettings = field(default_factory=BenchSettings)
     out: str = "runs/bench"
     """Folder for bench.json and bench.md, and while it runs for the weights and the run written."""

@@ -201,7 +201,9 @@ def load_npy(
 
 def _open_array(path: Path, max_positions: int) -> NDArray[np.integer[Any]]:
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; data=tokens reads an .npy file")
+        raise SettingsError(
+            f"data.path={path}: there is no such file; data=tokens reads an .npy file."
+        )
     try:
         with path.open("rb") as file:
             magic = file.read(len(NPY_MAGIC))

@@ -1,6 +1,7 @@
 """Tables -> figures: the frame all share (style, caption, files), and the list of them all."""
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -123,17 +124,27 @@ def basis(runs: Sequence[NamedRun]) -> str:
 
 
 def draw(function: Draw, name: str, title: str, runs: Sequence[NamedRun]) -> Drawing:
-    """Draw a figure, or say why it has nothing to show."""
+    """Draw a figure with its name and basis above it, or say why it has nothing to show."""
     try:
         with mpl.rc_context(STYLE):
-            return function(runs)
+            drawing = function(runs)
+            if drawing.figure is not None:
+                number = f"{drawing.name}. " if drawing.name[0].isdigit() else ""
+                width = round(15 * drawing.figure.get_size_inches()[0])
+                lines = [number + drawing.title, *textwrap.wrap(basis(runs), width)]
+                drawing.figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8)
+            return drawing
     except NoDataError as missing:
         return Drawing(name, title, basis(runs), reason=str(missing))
 
 
+ORDER = ("1a", "1b", "2", "12", "13", "3", "14", "4", "15", "5", "7", "8", "9", "10", "dead_curve",
+         "suppression", "domains")  # fmt: skip
+
+
 def all_figures(runs: Sequence[NamedRun]) -> list[Drawing]:
     """Draw every figure of the paper, and ours beyond it, in the paper's order."""
-    from neuronstats import figures_layers
+    from neuronstats import figures_curves, figures_layers, figures_neurons
 
-    catalogue: list[tuple[Draw, str, str]] = [*figures_layers.CATALOGUE]
-    return [draw(function, name, title, runs) for function, name, title in catalogue]
+    catalogue = figures_layers.CATALOGUE | figures_neurons.CATALOGUE | figures_curves.CATALOGUE
+    return [draw(catalogue[name][0], name, catalogue[name][1], runs) for name in ORDER]

@@ -1,8 +1,11 @@
 """Figures by layer: dead neurons and frequencies (1), detectors (3, 14), new n-grams (4, 15), ours."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from neuronstats.figures import (
@@ -19,6 +22,7 @@ from neuronstats.layerstats import NEVER_SEEN_BOUND
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 DEPTH = "layer relative to depth (0: first, 1: last)"
+WORDS = {1: "token", 2: "bigram", 3: "trigram"}
 NO_BITMAPS = "no run keeps bitmaps (collect.bitmaps), which n-grams are counted on"
 
 
@@ -33,7 +37,7 @@ def by_depth(named: NamedRun, column: str, factor: float = 1.0) -> Curve | None:
 
 def _overlay(
     runs: Sequence[NamedRun], column: str, ylabel: str, *, factor: float = 1.0, missing: str
-) -> tuple[object, object]:
+) -> tuple[Figure, Axes]:
     figure = new_figure()
     axes = figure.subplots()
     drawn = 0
@@ -76,7 +80,156 @@ def frequency(runs: Sequence[NamedRun]) -> Drawing:
     return Drawing("1b", "Mean frequency of the alive neurons by layer", caption, figure=figure)
 
 
-CATALOGUE: list[tuple[Draw, str, str]] = [
-    (dead, "1a", "Dead neurons by layer"),
-    (frequency, "1b", "Mean frequency of the alive neurons by layer"),
-]
+def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title: str) -> Drawing:
+    """Figs. 3 and 14: detectors by layer (a), and the n-grams that have one (b)."""
+    lengths = _counted(runs, lengths)
+    figure, axes = panels(2 * len(lengths))
+    for place, n in enumerate(lengths):
+        left, right = axes[2 * place : 2 * place + 2]
+        for index, named in enumerate(runs):
+            found = by_depth(named, f"detectors_{n}")
+            if found is None:
+                continue
+            style = line_style(index)
+            left.plot(*found, label=named.label, **style)
+            for column, line in ((f"detected_{n}", "-"), (f"detected_cumulative_{n}", "--")):
+                curve = by_depth(named, column)
+                assert curve is not None
+                words = f"{named.label}, " + ("in the layer" if line == "-" else "up to the layer")
+                right.plot(*curve, line, label=words, **style)
+        left.set(title=f"(a) detectors of {WORDS[n]}s", xlabel=DEPTH, ylabel="neurons in the layer")
+        right.set(title=f"(b) {WORDS[n]}s with a detector", xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s")
+        for panel in (left, right):
+            panel.set_ylim(bottom=0)
+            panel.legend()
+    caption = (
+        f"A detector is covered by few n-grams (at most {_covers(runs, lengths)}, for"
+        f" {_each(runs, 'cover_share', 95)} of its activations), is activated in at least"
+        f" {_each(runs, 'detect_rate', 95)} of the occurrences of those that count as detected, and"
+        " these alone still cover it. The begin-of-sequence token is left out. (b) solid: n-grams"
+        f" that a neuron of the layer detects; dashed: of this layer or one below. {basis(runs)}"
+    )
+    return Drawing(name, title, caption, figure=figure)
+
+
+def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title: str) -> Drawing:
+    """Figs. 4 and 15: what a layer detects that the layers below, or the one below, do not."""
+    lengths = _counted(runs, lengths)
+    cells = [
+        (named, n) for n in lengths for named in runs if by_depth(named, f"detected_{n}") is not None
+    ]
+    figure, axes = panels(len(cells))
+    for panel, (named, n) in zip(axes, cells, strict=True):
+        lines = (
+            (f"detected_{n}", "detected in the layer", "-"),
+            (f"new_overall_{n}", "new against all layers below", "--"),
+            (f"new_to_previous_{n}", "new against the layer just below", ":"),
+        )
+        for index, (column, words, line) in enumerate(lines):
+            curve = by_depth(named, column)
+            assert curve is not None
+            panel.plot(*curve, line, label=words, **line_style(index))
+        panel.set(title=named.label, xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s")
+        panel.set_ylim(bottom=0)
+        panel.legend()
+    caption = (
+        "Of the n-grams that the neurons of a layer detect, those that no neuron of any layer below"
+        f" detects, and those that none of the layer just below does. {basis(runs)}"
+    )
+    return Drawing(name, title, caption, figure=figure)
+
+
+def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
+    """Return the lengths that any run has detectors counted for."""
+    kept = [n for n in lengths if any(by_depth(named, f"detectors_{n}") is not None for named in runs)]
+    if not kept:
+        raise NoDataError(NO_BITMAPS)
+    if all(not np.any(named.run.column(f"detectors_{n}")) for named in runs for n in kept
+           if named.run.column(f"detectors_{n}") is not None):
+        words = " or ".join(f"{WORDS[n]}s" for n in kept)
+        raise NoDataError(f"no neuron of any run is a detector of {words}")
+    return kept
+
+
+def _covers(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
+    found = [named.run.setting("max_cover", {}) for named in runs]
+    words = [f"{each.get(str(n), '?')} {WORDS[n]}s" for n in lengths for each in found[:1]]
+    same = all(each == found[0] for each in found)
+    return " or ".join(words) + ("" if same else " in the first run; the others have other settings")
+
+
+def _each(runs: Sequence[NamedRun], name: str, default: float) -> str:
+    shares = sorted({float(named.run.setting(name, default / 100)) for named in runs})
+    return " or ".join(f"{100 * share:g} %" for share in shares)
+
+
+def suppression(runs: Sequence[NamedRun]) -> Drawing:
+    """Ours: the share of token detectors that suppress what they detect."""
+    figure, axes = _overlay(
+        runs,
+        "suppressing_share",
+        "suppressing, % of token detectors",
+        factor=100,
+        missing="no run has projections of token detectors (none was found, or reduce did not"
+        " read the checkpoint)",
+    )
+    axes.axhline(50, color="0.5", linewidth=1, linestyle=":")
+    axes.set_ylim(0, 103)
+    caption = (
+        "Share of each layer's token detectors whose update lowers, in the mean over their detected"
+        " tokens, the tokens' projections on the output embedding. Dotted: one half, which a sign"
+        f" drawn at random would give. {basis(runs)}"
+    )
+    return Drawing("suppression", "Detectors that suppress their triggers", caption, figure=figure)
+
+
+def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
+    """Ours: how the dead share falls as tokens are seen."""
+    figure = new_figure()
+    axes = figure.subplots()
+    drawn = False
+    for index, named in enumerate(runs):
+        table = named.run.table("dead_curve")
+        if table is None or not len(table):
+            continue
+        drawn = True
+        layer, tokens, neurons, never = (
+            table[name].to_numpy() for name in ("layer", "tokens", "neurons", "dead")
+        )
+        steps = np.unique(tokens)
+        share = np.stack([100 * never[layer == k] / neurons[layer == k] for k in np.unique(layer)])
+        weight = [neurons[layer == k][0] for k in np.unique(layer)]
+        worst = int(np.argmax(share[:, -1]))
+        style = line_style(index)
+        axes.plot(steps, np.average(share, axis=0, weights=weight), label=f"{named.label}, all", **style)
+        axes.plot(steps, share[worst], "--", label=f"{named.label}, layer {worst}", **style)
+    if not drawn:
+        raise NoDataError("the runs were reduced by a version that keeps no such table: reduce again")
+    axes.set(xscale="log", xlabel="tokens seen", ylabel="neurons never activated yet, %")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    caption = (
+        "Neurons that were not activated on any token seen so far, of all recorded layers (solid) and"
+        " of the layer with most of them at the end (dashed). Text is taken from all domains evenly."
+        " Where the curve still falls, more text would find fewer dead neurons."
+        f" {basis(runs)}"
+    )
+    return Drawing("dead_curve", "Dead neurons against tokens seen", caption, figure=figure)
+
+
+CATALOGUE: dict[str, tuple[Draw, str]] = {
+    "1a": (dead, "Dead neurons by layer"),
+    "1b": (frequency, "Mean frequency of the alive neurons by layer"),
+}
+for _name, _lengths, _draw, _title in (
+    ("3", (1,), detectors, "Token detectors by layer"),
+    ("14", (2, 3), detectors, "Detectors of bigrams and trigrams by layer"),
+    ("4", (1,), new_ngrams, "Detected tokens that are new in a layer"),
+    ("15", (2, 3), new_ngrams, "Detected bigrams and trigrams that are new in a layer"),
+):
+    _keywords = {"lengths": _lengths, "name": _name, "title": _title}
+    CATALOGUE[_name] = (functools.partial(_draw, **_keywords), _title)
+CATALOGUE |= {
+    "dead_curve": (dead_curve, "Dead neurons against tokens seen"),
+    "suppression": (suppression, "Detectors that suppress their triggers"),
+}

@@ -29,11 +29,11 @@ LEASE_SECONDS = 60.0  # a lock object on an object store that was not renewed fo
 
 
 @contextlib.contextmanager
-def _readable(action: str, where: str) -> Iterator[None]:
+def told(action: str, where: str) -> Iterator[None]:
     """Turn a storage error into one sentence about the user's storage."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         raise
     except (OSError, BaseError) as error:
         reason = str(error).split("\n")[0]
@@ -60,7 +60,7 @@ class RunFolder:
         if self.is_local and not path.is_dir() and (path.exists() or not create):
             what = "is a file" if path.exists() else "does not exist"
             raise SettingsError(f"run folder {self.location} {what}; expected a folder of a run.")
-        with _readable("open", self.location):
+        with told("open", self.location):
             self._store = self._open()
 
     def _open(self, below: str = "") -> Any:
@@ -77,7 +77,7 @@ class RunFolder:
 
     def read(self, key: str) -> bytes | None:
         """Return an object's bytes, or None where there is none."""
-        with _readable("read", f"{self.location}/{key}"):
+        with told("read", f"{self.location}/{key}"):
             try:
                 return bytes(obstore.get(self._store, key).bytes())
             except FileNotFoundError:
@@ -85,12 +85,12 @@ class RunFolder:
 
     def write(self, key: str, data: bytes) -> None:
         """Write or replace an object."""
-        with _readable("write", f"{self.location}/{key}"):
+        with told("write", f"{self.location}/{key}"):
             obstore.put(self._store, key, data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object unless there is one already; return whether it was written."""
-        with _readable("write", f"{self.location}/{key}"):
+        with told("write", f"{self.location}/{key}"):
             try:
                 obstore.put(self._store, key, data, mode="create")
             except AlreadyExistsError:
@@ -99,19 +99,26 @@ class RunFolder:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size in bytes of every object below a prefix."""
-        with _readable("list", f"{self.location}/{prefix}"):
+        with told("list", f"{self.location}/{prefix}"):
             batches = obstore.list(self._store, prefix or None)
             return {item["path"]: int(item["size"]) for batch in batches for item in batch}
 
+    def names(self) -> set[str]:
+        """Return the names right below the location: of objects, and of folders that hold some."""
+        with told("list", self.location):
+            found = obstore.list_with_delimiter(self._store)
+        paths = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
+        return {path.strip("/") for path in paths}
+
     def remove(self, key: str) -> None:
         """Delete one object, if it is there."""
-        with _readable("delete", f"{self.location}/{key}"), contextlib.suppress(FileNotFoundError):
+        with told("delete", f"{self.location}/{key}"), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
     def clear(self, prefix: str) -> None:
         """Delete every object below a prefix."""
         keys = list(self.sizes(prefix))
-        with _readable("delete", f"{self.location}/{prefix}"):
+        with told("delete", f"{self.location}/{prefix}"):
             for start in range(0, len(keys), 1000):
                 obstore.delete(self._store, keys[start : start + 1000])
 
@@ -120,7 +127,7 @@ class RunFolder:
 
         Locally in one step; on an object store, which has none, object by object.
         """
-        with _readable("replace", f"{self.location}/{old}"):
+        with told("replace", f"{self.location}/{old}"):
             if self.is_local:
                 _exchange(Path(self.location) / new, Path(self.location) / old)
                 return
@@ -135,7 +142,7 @@ class RunFolder:
     def zarr_store(self, name: str, *, read_only: bool, on_write: Any = None) -> ObjectStore:
         """Return a Zarr store below ``name``; ``on_write(key, bytes)`` sees each object written."""
         if self.is_local and not read_only:
-            with _readable("create", f"{self.location}/{name}"):
+            with told("create", f"{self.location}/{name}"):
                 (Path(self.location) / name).mkdir(parents=True, exist_ok=True)
         return _ObservedStore(self._open(name), read_only=read_only, on_write=on_write)
 
@@ -159,7 +166,7 @@ class RunFolder:
     @contextlib.contextmanager
     def _local_lock(self) -> Iterator[None]:
         path = Path(self.location) / LOCK
-        with _readable("write", str(path)):
+        with told("write", str(path)):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:

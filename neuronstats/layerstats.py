@@ -1,7 +1,8 @@
 """Blocks of neurons -> whole tables: neurons in order, and what the figures by layer show."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,14 +11,27 @@ from numpy.typing import NDArray
 
 from neuronstats.store import Layout
 
-if TYPE_CHECKING:
-    from neuronstats.reduce import BlockResult
-
 POSITION_TYPES = ("oscillatory", "both_extremes", "one_extreme", "other")
 NEVER_SEEN_BOUND = 3.0  # one-sided 95 % upper bound of a count of which none was seen (rule of three)
 
 Counts = NDArray[np.int64]
 Ngram = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a block adds to the tables."""
+
+    neurons: pa.Table
+    domains: pa.Table
+    ngrams: pa.Table
+    triggers: pa.Table
+    loose: dict[int, int]
+    """Detectors under the loose reading, by n."""
+    activations: Counts
+    """Of each shard, for the layer's sum to be held against the shard's record."""
+    never: Counts
+    """Neurons not yet activated after each shard, in the order of `spread`."""
 
 
 class Merge:
@@ -39,7 +53,7 @@ class Merge:
         self._activations: list[Counts | int] = [0] * layout.num_layers
         self._never: list[Counts | int] = [0] * layout.num_layers
 
-    def add(self, layer: int, result: "BlockResult") -> None:
+    def add(self, layer: int, result: BlockResult) -> None:
         """Take one block's result."""
         self._neurons[layer].append(result.neurons)
         self._activations[layer] = self._activations[layer] + result.activations

@@ -217,10 +217,20 @@ def active_bits(words: Any, positions: Any) -> Any:
 
 
 @compiled
-def active_frequent(words: Any, frequent: Any) -> Any:
-    """Count a neuron's set bits, and those that are set in another bitmap too."""
-    active, both = np.uint64(0), np.uint64(0)
+def count_bits(words: Any, counts: Any) -> None:
+    """Set counts int64 [neuron] to the set bits of words uint64 [neuron, word]."""
+    for neuron in range(words.shape[0]):
+        row = words[neuron]
+        active = np.uint64(0)
+        for i in range(row.shape[0]):
+            active += _popcount(row[i])
+        counts[neuron] = active
+
+
+@compiled
+def common_bits(words: Any, others: Any) -> Any:
+    """Count the bits that are set in both of two bitmaps uint64 [word]."""
+    common = np.uint64(0)
     for i in range(words.shape[0]):
-        active += _popcount(words[i])
-        both += _popcount(words[i] & frequent[i])
-    return np.int64(active), np.int64(both)
+        common += _popcount(words[i] & others[i])
+    return np.int64(common)

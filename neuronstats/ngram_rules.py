@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuronstats.ngram_kernels import active_bits, active_frequent, compiled, distinct
+from neuronstats.ngram_kernels import active_bits, common_bits, compiled, distinct
 
 # n-grams with fewer activations are tallied by count, the others inserted: there are few.
 TALLY = 1024
@@ -183,7 +183,7 @@ def _loose(found: Any, counts: Any, occurrences: Any, rules: Rules) -> int:
 
 
 @compiled
-def prune(words: Any, corpus: Corpus, rules: Rules, out: Outcome) -> None:
+def prune(words: Any, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -> None:
     """Find neurons that few n-grams cannot cover, without a look at which n-grams they are.
 
     Exact: no `cover_limit` n-grams account for more activations than they have occurrences; nor for
@@ -192,6 +192,7 @@ def prune(words: Any, corpus: Corpus, rules: Rules, out: Outcome) -> None:
 
     Args:
         words: bitmaps uint64 [neuron, word].
+        active: their set bits, int64 [neuron].
         corpus: the n-grams of one n.
         rules: with a `cover_limit`.
         out: `proven`, `counted` and `cover` are set where there is a proof; `bound` is read, from
@@ -203,10 +204,10 @@ def prune(words: Any, corpus: Corpus, rules: Rules, out: Outcome) -> None:
     if num_ids > NUM_FREQUENT:
         rest = limit * corpus.occurrences[NUM_FREQUENT]
     for neuron in range(words.shape[0]):
-        active, frequent = active_frequent(words[neuron], corpus.frequent)
-        if active < PRUNE_LEAST:
+        if active[neuron] < PRUNE_LEAST:
             continue
-        counted = active - active_bits(words[neuron], corpus.holes)
+        counted = active[neuron] - active_bits(words[neuron], corpus.holes)
+        frequent = common_bits(words[neuron], corpus.frequent)
         bound = min(out.bound[neuron], common, frequent + rest)
         out.bound[neuron] = bound
         out.counted[neuron] = counted

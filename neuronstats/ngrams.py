@@ -145,8 +145,10 @@ def count_ngrams(
     bound = np.full(num_neurons, num_bits, np.int64)
     out = {n: _outcome(rules[n], len(corpus[n].occurrences), bound) for n in lengths}
     if settings.cover_limit is not None and settings.top_triggers == 0:
+        active = np.zeros(num_neurons, np.int64)
+        ngram_kernels.count_bits(words, active)
         for n in lengths:
-            ngram_rules.prune(words, grams[n], rules[n], out[n])
+            ngram_rules.prune(words, active, grams[n], rules[n], out[n])
     settled = np.all([out[n].proven for n in lengths], axis=0)
     scratch = _scratch(num_bits, max(len(corpus[n].occurrences) for n in lengths))
     positions = np.empty(num_bits + ngram_kernels.SLACK, np.uint32)

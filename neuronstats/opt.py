@@ -15,7 +15,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from neuronstats.checkpoint import Checkpoint
-from neuronstats.errors import UserError
+from neuronstats.errors import SettingsError, UserError
 
 POSITION_OFFSET = 2  # OPT stores position p in row p + 2
 
@@ -57,14 +57,14 @@ def num_first_layers(setting: str | int, num_layers: int, name: str) -> int:
     The first half of L layers is floor(L / 2), at least 1, counted on the whole model.
 
     Raises:
-        UserError: another word, or a number beyond the model's layers.
+        SettingsError: another word, or a number beyond the model's layers.
     """
     words = {"all": num_layers, "first_half": max(1, num_layers // 2), "none": 0}
     number = words.get(str(setting), setting)
     if isinstance(number, str) and number.isdigit():
         number = int(number)
-    if not isinstance(number, int) or not 0 <= number <= num_layers:
-        raise UserError(
+    if type(number) is not int or not 0 <= number <= num_layers:
+        raise SettingsError(
             f"{name}={setting}: expected all, first_half, none or a number of first layers, at most"
             f" {num_layers}, which is what the model has."
         )
@@ -109,6 +109,19 @@ def _shaped(checkpoint: Checkpoint, name: str, *shape: int) -> Tensor:
     return tensor
 
 
+def check_weights(checkpoint: Checkpoint, num_layers: int) -> None:
+    """Find out before anything starts whether the first layers can be built.
+
+    Raises:
+        UserError: a tensor is missing or has another shape than the configuration says.
+    """
+    Embeddings(checkpoint, checkpoint.dtype, torch.device("meta"))
+    layer = Layer(checkpoint.config)
+    for index in range(num_layers):
+        layer.check(checkpoint.layer(index), f"layer {index} of {checkpoint.folder}")
+    checkpoint.release()
+
+
 class _Stop(Exception):  # noqa: N818 - no error: the last layer's fc2 is not needed
     pass
 
@@ -122,13 +135,16 @@ class Layer:
 
     def __init__(self, config: OPTConfig) -> None:
         self._config = config
-        with torch.device("meta"):
-            self._module = OPTDecoderLayer(config, layer_idx=0).eval()
+        try:
+            with torch.device("meta"):
+                self._module = OPTDecoderLayer(config, layer_idx=0).eval()
+        except ValueError as error:
+            raise UserError(f"the model's config.json cannot be used: {error}") from error
         self._module.activation_fn = _Tap(self._module.activation_fn)
         self._expected = {name: tuple(p.shape) for name, p in self._module.state_dict().items()}
 
-    def fill(self, weights: dict[str, Tensor], where: str) -> None:
-        """Take weights, which must be on the device and of the type to compute with.
+    def check(self, weights: dict[str, Tensor], where: str) -> None:
+        """Hold weights against the configuration; of mapped ones no byte is read.
 
         Raises:
             UserError: a tensor is missing or has another shape than the configuration says.
@@ -140,6 +156,14 @@ class Layer:
                 raise UserError(
                     f"{where}: {name} has shape {tuple(weights[name].shape)}, config.json says {shape}."
                 )
+
+    def fill(self, weights: dict[str, Tensor], where: str) -> None:
+        """Take weights, which must be on the device and of the type to compute with.
+
+        Raises:
+            UserError: a tensor is missing or has another shape than the configuration says.
+        """
+        self.check(weights, where)
         self._module.load_state_dict({name: weights[name] for name in self._expected}, assign=True)
 
     def __call__(

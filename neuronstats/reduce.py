@@ -18,6 +18,7 @@ from neuronstats.cluster import Pool, connect
 from neuronstats.config import INTERRUPTED, ReduceJob, ReduceSettings
 from neuronstats.console import Console, duration, short
 from neuronstats.errors import UserError
+from neuronstats.layerstats import BlockResult
 from neuronstats.ngram_ids import NgramIds, build_ngram_ids
 from neuronstats.ngrams import NgramCounts, NgramRows, count_ngrams
 from neuronstats.store import REPAIR, Run, Shard
@@ -38,22 +39,6 @@ class Block:
 
     def __str__(self) -> str:
         return f"layer {self.layer}, neurons {self.first}-{self.last - 1}"
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """What a block adds to the tables."""
-
-    neurons: pa.Table
-    domains: pa.Table
-    ngrams: pa.Table
-    triggers: pa.Table
-    loose: dict[int, int]
-    """Detectors under the loose reading, by n."""
-    activations: Counts
-    """Of each shard, for the layer's sum to be held against the shard's record."""
-    never: Counts
-    """Neurons not yet activated after each shard, in the order of `spread`."""
 
 
 def blocks(run: Run, num_tokens: int) -> list[Block]:

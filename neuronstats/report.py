@@ -63,8 +63,8 @@ def report(settings: ReportJob, console: Console) -> int:
     runs = open_runs(settings.runs)
     folder = open_out(settings.out or f"{runs[0].run.location.rstrip('/')}/report")
     folder.write(MARKER, _marker(runs))
-    for stale in ("figures/", "data/"):
-        folder.delete(stale)
+    for stale in ("figures", "data"):
+        folder.clear(stale)
     figures = all_figures(runs)
     write_figures(folder, figures)
     page.write_page(folder, runs, figures)

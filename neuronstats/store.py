@@ -24,7 +24,7 @@ from zarr.codecs import ZstdCodec
 from neuronstats import bits
 from neuronstats.corpus import Corpus
 from neuronstats.errors import SettingsError, UserError
-from neuronstats.folder import RunFolder
+from neuronstats.folder import RunFolder, told
 
 FORMAT = 1
 ZARR = "activations.zarr"
@@ -173,16 +173,27 @@ class Run:
     def create(
         cls, folder: RunFolder, corpus: Corpus, layout: Layout, info: Mapping[str, Any]
     ) -> "Run":
-        """Lay down all metadata and the tokens; run.yaml is written last and makes the run exist."""
+        """Lay down all metadata and the tokens; run.yaml is written last and makes the run exist.
+
+        Raises:
+            UserError: nothing can be written, or run.yaml was lost from a run with shards.
+        """
+        if folder.sizes(f"{ZARR}/records"):
+            raise UserError(
+                f"{folder.location} holds committed shards, but its {RUN_FILE} is gone: put it back,"
+                " or give another run folder (run=)."
+            )
         folder.clear(f"{ZARR}/")  # the remains of a creation that was cut off: there is no run.yaml
-        root = zarr.create_group(folder.zarr_store(ZARR, read_only=False), attributes={"format": FORMAT})
-        _array(root, "tokens", corpus.tokens.shape, corpus.tokens.dtype, ("sequence", "position"))
-        root["tokens"][:] = corpus.tokens
-        for name, values in {"domain": corpus.domain, "row": corpus.row}.items():
-            _array(root, name, values.shape, values.dtype, ("sequence",))
-            root[name][:] = values
-        root["domain"].attrs["domains"] = list(corpus.domains)
-        _create_layers(root, layout)
+        with told("write", f"{folder.location}/{ZARR}"):
+            store = folder.zarr_store(ZARR, read_only=False)
+            root = zarr.create_group(store, attributes={"format": FORMAT})
+            _array(root, "tokens", corpus.tokens.shape, corpus.tokens.dtype, ("sequence", "position"))
+            root["tokens"][:] = corpus.tokens
+            for name, values in {"domain": corpus.domain, "row": corpus.row}.items():
+                _array(root, name, values.shape, values.dtype, ("sequence",))
+                root[name][:] = values
+            root["domain"].attrs["domains"] = list(corpus.domains)
+            _create_layers(root, layout)
         full = {"format": FORMAT, **info, "layout": json.loads(json.dumps(asdict(layout)))}
         if not folder.create(RUN_FILE, yaml.safe_dump(full, sort_keys=False).encode()):
             raise UserError(f"{folder.location}/{RUN_FILE} appeared meanwhile: is another job on it?")
@@ -276,13 +287,17 @@ class Run:
         """Delete a shard's record, so that it is computed again."""
         self.folder.remove(f"{ZARR}/{Record.key(shard.index)}")
 
+    def _of_layer(self, name: str) -> Any:
+        with _damage(f"{self.folder.location}/{ZARR}/{name}", "its metadata must be put back"):
+            return self.zarr()[name]
+
     def read_bits(self, layer: int, neurons: slice, shards: Sequence[Shard]) -> UInt8:
         """Read bitmaps.
 
         Returns:
             uint8 [neuron, sequence, byte], the shards' sequences one after another.
         """
-        array = self.zarr()[f"bitmaps/{layer:03d}"]
+        array = self._of_layer(f"bitmaps/{layer:03d}")
         width = bits.packed_bytes(self.layout.num_positions)
         first, last = neurons.indices(self.layout.num_neurons)[:2]
         out = np.empty((last - first, sum(s.num_sequences for s in shards), width), np.uint8)
@@ -298,7 +313,7 @@ class Run:
         self, layer: int, neurons: slice, shards: Sequence[Shard]
     ) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
         """Yield each shard's int64 [position, neuron] counts of one layer."""
-        array = self.zarr()[f"position_counts/{layer:03d}"]
+        array = self._of_layer(f"position_counts/{layer:03d}")
         for shard in shards:
             with _damage(f"position counts of layer {layer} of {shard}", REPAIR):
                 counts = array[shard.index, :, neurons]
@@ -394,11 +409,15 @@ def read_info(folder: RunFolder) -> dict[str, Any] | None:
         info = yaml.safe_load(data)
         version = info["format"]
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.location}/{RUN_FILE} is damaged: {error}") from error
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{folder.location}/{RUN_FILE} is damaged ({reason}): put it back.") from error
     if version != FORMAT:
         raise UserError(
             f"{folder.location} has format {version}; this version of neuronstats reads {FORMAT}."
         )
+    lost = [key for key in ("fingerprint", "identity", "model", "settings", "layout") if key not in info]
+    if lost:
+        raise UserError(f"{folder.location}/{RUN_FILE} is damaged ({lost[0]} is gone): put it back.")
     return dict(info)
 
 

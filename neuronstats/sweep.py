@@ -145,7 +145,7 @@ class Sweep:
         for index, layer in enumerate(self.layers):
             last = index + 1 == self._num_layers
             finite = self._run_layer(layer, hidden, rows, num_positions, last=last)
-            self._check_finite(finite, hidden, index, name, num_sequences=len(tokens))
+            self._check_finite(finite, hidden, index, name)
             bitmap = bits.neuron_major(rows).cpu().numpy() if index < self._num_bitmaps else None
             yield LayerRecord(index, bitmap, bits.position_counts(rows, num_positions))
 
@@ -171,40 +171,40 @@ class Sweep:
     def _run_layer(
         self, layer: Layer, hidden: Tensor, rows: Tensor, num_positions: int, *, last: bool
     ) -> Tensor:
-        """Carry all batches through one layer, in place; return a bool per batch: all finite."""
+        """Carry all batches through one layer, in place.
+
+        Returns:
+            A bool per sequence: finite, with (but for the last layer) the others of its batch.
+        """
         num_sequences = rows.shape[0]
-        finite = torch.empty(hidden.shape[0] // self._batch, dtype=torch.bool, device=self._device)
-        for index in range(len(finite)):
-            start = index * self._batch
+        finite = torch.empty(num_sequences, dtype=torch.bool, device=self._device)
+        for start in range(0, hidden.shape[0], self._batch):
             valid = min(self._batch, num_sequences - start)
 
             def listen(fc1_output: Tensor, start: int = start, valid: int = valid) -> None:
                 real = fc1_output[: valid * num_positions]
                 bits.pack_rows(real, num_positions, rows[start : start + valid])
                 if last:  # no output to look at: NaN and +inf show in the largest value
-                    finite[start // self._batch] = torch.isfinite(real.amax())
+                    largest = real.unflatten(0, (valid, num_positions)).amax((1, 2))
+                    finite[start : start + valid] = torch.isfinite(largest)
 
             batch = hidden[start : start + self._batch]
             output = layer(batch.to(self._device, non_blocking=True), listen, with_output=not last)
             if output is not None:
-                finite[index] = torch.isfinite(torch.stack(torch.aminmax(output))).all()
+                extremes = torch.stack(torch.aminmax(output))
+                finite[start : start + valid] = torch.isfinite(extremes).all()
                 batch.copy_(output, non_blocking=True)
         return finite
 
-    def _check_finite(
-        self, finite: Tensor, hidden: Tensor, layer: int, name: str, *, num_sequences: int
-    ) -> None:
+    def _check_finite(self, finite: Tensor, hidden: Tensor, layer: int, name: str) -> None:
         if bool(finite.all()):
             return
-        index = int((~finite).nonzero()[0])
-        first = index * self._batch
-        batch = hidden[first : first + self._batch]
-        wrong = (~torch.isfinite(batch).flatten(1).all(1)).nonzero().flatten().tolist()
-        # The last layer writes no output: then the batch is all that is known.
-        number = first + wrong[0] if wrong else first
-        which = f"sequence {number}" if wrong else f"one of the sequences from {number}"
+        number = int((~finite).nonzero()[0])
+        batch = hidden[number : min(number + self._batch, len(finite))]
+        inside = (~torch.isfinite(batch).flatten(1).all(1)).nonzero().flatten().tolist()
+        number += inside[0] if inside else 0  # the last layer's input is finite
         raise UserError(
-            f"NaN or infinity in layer {layer}, {which} of {name} (of {num_sequences}): these are"
-            f" never counted. The type is {str(self._dtype).removeprefix('torch.')}: try"
+            f"NaN or infinity in layer {layer}, sequence {number} of {name}: these are never"
+            f" counted. The type is {str(self._dtype).removeprefix('torch.')}: try"
             " model.dtype=float32 (or bfloat16); if it stays, the weights are damaged."
         )

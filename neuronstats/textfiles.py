@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from neuronstats.errors import UserError
+from neuronstats.errors import SettingsError, UserError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet", ".arrow")
 NO_COLUMN, NO_VALUE = "text", "unknown"  # the domain without a domain column; with a null in it
@@ -32,7 +32,7 @@ def find_files(path: str) -> list[tuple[str, Path]]:
         Name relative to the folder (or to the glob's fixed part) and path, sorted by that name.
 
     Raises:
-        UserError: nothing is there, or no file of a known kind.
+        SettingsError: nothing is there, or no file of a known kind.
     """
     root = Path(path).expanduser()
     if root.is_file():
@@ -45,11 +45,11 @@ def find_files(path: str) -> list[tuple[str, Path]]:
         for match in root.glob(str(pattern.relative_to(root))):
             files |= _walk(match, root) if match.is_dir() else {_name(match, root): match}
     else:
-        raise UserError(f"{path}: there is no such file or folder")
+        raise SettingsError(f"data.path={path}: there is no such file or folder.")
     known = {name: file for name, file in files.items() if file.suffix in SUFFIXES}
     if not known:
         seen = ", ".join(sorted(files)[:5]) or "nothing"
-        raise UserError(f"{path}: no file ends in {', '.join(SUFFIXES)}; found {seen}")
+        raise SettingsError(f"data.path={path}: no file ends in {', '.join(SUFFIXES)}; found {seen}")
     return sorted(known.items())
 
 

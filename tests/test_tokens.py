@@ -208,6 +208,20 @@ def test_reading_ends_when_all_shared_domains_are_full(words: PreTrainedTokenize
     assert full == {"x", "y", "z"}  # z is wanted by nobody
 
 
+def test_domains_that_nobody_wants_are_not_tokenised(words: PreTrainedTokenizerFast) -> None:
+    texts = [("z", "h"), ("x", "a b"), ("y", "h"), ("x", "h h")]  # h is outside the vocabulary
+    corpus = make(
+        texts,
+        words,
+        sequence_length=3,
+        vocab_size=9,
+        max_tokens=3,
+        shares={"x": 9, "y": 1},
+        batch_characters=1,
+    )
+    assert corpus.tokens.tolist() == [[BOS, WORDS["a"], WORDS["b"]]]
+
+
 def test_without_shares_the_whole_is_read_and_the_proportions_kept(
     words: PreTrainedTokenizerFast,
 ) -> None:
@@ -277,14 +291,15 @@ def test_share_of_an_unknown_domain_names_the_known(words: PreTrainedTokenizerFa
 
 def test_special_tokens_in_the_text_are_plain_text(bytes_bpe: PreTrainedTokenizerFast) -> None:
     text = "a</s>b <pad> <s>"
-    assert 2 in bytes_bpe(text).input_ids  # what must not happen
+    num_characters = len(bytes_bpe(text, split_special_tokens=True).input_ids)
+    assert 2 in bytes_bpe(text).input_ids  # what must not happen; the call before is forgotten
     corpus = tokenize(
         [("x", text)],
         bytes_bpe,
         bos_id=2,
         separator_id=2,
         vocab_size=400,
-        sequence_length=1 + len(bytes_bpe(text, split_special_tokens=True).input_ids),
+        sequence_length=1 + num_characters,
     )
     content = corpus.tokens[0, 1:].tolist()
     assert bytes_bpe.decode(content) == text

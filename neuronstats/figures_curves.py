@@ -1,0 +1,112 @@
+"""Figures of curves by position: the gallery of types (7), and what oscillatory neurons indicate (9)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from neuronstats.figures import Draw, Drawing, NamedRun, NoDataError, basis, new_figure, panels
+from neuronstats.figures_neurons import TYPE_COLOURS, positional
+from neuronstats.layerstats import POSITION_TYPES
+from neuronstats.loaded import LoadedRun
+
+PER_CELL = 2  # curves of each type and strength
+LAYERS = 4  # of fig. 9: those with most neurons
+
+
+def curve(run: LoadedRun, layer: int, neuron: int) -> NDArray[np.float64]:
+    """Return a neuron's activation frequency at each position, float64 [position]."""
+    return run.position_counts(layer, slice(neuron, neuron + 1))[:, 0] / run.num_sequences
+
+
+def typical(found: pa.Table, kind: str, *, strong: bool) -> list[dict[str, int]]:
+    """Choose neurons of a type and strength: those in the middle of their order of information."""
+    same = found.filter(pc.and_(pc.equal(found["position_type"], kind), pc.equal(found["position_strong"], strong)))
+    same = same.sort_by([("position_mi", "descending"), ("layer", "ascending"), ("neuron", "ascending")])
+    first = max(0, (len(same) - PER_CELL) // 2)
+    return list(same.slice(first, PER_CELL).select(["layer", "neuron", "position_mi"]).to_pylist())
+
+
+def gallery(runs: Sequence[NamedRun]) -> Drawing:
+    """Fig. 7: typical curves, a row a type."""
+    kinds = [(named, kind) for named in runs for kind in POSITION_TYPES
+             if pc.any(pc.equal(positional(named.run)["position_type"], kind)).as_py()]  # fmt: skip
+    if not kinds:
+        raise NoDataError("no run has a positional neuron with a type")
+    columns = 2 * PER_CELL
+    figure = new_figure(2.5 * columns, 1.9 * len(kinds))
+    grid = figure.subplots(len(kinds), columns, squeeze=False, sharey=True)
+    for row, (named, kind) in zip(grid, kinds, strict=True):
+        found = positional(named.run)
+        chosen = [
+            (strong, pick)
+            for strong in (True, False)
+            for pick in [*typical(found, kind, strong=strong), *[None] * PER_CELL][:PER_CELL]
+        ]
+        for panel, (strong, pick) in zip(row, chosen, strict=True):
+            words = f"{kind.replace('_', ' ')}, {'strong' if strong else 'weak'}"
+            if pick is None:
+                panel.set_axis_off()
+                continue
+            shape = curve(named.run, pick["layer"], pick["neuron"])
+            colour = TYPE_COLOURS[kind]
+            panel.plot(np.arange(len(shape)), shape, ".", color=colour, markersize=1.6, rasterized=True)
+            panel.set_title(f"{words}\n{named.label}, layer {pick['layer']}, neuron {pick['neuron']}", fontsize=7)
+            panel.set_ylim(-0.04, 1.04)
+        row[0].set_ylabel("frequency")
+    for panel in grid[-1]:
+        panel.set_xlabel("position")
+    caption = (
+        "Activation frequency by position of neurons typical for their type and strength: those in the"
+        " middle of the type's order of mutual information with position. Two of each where there"
+        f" are two. {basis(runs)}"
+    )
+    return Drawing("7", "Typical curves of positional neurons", caption, figure=figure)
+
+
+def ranges(runs: Sequence[NamedRun]) -> Drawing:
+    """Fig. 9: where strong oscillatory neurons are activated, and whether that covers all positions."""
+    cells = [(named, layer, neurons) for named in runs for layer, neurons in _strong_waves(named.run)]
+    if not cells:
+        raise NoDataError("no run has a strong oscillatory neuron")
+    figure, axes = panels(len(cells))
+    for panel, (named, layer, neurons) in zip(axes, cells, strict=True):
+        on = np.stack([curve(named.run, layer, neuron) > 0.5 for neuron in neurons])  # [neuron, position]
+        for row, mask in enumerate(on):
+            panel.broken_barh(_spans(mask), (row - 0.4, 0.8), color=TYPE_COLOURS["oscillatory"])
+        panel.broken_barh(_spans(on.any(axis=0)), (-1.6, 0.5), color="0.2")
+        share = 100 * on.any(axis=0).mean()
+        panel.set(xlabel="position", xlim=(0, on.shape[1]), ylim=(-2, len(neurons)))
+        panel.set_title(f"{named.label}, layer {layer}: {share:.0f} % of positions in a range")
+        panel.set_yticks(range(len(neurons)), [str(n) for n in neurons] if len(neurons) <= 20 else [""] * len(neurons))
+        panel.set_ylabel("neuron")
+    caption = (
+        "Positions at which a strong oscillatory neuron is activated in more than half of the"
+        " sequences, a row a neuron; the dark row below: any of them. Layers with most such neurons,"
+        f" at most {LAYERS} of a run. {basis(runs)}"
+    )
+    return Drawing("9", "Positions that oscillatory neurons indicate", caption, figure=figure)
+
+
+def _strong_waves(run: LoadedRun) -> list[tuple[int, list[int]]]:
+    found = positional(run)
+    wanted = pc.and_(pc.equal(found["position_type"], "oscillatory"), found["position_strong"])
+    found = found.filter(wanted)
+    layer, neuron = found["layer"].to_numpy(), found["neuron"].to_numpy()
+    by_layer = {int(k): [int(n) for n in neuron[layer == k]] for k in np.unique(layer)}
+    most = sorted(by_layer, key=lambda k: (-len(by_layer[k]), k))[:LAYERS]
+    return [(k, by_layer[k]) for k in sorted(most)]
+
+
+def _spans(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the runs of True as (start, length)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
+    return [(int(a), int(b - a)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+CATALOGUE: dict[str, tuple[Draw, str]] = {
+    "7": (gallery, "Typical curves of positional neurons"),
+    "9": (ranges, "Positions that oscillatory neurons indicate"),
+}

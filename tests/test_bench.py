@@ -1,0 +1,195 @@
+"""The benchmark on a tiny model: what it reports, and that all its paths give the same results.
+
+Nothing here asserts a speed.
+"""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from jobs import run_job
+
+from neuronstats import bench_model
+from neuronstats.bench import bench
+from neuronstats.bench_forward import mismatches
+from neuronstats.bench_reduce import mixed_bits, zipf_tokens
+from neuronstats.bench_rounds import Contestant, Rounds
+from neuronstats.bits import count
+from neuronstats.checkpoint import Checkpoint, ModelSettings
+from neuronstats.config import BenchJob, BenchSettings
+from neuronstats.console import Console
+from neuronstats.errors import SettingsError
+
+TINY = {"shape": "tiny", "short": True, "positions": 64, "batch_sequences": 2, "device": "cpu"}
+FEW = {"rounds": 2, "reduce_tokens": 20_000}
+
+
+def run(out, model=None, **settings):
+    stream = io.StringIO()
+    job = BenchJob(
+        model=model or ModelSettings(name="random"),
+        bench=BenchSettings(**TINY | FEW | settings),
+        out=str(out),
+    )
+    code = bench(job, Console(stream))
+    return code, json.loads((out / "bench.json").read_text()), stream.getvalue()
+
+
+def rounds(number):
+    return Rounds(number, 1, on_gpu=False, tell=lambda _: None)
+
+
+def test_report(tmp_path):
+    code, report, shown = run(tmp_path)
+    assert code == 0
+    assert list(report["parts"]) == ["forward", "pack", "reduce", "stream"]
+    for part in report["parts"].values():
+        assert part["timings"]
+        for timing in part["timings"]:
+            assert len(timing["seconds"]) == len(timing["cpu_seconds"]) == 2
+            assert timing["per_second"] > 0
+        for ratio in part["ratios"]:
+            assert len(ratio["rounds"]) == 2
+            assert (ratio["met"] is None) == (ratio["goal"] is None)
+            assert ratio["what"] in shown
+    assert {"cpu", "cores", "threads", "torch", "load_average"} <= set(report["machine"])
+    assert "slowest round / fastest" in report["noise"]
+    page = (tmp_path / "bench.md").read_text()
+    assert "| recorded / bare |" in page
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bench.json", "bench.md"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_path_gives_the_same(tmp_path, dtype):
+    model = ModelSettings(name="random", dtype=dtype_setting(dtype))
+    _, report, _ = run(tmp_path, model, parts=["forward", "pack", "stream"], rounds=1)
+    parts = report["parts"]
+    paths = {"sweep", "first half", "store, one core", "store, thread"}
+    assert set(parts["forward"]["mismatches"]) == paths
+    assert set(parts["stream"]["mismatches"]) == {"streamed"}
+    for part in parts.values():
+        assert set(part["mismatches"].values()) == {0}
+    assert report["subject"]["type"] == dtype
+
+
+def dtype_setting(name):
+    from neuronstats.checkpoint import Dtype
+
+    return Dtype[name]
+
+
+def test_reduction_agrees_with_what_it_is_held_against(tmp_path):
+    _, report, _ = run(tmp_path, parts=["reduce"], rounds=1, reduce_neurons=40)
+    found = report["parts"]["reduce"]["mismatches"]
+    assert len(found) == 4
+    assert set(found.values()) == {0}
+
+
+def test_real_checkpoint(tmp_path, tiny_checkpoint, order):
+    model = ModelSettings(name="mine", path=str(tiny_checkpoint(order)))
+    _, report, _ = run(tmp_path, model, parts=["forward", "stream"], rounds=1, sequences=3)
+    assert report["subject"]["model"] == "mine"
+    assert report["subject"]["tokens"].startswith("4 sequences")
+    for part in report["parts"].values():
+        assert set(part["mismatches"].values()) == {0}
+
+
+def test_random_weights_activate_the_share_asked_for(tmp_path):
+    _, report, _ = run(tmp_path, parts=["forward"], rounds=1, active=0.2, sequences=8)
+    share = report["parts"]["forward"]["facts"]["activated"]
+    assert 10 < float(share.split("%")[0]) < 30
+    folder = tmp_path / "model"
+    bench_model.write_random(folder, "tiny", None, 0.05, torch.float16)
+    checkpoint = Checkpoint(folder)
+    assert checkpoint.config.num_hidden_layers == 4
+    assert checkpoint.dtype == torch.float16
+
+
+def test_contestants_are_called_in_turn():
+    calls = []
+    contestants = [Contestant(n, 10, lambda n=n: calls.append(n)) for n in "ABC"]
+    timings = rounds(2).measure(contestants, "tokens")
+    assert calls == list("ABC" * 3)
+    assert list(timings) == list("ABC")
+    calls.clear()
+    rounds(2).measure(contestants, "tokens", least_seconds=0.001)
+    assert calls[:3] == list("ABC")
+    assert len(calls) > 9
+
+
+def test_ratio_takes_each_round_with_its_own():
+    from neuronstats.bench_rounds import Timing
+
+    ours = Timing("ours", "tokens", 100, (1.0, 2.0, 4.0), (1.0, 1.0, 1.0))
+    theirs = Timing("theirs", "tokens", 200, (4.0, 4.0, 4.0), (2.0, 2.0, 2.0))
+    ratio = rounds(3).ratio("ours / theirs", ours, theirs, goal=1.0)
+    assert ratio.rounds == (2.0, 1.0, 0.5)
+    assert (ratio.value, ratio.best, ratio.cpu) == (1.0, 2.0, 1.0)
+    assert (ours.rate, ours.spread) == (50.0, 4.0)
+
+
+def test_mismatches_are_bits():
+    bitmap = np.zeros((3, 2, 8), np.uint8)
+    other = bitmap.copy()
+    other[1, 1, 3] = 0b101
+    assert mismatches([bitmap, other], [bitmap, bitmap, bitmap]) == 2
+
+
+def test_different_results_fail_the_job(tmp_path, monkeypatch):
+    monkeypatch.setattr("neuronstats.bench_parts.mismatches", lambda *_: 3)
+    code, report, shown = run(tmp_path, parts=["stream"], rounds=1)
+    assert code == 1
+    assert report["parts"]["stream"]["mismatches"] == {"streamed": 3}
+    assert "these differ: {'streamed': 3}" in shown
+
+
+def test_synthetic_corpus_has_the_mix():
+    tokens = zipf_tokens(400, 64)
+    assert (tokens[:, 0] == 2).all()
+    assert tokens[:, 1:].min() >= 4
+    share = count(mixed_bits(tokens, 40)) / tokens.size
+    assert (share[:8] == 0).all()
+    assert 0.09 < share[17] < 0.11
+    assert (share[18:20] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"parts": ["forwards"]}, "expected some of forward, pack, reduce, stream"),
+        ({"parts": []}, "expected some of"),
+        ({"positions": 60}, "a multiple of 8"),
+        ({"positions": 4096}, "at most the model's 2048"),
+        ({"shape": "opt-1b"}, "expected one of tiny, opt-125m"),
+        ({"device": "tpu"}, "bench.device=tpu"),
+        ({"rounds": 0}, "bench.rounds=0"),
+        ({"reduce_neurons": 30}, "a multiple of 20"),
+        ({"active": 1.0}, "bench.active=1.0"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, settings, words):
+    with pytest.raises(SettingsError, match="bench") as caught:
+        run(tmp_path, **settings)
+    assert words in str(caught.value)
+
+
+def test_command_line(tmp_path):
+    code, shown, complaint = run_job(
+        "bench",
+        "bench.shape=tiny",
+        "bench.short=true",
+        "bench.parts=[stream]",
+        "bench.rounds=1",
+        "bench.positions=64",
+        "bench.batch_sequences=2",
+        "out=there",
+        cwd=tmp_path,
+    )
+    assert (code, complaint) == (0, "")
+    assert "streamed / resident" in shown
+    assert (tmp_path / "there" / "bench.json").is_file()
+    code, _, complaint = run_job("bench", "bench.parts=[tea]", cwd=tmp_path)
+    assert code == 2
+    assert "tea" in complaint

@@ -1,0 +1,161 @@
+"""conf/, the command line and the exit codes: every file composes, every setting becomes plain."""
+
+import dataclasses
+import importlib.util
+import sys
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import Container, DictConfig, ListConfig
+
+from jobs import JOBS, run_job
+from neuronstats import config
+from neuronstats.errors import SettingsError, UserError
+
+NAMES = sorted(path.stem for path in JOBS.glob("*.py"))
+GROUPS = sorted(
+    (path.parent.name, path.stem)
+    for path in config.CONF.glob("*/*.yaml")
+    if path.parent.name != "job"
+)
+
+
+def schema_of(name):
+    """The settings that a job's main takes."""
+    spec = importlib.util.spec_from_file_location(f"schema_{name}", JOBS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    sys.modules.pop(spec.name)
+    found = [v for v in vars(module).values() if dataclasses.is_dataclass(v)]
+    [schema] = [v for v in found if v.__name__.lower() == f"{name}job"]
+    return schema
+
+
+def settings_of(monkeypatch, name, *overrides):
+    """What a job's function is called with."""
+    taken = []
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
+    schema = schema_of(name)
+    with pytest.raises(SystemExit) as end:
+        config.job(name, schema)(taken.append)()
+    assert end.value.code == config.DONE
+    [settings] = taken
+    assert type(settings) is schema
+    return settings
+
+
+def assert_plain(value):
+    """Nothing of Hydra's is left, down to the last value."""
+    assert not isinstance(value, Container | DictConfig | ListConfig)
+    if dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            assert_plain(getattr(value, item.name))
+    elif isinstance(value, dict):
+        for item in [*value, *value.values()]:
+            assert_plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            assert_plain(item)
+    else:
+        assert value is None or isinstance(value, str | int | float | bool | Enum)
+
+
+MANDATORY = {"reduce": ["run=somewhere"]}
+
+
+def test_every_job_has_a_configuration():
+    assert {path.stem for path in config.CONF.glob("*.yaml")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_job_settings_are_plain(monkeypatch, name):
+    assert_plain(settings_of(monkeypatch, name, *MANDATORY.get(name, [])))
+
+
+NEEDED = {("data", "local"): ["data.path=x"], ("data", "tokens"): ["data.path=x"]}
+
+
+@pytest.mark.parametrize(("group", "choice"), GROUPS)
+def test_every_choice_of_a_group(monkeypatch, group, choice):
+    overrides = [f"{group}={choice}", *NEEDED.get((group, choice), [])]
+    settings = settings_of(monkeypatch, "collect", *overrides)
+    assert_plain(settings)
+    if group != "ray":
+        assert getattr(settings, group).name == choice  # the name that overrides are given by
+
+
+def test_values_reach_their_settings(monkeypatch):
+    settings = settings_of(
+        monkeypatch,
+        *("collect", "collect.layers=2", "ray.workers=3", "model.dtype=float16", "plan=true"),
+    )
+    assert (settings.collect.layers, settings.ray.workers, settings.plan) == (2, 3, True)
+    assert settings.model.dtype.value == "float16"
+    settings = settings_of(
+        monkeypatch,
+        *("reduce", "run=x", "reduce.ngrams=[1,2]", "reduce.max_cover={1: 7, 2: 9}"),
+    )
+    assert settings.reduce.ngrams == [1, 2]
+    assert settings.reduce.max_cover == {1: 7, 2: 9, 3: 50}
+
+
+def test_default_run_folder(monkeypatch):
+    assert settings_of(monkeypatch, "collect").location == "runs/opt-mini-sample"
+    other = settings_of(monkeypatch, "collect", "model=opt-125m", "data=paper")
+    assert other.location == "runs/opt-125m-paper"
+    bucket = settings_of(monkeypatch, "collect", "run=s3://bucket/a/b")
+    assert bucket.location == "s3://bucket/a/b"
+    home = settings_of(monkeypatch, "collect", "run=~/a")
+    assert home.location == str(Path.home() / "a")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (None, 0, ""),
+        (SettingsError("wrong so"), 2, "error: wrong so\n"),
+        (UserError("failed so"), 1, "error: failed so\n"),
+        (KeyboardInterrupt(), 130, "what was committed stays"),
+        (ZeroDivisionError("oh"), 1, "error: this is a defect of neuronstats (ZeroDivisionError"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, raised, code, message):
+    def function(settings):
+        if raised is not None:
+            raise raised
+
+    monkeypatch.setattr(sys, "argv", ["collect.py"])
+    with pytest.raises(SystemExit) as end:
+        config.job("collect", config.CollectJob)(function)()
+    assert end.value.code == code
+    last = capsys.readouterr().err.split("error: ")[-1]
+    assert message.removeprefix("error: ") in last
+
+
+def test_a_job_says_its_own_exit_code(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["collect.py"])
+    with pytest.raises(SystemExit) as end:
+        config.job("collect", config.CollectJob)(lambda settings: config.INTERRUPTED)()
+    assert end.value.code == 130
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_and_cfg(name, tmp_path):
+    code, out, err = run_job(name, "--help", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert f"python jobs/{name}.py" in out
+    code, out, err = run_job(name, "--cfg", "job", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert yaml.safe_load(out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_hydra_may_raise_as_it_likes_elsewhere(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    settings_of(monkeypatch, "collect")
+    import os
+
+    assert "HYDRA_FULL_ERROR" not in os.environ
