@@ -105,6 +105,7 @@ class Rounds:
         wall: dict[str, list[float]] = {c.name: [] for c in contestants}
         cpu: dict[str, list[float]] = {c.name: [] for c in contestants}
         repeats = dict.fromkeys(wall, 1)
+        gc.collect()
         for number in range(-max(1, self.warmups), self.rounds):
             for contestant in contestants:
                 name = contestant.name
@@ -122,7 +123,6 @@ class Rounds:
         }
 
     def _time(self, call: Callable[[], object], repeats: int) -> tuple[float, float]:
-        gc.collect()
         self._finish()
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(repeats):

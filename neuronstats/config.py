@@ -27,6 +27,7 @@ from neuronstats.checkpoint import ModelSettings
 from neuronstats.cluster import RaySettings
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.ngrams import NgramSettings
+from neuronstats.pieces import ReportSettings
 from neuronstats.text import DataSettings
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -106,30 +107,6 @@ class ReduceJob:
     ray: RaySettings = field(default_factory=RaySettings)
     partial: bool = False
     """Go on although shards are missing; the tables are marked."""
-
-
-@dataclass(kw_only=True, slots=True)
-class ReportSettings:
-    """What the page holds."""
-
-    neurons: str = "classified"
-    """Neurons with detail on the page: classified (detectors and positional ones), all, none."""
-    sample: int = 200
-    """Further neurons with detail in each run, spread evenly over those not classified."""
-    contexts: int = 10
-    """Example contexts of a neuron with detail; 0: none."""
-    context_tokens: int = 20
-    """Tokens shown on either side of an activation."""
-    max_bytes: int = 200_000_000
-    """Bytes that the neurons' details may take in all; what is left out is said on the page."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        if self.neurons not in ("classified", "all", "none"):
-            raise SettingsError(f"report.neurons={self.neurons}: expected classified, all or none.")
-        for name in ("sample", "contexts", "context_tokens", "max_bytes"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"report.{name}={getattr(self, name)}: expected 0 or more.")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -378,7 +355,7 @@ def to_settings(config: Any, schema: type[Settings]) -> Settings:
         raise SettingsError(f"{missing[0]}= is missing. {_meaning(missing[0], schema)}".rstrip())
     try:
         settings = OmegaConf.to_object(config)
-    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a key that no dataclass has
+    except (OmegaConfBaseException, TypeError, AttributeError) as error:  # a field that is none
         raise SettingsError(_refusal(error, schema)) from error
     assert isinstance(settings, schema)
     return settings
@@ -413,10 +390,13 @@ def _explain_fields(schema: type[Any], prefix: str) -> list[str]:
 
 
 def field_docstrings(schema: type[Any]) -> dict[str, str]:
-    """Return the strings that stand under a dataclass's fields."""
+    """Return the strings that stand under a dataclass's fields, those that it inherits included."""
+    meanings: dict[str, str] = {}
+    for base in schema.__bases__:
+        if is_dataclass(base):
+            meanings |= field_docstrings(base)
     tree = ast.parse(textwrap.dedent(inspect.getsource(schema)))
     body = tree.body[0].body  # type: ignore[attr-defined]
-    meanings = {}
     for item, following in itertools.pairwise(body):
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             text = getattr(getattr(following, "value", None), "value", None)

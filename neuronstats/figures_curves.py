@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronstats.figures import Draw, Drawing, NamedRun, NoDataError, basis, new_figure, panels
+from neuronstats.drawing import Draw, Drawing, NamedRun, NoDataError, basis, new_figure, panels
 from neuronstats.figures_neurons import TYPE_COLOURS, positional
 from neuronstats.layerstats import POSITION_TYPES
 from neuronstats.loaded import LoadedRun

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from neuronstats.figures import (
+from neuronstats.console import short
+from neuronstats.drawing import (
     Draw,
     Drawing,
     NamedRun,
@@ -100,7 +101,7 @@ def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title
         left.set(title=f"(a) detectors of {WORDS[n]}s", xlabel=DEPTH, ylabel="neurons in the layer")
         right.set(title=f"(b) {WORDS[n]}s with a detector", xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s")
         for panel in (left, right):
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, max(1, panel.get_ylim()[1]))
             panel.legend()
     caption = (
         f"A detector is covered by few n-grams (at most {_covers(runs, lengths)}, for"
@@ -130,7 +131,7 @@ def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, titl
             assert curve is not None
             panel.plot(*curve, line, label=words, **line_style(index))
         panel.set(title=named.label, xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s")
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, max(1, panel.get_ylim()[1]))
         panel.legend()
     caption = (
         "Of the n-grams that the neurons of a layer detect, those that no neuron of any layer below"
@@ -144,8 +145,8 @@ def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
     kept = [n for n in lengths if any(by_depth(named, f"detectors_{n}") is not None for named in runs)]
     if not kept:
         raise NoDataError(NO_BITMAPS)
-    if all(not np.any(named.run.column(f"detectors_{n}")) for named in runs for n in kept
-           if named.run.column(f"detectors_{n}") is not None):
+    found = [by_depth(named, f"detectors_{n}") for named in runs for n in kept]
+    if not any(curve is not None and curve[1].any() for curve in found):
         words = " or ".join(f"{WORDS[n]}s" for n in kept)
         raise NoDataError(f"no neuron of any run is a detector of {words}")
     return kept
@@ -205,7 +206,10 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
         axes.plot(steps, share[worst], "--", label=f"{named.label}, layer {worst}", **style)
     if not drawn:
         raise NoDataError("the runs were reduced by a version that keeps no such table: reduce again")
-    axes.set(xscale="log", xlabel="tokens seen", ylabel="neurons never activated yet, %")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda number, _: short(number))
+    axes.xaxis.set_minor_formatter(lambda number, _: short(number) if f"{number:.0e}"[0] in "25" else "")
+    axes.set(xlabel="tokens seen", ylabel="neurons never activated yet, %")
     axes.set_ylim(bottom=0)
     axes.legend()
     caption = (

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from neuronstats.figures import Draw, Drawing, NamedRun, NoDataError, basis, new_figure, panels
+from neuronstats.drawing import Draw, Drawing, NamedRun, NoDataError, basis, new_figure, panels
 from neuronstats.figures_layers import NO_BITMAPS, WORDS
 from neuronstats.layerstats import POSITION_TYPES
 from neuronstats.loaded import LoadedRun

@@ -7,7 +7,7 @@ from importlib import resources
 import pyarrow.compute as pc
 
 from neuronstats.console import short
-from neuronstats.figures import Drawing, NamedRun
+from neuronstats.drawing import Drawing, NamedRun
 from neuronstats.folder import RunFolder
 from neuronstats.layerstats import NEVER_SEEN_BOUND
 

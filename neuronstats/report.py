@@ -9,7 +9,8 @@ from neuronstats import page
 from neuronstats.config import ReportJob
 from neuronstats.console import Console, duration
 from neuronstats.errors import SettingsError
-from neuronstats.figures import Drawing, NamedRun, all_figures
+from neuronstats.drawing import Drawing, NamedRun
+from neuronstats.figures import all_figures
 from neuronstats.folder import RunFolder
 from neuronstats.loaded import LoadedRun, labels
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -27,7 +28,7 @@ def run_job(name: str, *overrides: object, cwd: Path | None = None) -> tuple[int
     out, err = io.StringIO(), io.StringIO()
     command = [f"jobs/{name}.py", *map(str, overrides)]
     with (
-        mock.patch.dict(sys.modules, {spec.name: module}),
+        _known(spec.name, module),
         mock.patch.object(sys, "argv", command),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -40,6 +41,15 @@ def run_job(name: str, *overrides: object, cwd: Path | None = None) -> tuple[int
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
     return code, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def _known(name: str, module: ModuleType) -> Iterator[None]:
+    sys.modules[name] = module  # what it imports stays, as patch.dict would not have it
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 @contextlib.contextmanager

@@ -406,8 +406,8 @@ def compare_triton(device: str) -> None:
         kernels_triton.pack_rows(nan, 1, rows.new_empty(1, 1, 4), relu=True)
         assert nan.isnan().tolist() == [[True, False, False, True]]
         assert nan[0, 1:3].tolist() == [1, 0]
-    rows = random_rows(9, 20, 8, 150).to(device)
-    columns = rows.new_full((150, 20, 8), 7)
+    rows = random_rows(9, 30, 9, 150).to(device)
+    columns = rows.new_full((150, 30, 9), 7)
     kernels_triton.transpose(rows, columns)
     assert torch.equal(columns, rows.permute(2, 0, 1))
 

@@ -1,0 +1,34 @@
+# make demo: environment, then the whole job on the embedded model and text.
+# make test: environment, then the whole test suite.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/opt-mini-sample
+
+.PHONY: demo test slow lint bench
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.lock
+	$(BIN)/pip install -q --no-deps -e .
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python jobs/collect.py
+	$(BIN)/python jobs/reduce.py run=$(RUN)
+	$(BIN)/python jobs/report.py runs=[$(RUN)]
+
+# A CUDA build of torch brings its own triton; beside the CPU build the tests interpret its kernels.
+test: .venv/installed
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install -q --no-deps triton==3.9.0
+	$(BIN)/python -m pytest
+
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python jobs/bench.py bench.short=true

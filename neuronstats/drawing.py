@@ -1,0 +1,140 @@
+"""The frame that all figures share: style, name, caption, picture files; or why there is none."""
+
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from neuronstats.console import short
+from neuronstats.loaded import LoadedRun
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 3,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "savefig.dpi": 150,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "neuronstats",
+    "text.parse_math": False,  # tokens are shown as they are, dollars too
+}
+
+
+class NoDataError(Exception):
+    """A figure has nothing to show; the message says why."""
+
+
+@dataclass(frozen=True)
+class NamedRun:
+    """A run and the name that it has in this report."""
+
+    label: str
+    run: LoadedRun
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, drawn or not."""
+
+    name: str
+    """As in the paper (1a), or a word."""
+    title: str
+    caption: str
+    """What is measured, exactly."""
+    reason: str = ""
+    """Why there is nothing to see; empty where there is."""
+    figure: Figure | None = field(default=None, compare=False, repr=False)
+    rows: Sequence[Sequence[str]] = ()
+    """A figure that is a table: the names of the columns, then rows."""
+
+    @property
+    def stem(self) -> str:
+        """The name of its files, without their ending."""
+        return f"fig_{self.name.replace(' ', '_')}"
+
+    def render(self, kind: str) -> bytes:
+        """Return the picture's bytes, the same for the same tables.
+
+        Args:
+            kind: svg or png.
+        """
+        assert self.figure is not None
+        sink = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        with mpl.rc_context(STYLE):
+            self.figure.savefig(sink, format=kind, metadata=metadata)
+        return sink.getvalue()
+
+
+Draw = Callable[[Sequence[NamedRun]], Drawing]
+
+
+def new_figure(width: float = 6.0, height: float = 3.6) -> Figure:
+    """Return an empty figure of this size in inches, tied to no window."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(count: int, *, columns: int = 2, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """Return a figure of several panels, and the panels."""
+    columns = min(columns, max(1, count))
+    rows = -(-count // columns)
+    figure = new_figure(width * columns, height * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    axes = list(grid.ravel())
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes[:count]
+
+
+def line_style(index: int) -> dict[str, str]:
+    """Return colour and marker of the run with this index."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def basis(runs: Sequence[NamedRun]) -> str:
+    """Say which runs a figure is of, with their tokens, data and whether they are complete."""
+    words = []
+    for named in runs:
+        run = named.run
+        part = "" if run.metadata["complete"] else (
+            f", partial: {run.metadata['shards']} of {len(run.layout.shards)} shards"
+        )
+        words.append(f"{named.label}: {short(run.tokens)} tokens of {run.data}{part}")
+    return "; ".join(words) + "."
+
+
+def draw(function: Draw, name: str, title: str, runs: Sequence[NamedRun]) -> Drawing:
+    """Draw a figure with its name and basis above it, or say why it has nothing to show."""
+    try:
+        with mpl.rc_context(STYLE):
+            drawing = function(runs)
+            if drawing.figure is not None:
+                number = f"{drawing.name}. " if drawing.name[0].isdigit() else ""
+                width = round(15 * drawing.figure.get_size_inches()[0])
+                lines = [number + drawing.title, *textwrap.wrap(basis(runs), width)]
+                drawing.figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8)
+                drawing.figure.draw_without_rendering()  # lays out, once for both kinds of file
+                drawing.figure.set_layout_engine("none")
+            return drawing
+    except NoDataError as missing:
+        return Drawing(name, title, basis(runs), reason=str(missing))
