@@ -21,8 +21,9 @@ from neuronstats.console import PLAIN_SECONDS, Console
 from neuronstats.errors import SettingsError
 from neuronstats.opt import Shape
 
-FULL = Sizes(layers=None, sequences=16, reduce_tokens=5_000_000, reduce_neurons=40)
+FULL = Sizes(layers=None, sequences=8, reduce_tokens=5_000_000, reduce_neurons=40)
 SHORT = Sizes(layers=2, sequences=4, reduce_tokens=500_000, reduce_neurons=20)
+GPU_TIMES = 32  # as many sequences on a GPU
 
 
 def bench(settings: BenchJob, console: Console) -> int:
@@ -125,7 +126,8 @@ def make_subject(settings: BenchJob, device: torch.device, scratch: Path) -> Sub
             f" {shape.positions}."
         )
     batch = options.batch_sequences or bench_model.batch_sequences(options.positions, on_gpu=on_gpu)
-    num_sequences = -(-sizes.sequences // batch) * batch
+    wanted = sizes.sequences * (GPU_TIMES if on_gpu and options.sequences is None else 1)
+    num_sequences = -(-wanted // batch) * batch
     tokens = bench_model.random_tokens(num_sequences, options.positions, shape.vocabulary)
     return Subject(folder, shape, dtype, device, tokens, batch)
 

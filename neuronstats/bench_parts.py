@@ -17,8 +17,9 @@ from neuronstats.bench_stream import Offloaded, Streamed, disk_bytes_read
 from neuronstats.opt import Shape, num_first_layers
 from neuronstats.plan import size
 
-BATCH_TOKENS = (1, 2048, 4096, 8192)  # of Hugging Face's batches, of which the best is sought
-BATCH_ROUNDS = 3
+# Tokens of Hugging Face's batches, of which the best is sought; 1: a single sequence.
+BATCH_TOKENS = {"cpu": (1, 2048, 4096, 8192), "cuda": (4096, 16384, 65536)}
+BATCH_ROUNDS = 2
 COUNTED_SEQUENCES = 64
 
 
@@ -77,7 +78,8 @@ def forward(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> F
 def _best_batch(bare: Bare, subject: Subject, rounds: Rounds) -> tuple[int, tuple[str, str]]:
     """Find Hugging Face's fastest batch; give it, and what was tried."""
     num_sequences, num_positions = subject.tokens.shape
-    sizes = {min(num_sequences, max(1, tokens // num_positions)) for tokens in BATCH_TOKENS}
+    tokens = BATCH_TOKENS[subject.device.type]
+    sizes = {min(num_sequences, max(1, number // num_positions)) for number in tokens}
     contestants = [
         Contestant(str(n), subject.num_tokens, lambda n=n: bare.forward(n))  # type: ignore[misc]
         for n in sorted(sizes)
@@ -173,24 +175,24 @@ def stream(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Fi
                 note="which records nothing",
             )
         )
-    for name in calls:
-        findings.facts.append((f"read from disk, {name}", _read(calls[name], subject.num_tokens)))
-    weights = sum(streamed.layer_bytes(layer) for layer in range(subject.shape.num_layers))
-    findings.facts.append(
-        ("weights / tokens of the shard", f"{weights / subject.num_tokens:.0f} B a token")
-    )
+    layers = range(subject.shape.num_layers)
+    weights = sum(streamed.layer_bytes(layer) for layer in layers)
+    findings.facts.append(("layers' weights", f"{weights / subject.num_tokens:.0f} B a token"))
+    for name, call in calls.items():
+        findings.facts.append((f"read from disk, {name}", _read(call, subject.num_tokens, weights)))
     findings.mismatches["streamed"] = mismatches(streamed.swept.record(), resident.record())
     return findings
 
 
-def _read(call: Callable[[], object], num_tokens: int) -> str:
+def _read(call: Callable[[], object], num_tokens: int, weights: int) -> str:
     """Call, and say how much was read from disks meanwhile."""
     before = disk_bytes_read()
     call()
     after = disk_bytes_read()
     if before is None or after is None:
         return "not told here"
-    return f"{(after - before) / num_tokens:.0f} B a token"
+    read = after - before
+    return f"{read / num_tokens:.0f} B a token, {read / weights:.2f} times the weights"
 
 
 PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {

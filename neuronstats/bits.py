@@ -11,6 +11,11 @@ and without the GIL: to use more cores, call from several threads, each with seq
 
 import functools
 import importlib.util
+import logging
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronstats import kernels_numba
+
+_LOGGER = logging.getLogger(__name__)
 
 # The positive values of a float type, infinity too, are the positive integers of its width.
 _INTEGERS = {
@@ -128,7 +135,17 @@ def _has_triton(tensor: Tensor) -> bool:
 
 @functools.cache
 def _find_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Tell whether triton can run here: to launch kernels it compiles C against Python's headers."""
+    if importlib.util.find_spec("triton") is None:
+        missing = "the package triton"
+    elif not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang"))):
+        missing = "a C compiler"
+    elif not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing = "Python's C headers"
+    else:
+        return True
+    _LOGGER.warning("on a GPU, packing bits is slower without %s, missing here", missing)
+    return False
 
 
 def _pack_rows_numba(values: Tensor, num_positions: int, out: Tensor) -> None:

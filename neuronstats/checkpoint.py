@@ -73,13 +73,21 @@ def locate(settings: ModelSettings, *, weights: bool = True) -> Path:
             " or a hub id such as facebook/opt-125m."
         )
     try:
-        found = Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=SMALL_FILES))
+        found = Path(
+            snapshot_download(settings.path, revision=settings.revision, allow_patterns=SMALL_FILES)
+        )
         if weights:
             present = {p.name for p in found.iterdir()}
-            safe = "model.safetensors.index.json" in present or not any(".bin" in n for n in present)
-            patterns = ["*.safetensors"] if safe and _hub_has_safetensors(settings) else ["pytorch_model*.bin"]
+            safe = "model.safetensors.index.json" in present or not any(
+                ".bin" in n for n in present
+            )
+            patterns = (
+                ["*.safetensors"]
+                if safe and _hub_has_safetensors(settings)
+                else ["pytorch_model*.bin"]
+            )
             snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns)
-    except Exception as error:  # noqa: BLE001 - the hub client's errors are of many kinds
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"model.path={settings.path} is no folder here, and the hub did not give it ({reason})."
@@ -124,12 +132,12 @@ def load_config(folder: Path) -> OPTConfig:
         raise UserError(f"{folder}/config.json cannot be read: {error!r}") from error
     if kind != "opt":
         raise UserError(
-            f"{folder} is a model of type {kind!r}; the FFN of OPT models (model_type 'opt') is what"
-            " neuronstats understands."
+            f"{folder} is a model of type {kind!r}; the FFN of OPT models (model_type 'opt') is"
+            " what neuronstats understands."
         )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - transformers validates with errors of many kinds
+    except Exception as error:
         raise UserError(f"{folder}/config.json cannot be used: {error}") from error
     if config.activation_function != "relu":
         raise UserError(
@@ -137,7 +145,9 @@ def load_config(folder: Path) -> OPTConfig:
             " activated where a ReLU lets it through, so only 'relu' can be measured."
         )
     if config.bos_token_id is None:
-        raise UserError(f"{folder}/config.json names no bos_token_id, which the analysis leaves out.")
+        raise UserError(
+            f"{folder}/config.json names no bos_token_id, which the analysis leaves out."
+        )
     config._attn_implementation = "sdpa"  # what from_pretrained chooses; a layer alone would not
     return config
 
@@ -188,11 +198,15 @@ class Checkpoint:
                     raise UserError(f"{index} cannot be read: {error!r}") from error
                 missing = [n for n in names if not (self.folder / n).is_file()]
                 if missing:
-                    raise UserError(f"{self.folder} lacks {', '.join(missing)}, which {index.name} names.")
+                    raise UserError(
+                        f"{self.folder} lacks {', '.join(missing)}, which {index.name} names."
+                    )
                 return [self.folder / n for n in names]
             if (self.folder / name).is_file():
                 return [self.folder / name]
-        raise UserError(f"{self.folder} has no weights: expected {' or '.join(WEIGHT_NAMES)}, or an index.")
+        raise UserError(
+            f"{self.folder} has no weights: expected {' or '.join(WEIGHT_NAMES)}, or an index."
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -232,7 +246,7 @@ class Checkpoint:
         return sum(t.numel() * t.element_size() for t in self.layer(index).values())
 
     def fingerprint(self) -> str:
-        """Hash names, sizes and contents of the weights (large files sampled), and the configuration.
+        """Hash the configuration, and names, sizes and contents of the weights (large files sampled).
 
         Independent of the folder's path and of modification times.
         """

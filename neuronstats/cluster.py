@@ -74,7 +74,7 @@ class Workers:
 
 
 class _Worker:
-    """The actor: built first, so that a bad model is reported as itself and not as a lost worker."""
+    """The actor: built first, so that a bad model is told as itself and not as a lost worker."""
 
     def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
         torch.set_num_threads(threads)  # ray leaves 1, and a reused process keeps its old number
@@ -87,9 +87,8 @@ class _Worker:
 class Pool:
     """A connection to Ray, with the workers that the settings ask for."""
 
-    def __init__(self, ray: Any, workers: Workers, *, remote: bool) -> None:
+    def __init__(self, ray: Any, workers: Workers) -> None:
         self._ray, self.workers = ray, workers
-        self._env = {"py_modules": [str(Path(__file__).parent)]} if remote else None
         self._stopping = threading.Event()
         self._signals = 0
 
@@ -101,8 +100,6 @@ class Pool:
     def _spawn(self, make: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, Any]:
         options: dict[str, Any] = {"num_cpus": self.workers.cpus, "num_gpus": self.workers.gpus}
         options |= {"max_restarts": 0, "max_task_retries": 0}
-        if self._env:
-            options["runtime_env"] = self._env
         actor = self._ray.remote(_Worker).options(**options).remote()
         return actor, actor.build.remote(make, args, self.workers.cpus)
 
@@ -135,7 +132,9 @@ class Pool:
         idle: list[Any] = []
         deadline = time.monotonic() + WORKER_START_SECONDS
         try:
-            while (queue and not self.stopping) or any(task is not None for _, task in busy.values()):
+            while (queue and not self.stopping) or any(
+                task is not None for _, task in busy.values()
+            ):
                 while idle and queue and not self.stopping:
                     actor, task = idle.pop(), queue.popleft()
                     busy[actor.run.remote(task)] = (actor, task)
@@ -165,8 +164,8 @@ class Pool:
     def _check_started(self, deadline: float) -> None:
         if time.monotonic() > deadline:
             raise UserError(
-                f"no worker with {self.workers.cpus} cores and {self.workers.gpus} GPUs became ready in"
-                f" {WORKER_START_SECONDS:.0f} s: has the cluster lost a machine, or is it busy?"
+                f"no worker with {self.workers.cpus} cores and {self.workers.gpus} GPUs became ready"
+                f" in {WORKER_START_SECONDS:.0f} s: has the cluster lost a machine, or is it busy?"
             )
 
     def _count_loss(self, attempts: dict[str, int], task: Any, loss: Exception) -> None:
@@ -174,8 +173,8 @@ class Pool:
         attempts[name] = attempts.get(name, 0) + 1
         if attempts[name] >= ATTEMPTS:
             raise UserError(
-                f"{name} lost its worker {ATTEMPTS} times, the last time so: {loss}. Out of memory is"
-                " the usual reason: set collect.batch_sequences or collect.shard_sequences lower."
+                f"{name} lost its worker {ATTEMPTS} times, the last time so: {loss}. Out of memory"
+                " is the usual reason: set collect.batch_sequences or collect.shard_sequences lower."
             )
 
     def _result(self, reference: Any, task: Any) -> Any:
@@ -194,7 +193,7 @@ class Pool:
             raise _LostError(_first_line(error)) from error
 
     def request_stop(self, tell: Callable[[str], None]) -> Callable[[int, FrameType | None], None]:
-        """Return a signal handler: the first signal lets shards in flight finish, the second does not."""
+        """Return a signal handler: the first signal lets shards in flight finish, a second none."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             self._signals += 1
@@ -211,7 +210,8 @@ class _LostError(Exception):
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    told = re.split("traceback", str(error), maxsplit=1, flags=re.IGNORECASE)[0]
+    lines = [line.strip() for line in told.split("\n") if line.strip()]
     return " ".join(lines[:2]) or type(error).__name__
 
 
@@ -234,7 +234,7 @@ def connect(settings: RaySettings, *, tell: Callable[[str], None]) -> Iterator[P
     old = {}
     try:
         workers = _preflight(ray.nodes(), settings)
-        pool = Pool(ray, workers, remote=settings.address is not None)
+        pool = Pool(ray, workers)
         if threading.current_thread() is threading.main_thread():
             # After ray.init, which sets handlers of its own.
             old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -272,14 +272,19 @@ def _init(ray: Any, settings: RaySettings) -> None:
         options |= {"object_store_memory": OBJECT_STORE_BYTES}
     else:
         _check_reachable(settings.address)
-        options |= {"address": settings.address}
+        package = str(
+            Path(__file__).parent
+        )  # the workers compute with this code, whatever they have
+        options |= {"address": settings.address, "runtime_env": {"py_modules": [package]}}
     # What ray starts inherits the mask: a SIGTERM to the whole process group (a scheduler's, a
     # container's) then reaches this process alone, which lets the shards in flight finish.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         ray.init(**options)
-    except Exception as error:  # noqa: BLE001 - ray raises many kinds, and chains long texts
-        where = "on this machine" if settings.address is None else f"at ray.address={settings.address}"
+    except Exception as error:
+        where = (
+            "on this machine" if settings.address is None else f"at ray.address={settings.address}"
+        )
         raise UserError(
             f"Ray could not be started {where}: {_first_line(error)}."
             + (" Is a cluster running there (ray start --head)?" if settings.address else "")
@@ -313,10 +318,12 @@ def local_workers(settings: RaySettings, machine: Machine) -> Workers:
 
 
 def _preflight(nodes: Sequence[dict[str, Any]], settings: RaySettings) -> Workers:
-    """Resolve auto against the machines, and refuse what they do not have: ray would wait for ever."""
+    """Resolve auto against the machines, and refuse what they lack: ray would wait for ever."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     all_gpus = sum(int(node.get("GPU", 0)) for node in alive)
-    gpus = int(all_gpus > 0) if settings.gpus_per_worker == "auto" else int(settings.gpus_per_worker)
+    gpus = (
+        int(all_gpus > 0) if settings.gpus_per_worker == "auto" else int(settings.gpus_per_worker)
+    )
     if settings.workers != "auto":
         count = int(settings.workers)
     else:
@@ -325,7 +332,8 @@ def _preflight(nodes: Sequence[dict[str, Any]], settings: RaySettings) -> Worker
     if cpus == "auto":
         with_gpus = [node for node in alive if node.get("GPU", 0) >= gpus] or alive
         shared = [
-            node.get("CPU", 1) / max(1, _share(count, len(alive)) if not gpus else int(node.get("GPU", 0)) // gpus)
+            node.get("CPU", 1)
+            / max(1, _share(count, len(alive)) if not gpus else int(node.get("GPU", 0)) // gpus)
             for node in with_gpus
         ]
         cpus = max(1, int(min(shared, default=1)))
@@ -337,10 +345,12 @@ def _preflight(nodes: Sequence[dict[str, Any]], settings: RaySettings) -> Worker
         for node in alive
     )
     if places < count:
-        have = f"{sum(int(n.get('CPU', 0)) for n in alive)} cores and {all_gpus} GPUs on {len(alive)}"
+        have = (
+            f"{sum(int(n.get('CPU', 0)) for n in alive)} cores and {all_gpus} GPUs on {len(alive)}"
+        )
         raise SettingsError(
-            f"ray.workers={count} with {cpus} cores and {gpus} GPUs each do not fit: there are {have}"
-            f" machine(s), which is enough for {places}. Set ray.workers, ray.cpus_per_worker or"
+            f"ray.workers={count} with {cpus} cores and {gpus} GPUs each do not fit: there are"
+            f" {have} machine(s), which is enough for {places}. Set ray.workers, ray.cpus_per_worker or"
             " ray.gpus_per_worker lower."
         )
     return Workers(count=count, gpus=gpus, cpus=int(cpus))

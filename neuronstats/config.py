@@ -28,6 +28,7 @@ from neuronstats.cluster import RaySettings
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.ngrams import NgramSettings
 from neuronstats.pieces import ReportSettings
+from neuronstats.position_types import PositionSettings
 from neuronstats.text import DataSettings
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -82,19 +83,13 @@ class CollectJob:
 
 
 @dataclass(kw_only=True)
-class ReduceSettings(NgramSettings):
+class ReduceSettings(NgramSettings, PositionSettings):
     """Thresholds: they can be changed without running the model again."""
-
-    positional_mi: float = 0.05
-    """Mutual information with position, in nats, above which a neuron is positional."""
 
     def __post_init__(self) -> None:
         """Refuse thresholds that cannot be meant."""
         NgramSettings.__post_init__(self)
-        if not 0 <= self.positional_mi < float("inf"):
-            raise SettingsError(
-                f"positional_mi={self.positional_mi}: expected a number of nats, 0 or more."
-            )
+        PositionSettings.__post_init__(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -140,7 +135,8 @@ class BenchSettings:
     active: float = 0.05
     """Of the random weights: share of tokens on which a neuron is activated, about."""
     sequences: int | None = None
-    """Of the shard, filled up to whole batches; null: 16, in the short form 4."""
+    """Of the shard, filled up to whole batches; null: 8, in the short form 4, 32 times
+    as many on a GPU."""
     positions: int = 512
     """Of a sequence; a multiple of 8."""
     batch_sequences: int | None = None

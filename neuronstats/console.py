@@ -34,7 +34,9 @@ class Console:
             for name, value in rows:
                 self.say(f"  {name:<30} {value}")
             return
-        table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+        table = Table(
+            title=title, title_justify="left", show_header=False, box=None, pad_edge=False
+        )
         table.add_column(style="cyan")
         table.add_column()
         for name, value in rows:

@@ -94,7 +94,9 @@ def new_figure(width: float = 6.0, height: float = 3.6) -> Figure:
     return figure
 
 
-def panels(count: int, *, columns: int = 2, width: float = 4.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, *, columns: int = 2, width: float = 4.6, height: float = 3.2
+) -> tuple[Figure, list[Axes]]:
     """Return a figure of several panels, and the panels."""
     columns = min(columns, max(1, count))
     rows = -(-count // columns)
@@ -116,8 +118,10 @@ def basis(runs: Sequence[NamedRun]) -> str:
     words = []
     for named in runs:
         run = named.run
-        part = "" if run.metadata["complete"] else (
-            f", partial: {run.metadata['shards']} of {len(run.layout.shards)} shards"
+        part = (
+            ""
+            if run.metadata["complete"]
+            else (f", partial: {run.metadata['shards']} of {len(run.layout.shards)} shards")
         )
         words.append(f"{named.label}: {short(run.tokens)} tokens of {run.data}{part}")
     return "; ".join(words) + "."

@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 
-from neuronstats import figures_curves, figures_layers, figures_neurons
+from neuronstats import figures_curves, figures_examples, figures_layers, figures_neurons
 from neuronstats.drawing import Drawing, NamedRun, draw
 
-CATALOGUE = figures_layers.CATALOGUE | figures_neurons.CATALOGUE | figures_curves.CATALOGUE
+CATALOGUE = (
+    figures_layers.CATALOGUE
+    | figures_neurons.CATALOGUE
+    | figures_curves.CATALOGUE
+    | figures_examples.CATALOGUE
+)
 ORDER = ("1a", "1b", "2", "12", "13", "3", "14", "4", "15", "5", "7", "8", "9", "10", "dead_curve",
          "suppression", "domains")  # fmt: skip
 

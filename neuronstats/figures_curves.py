@@ -1,4 +1,4 @@
-"""Figures of curves by position: the gallery of types (7), and what oscillatory neurons indicate (9)."""
+"""Figures of curves by position: the gallery of types (7), what waves indicate (9)."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from neuronstats.drawing import Draw, Drawing, NamedRun, NoDataError, basis, new_figure, panels
 from neuronstats.figures_neurons import TYPE_COLOURS, positional
-from neuronstats.layerstats import POSITION_TYPES
 from neuronstats.loaded import LoadedRun
+from neuronstats.position_types import TYPES
 
 PER_CELL = 2  # curves of each type and strength
 LAYERS = 4  # of fig. 9: those with most neurons
@@ -23,15 +23,19 @@ def curve(run: LoadedRun, layer: int, neuron: int) -> NDArray[np.float64]:
 
 def typical(found: pa.Table, kind: str, *, strong: bool) -> list[dict[str, int]]:
     """Choose neurons of a type and strength: those in the middle of their order of information."""
-    same = found.filter(pc.and_(pc.equal(found["position_type"], kind), pc.equal(found["position_strong"], strong)))
-    same = same.sort_by([("position_mi", "descending"), ("layer", "ascending"), ("neuron", "ascending")])
+    same = found.filter(
+        pc.and_(pc.equal(found["position_type"], kind), pc.equal(found["position_strong"], strong))
+    )
+    same = same.sort_by(
+        [("position_mi", "descending"), ("layer", "ascending"), ("neuron", "ascending")]
+    )
     first = max(0, (len(same) - PER_CELL) // 2)
     return list(same.slice(first, PER_CELL).select(["layer", "neuron", "position_mi"]).to_pylist())
 
 
 def gallery(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 7: typical curves, a row a type."""
-    kinds = [(named, kind) for named in runs for kind in POSITION_TYPES
+    kinds = [(named, kind) for named in runs for kind in TYPES
              if pc.any(pc.equal(positional(named.run)["position_type"], kind)).as_py()]  # fmt: skip
     if not kinds:
         raise NoDataError("no run has a positional neuron with a type")
@@ -52,40 +56,52 @@ def gallery(runs: Sequence[NamedRun]) -> Drawing:
                 continue
             shape = curve(named.run, pick["layer"], pick["neuron"])
             colour = TYPE_COLOURS[kind]
-            panel.plot(np.arange(len(shape)), shape, ".", color=colour, markersize=1.6, rasterized=True)
-            panel.set_title(f"{words}\n{named.label}, layer {pick['layer']}, neuron {pick['neuron']}", fontsize=7)
+            panel.plot(
+                np.arange(len(shape)), shape, ".", color=colour, markersize=1.6, rasterized=True
+            )
+            panel.set_title(
+                f"{words}\n{named.label}, layer {pick['layer']}, neuron {pick['neuron']}",
+                fontsize=7,
+            )
             panel.set_ylim(-0.04, 1.04)
         row[0].set_ylabel("frequency")
     for panel in grid[-1]:
         panel.set_xlabel("position")
     caption = (
-        "Activation frequency by position of neurons typical for their type and strength: those in the"
-        " middle of the type's order of mutual information with position. Two of each where there"
-        f" are two. {basis(runs)}"
+        "Activation frequency by position of neurons typical for their type and strength: those in"
+        " the middle of the type's order of mutual information with position. Two of each where"
+        f" there are two. {basis(runs)}"
     )
     return Drawing("7", "Typical curves of positional neurons", caption, figure=figure)
 
 
 def ranges(runs: Sequence[NamedRun]) -> Drawing:
-    """Fig. 9: where strong oscillatory neurons are activated, and whether that covers all positions."""
-    cells = [(named, layer, neurons) for named in runs for layer, neurons in _strong_waves(named.run)]
+    """Fig. 9: where strong oscillatory neurons are activated, and if that covers all positions."""
+    cells = [
+        (named, layer, neurons) for named in runs for layer, neurons in _strong_waves(named.run)
+    ]
     if not cells:
         raise NoDataError("no run has a strong oscillatory neuron")
     figure, axes = panels(len(cells))
     for panel, (named, layer, neurons) in zip(axes, cells, strict=True):
-        on = np.stack([curve(named.run, layer, neuron) > 0.5 for neuron in neurons])  # [neuron, position]
+        on = np.stack(
+            [curve(named.run, layer, neuron) > 0.5 for neuron in neurons]
+        )  # [neuron, position]
         for row, mask in enumerate(on):
             panel.broken_barh(_spans(mask), (row - 0.4, 0.8), color=TYPE_COLOURS["oscillatory"])
         panel.broken_barh(_spans(on.any(axis=0)), (-1.6, 0.5), color="0.2")
         share = 100 * on.any(axis=0).mean()
         panel.set(xlabel="position", xlim=(0, on.shape[1]), ylim=(-2, len(neurons)))
         panel.set_title(f"{named.label}, layer {layer}: {share:.0f} % of positions in a range")
-        panel.set_yticks(range(len(neurons)), [str(n) for n in neurons] if len(neurons) <= 20 else [""] * len(neurons))
+        panel.set_yticks(
+            range(len(neurons)),
+            [str(n) for n in neurons] if len(neurons) <= 20 else [""] * len(neurons),
+        )
         panel.set_ylabel("neuron")
     caption = (
         "Positions at which a strong oscillatory neuron is activated in more than half of the"
-        " sequences, a row a neuron; the dark row below: any of them. Layers with most such neurons,"
-        f" at most {LAYERS} of a run. {basis(runs)}"
+        " sequences, a row a neuron; the dark row below: any of them. Layers with most such"
+        f" neurons, at most {LAYERS} of a run. {basis(runs)}"
     )
     return Drawing("9", "Positions that oscillatory neurons indicate", caption, figure=figure)
 

@@ -1,4 +1,4 @@
-"""Figures by layer: dead neurons and frequencies (1), detectors (3, 14), new n-grams (4, 15), ours."""
+"""Figures by layer: dead neurons, frequencies (1), detectors (3, 14), new n-grams (4, 15), ours."""
 
 import functools
 from collections.abc import Sequence
@@ -60,7 +60,9 @@ def dead(runs: Sequence[NamedRun]) -> Drawing:
     figure, _ = _overlay(
         runs, "dead_share", "dead neurons, % of the layer", factor=100, missing="no layers"
     )
-    bounds = ", ".join(f"{NEVER_SEEN_BOUND / named.run.tokens:.2g} ({named.label})" for named in runs)
+    bounds = ", ".join(
+        f"{NEVER_SEEN_BOUND / named.run.tokens:.2g} ({named.label})" for named in runs
+    )
     caption = (
         "Share of each layer's neurons that were not activated on a single token of the run, in per"
         " cent. Never seen is not never: with 95 % confidence such a neuron's frequency is below"
@@ -75,8 +77,8 @@ def frequency(runs: Sequence[NamedRun]) -> Drawing:
         runs, "alive_frequency", "mean activation frequency", missing="no neuron is alive"
     )
     caption = (
-        "Activation frequency (activations divided by tokens, the begin-of-sequence token included),"
-        f" mean over each layer's neurons that are not dead. {basis(runs)}"
+        "Activation frequency (activations divided by tokens, the begin-of-sequence token"
+        f" included), mean over each layer's neurons that are not dead. {basis(runs)}"
     )
     return Drawing("1b", "Mean frequency of the alive neurons by layer", caption, figure=figure)
 
@@ -99,7 +101,9 @@ def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title
                 words = f"{named.label}, " + ("in the layer" if line == "-" else "up to the layer")
                 right.plot(*curve, line, label=words, **style)
         left.set(title=f"(a) detectors of {WORDS[n]}s", xlabel=DEPTH, ylabel="neurons in the layer")
-        right.set(title=f"(b) {WORDS[n]}s with a detector", xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s")
+        right.set(
+            title=f"(b) {WORDS[n]}s with a detector", xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s"
+        )
         for panel in (left, right):
             panel.set_ylim(0, max(1, panel.get_ylim()[1]))
             panel.legend()
@@ -117,7 +121,10 @@ def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, titl
     """Figs. 4 and 15: what a layer detects that the layers below, or the one below, do not."""
     lengths = _counted(runs, lengths)
     cells = [
-        (named, n) for n in lengths for named in runs if by_depth(named, f"detected_{n}") is not None
+        (named, n)
+        for n in lengths
+        for named in runs
+        if by_depth(named, f"detected_{n}") is not None
     ]
     figure, axes = panels(len(cells))
     for panel, (named, n) in zip(axes, cells, strict=True):
@@ -142,7 +149,9 @@ def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, titl
 
 def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
     """Return the lengths that any run has detectors counted for."""
-    kept = [n for n in lengths if any(by_depth(named, f"detectors_{n}") is not None for named in runs)]
+    kept = [
+        n for n in lengths if any(by_depth(named, f"detectors_{n}") is not None for named in runs)
+    ]
     if not kept:
         raise NoDataError(NO_BITMAPS)
     found = [by_depth(named, f"detectors_{n}") for named in runs for n in kept]
@@ -156,7 +165,9 @@ def _covers(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
     found = [named.run.setting("max_cover", {}) for named in runs]
     words = [f"{each.get(str(n), '?')} {WORDS[n]}s" for n in lengths for each in found[:1]]
     same = all(each == found[0] for each in found)
-    return " or ".join(words) + ("" if same else " in the first run; the others have other settings")
+    return " or ".join(words) + (
+        "" if same else " in the first run; the others have other settings"
+    )
 
 
 def _each(runs: Sequence[NamedRun], name: str, default: float) -> str:
@@ -202,20 +213,26 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
         weight = [neurons[layer == k][0] for k in np.unique(layer)]
         worst = int(np.argmax(share[:, -1]))
         style = line_style(index)
-        axes.plot(steps, np.average(share, axis=0, weights=weight), label=f"{named.label}, all", **style)
+        axes.plot(
+            steps, np.average(share, axis=0, weights=weight), label=f"{named.label}, all", **style
+        )
         axes.plot(steps, share[worst], "--", label=f"{named.label}, layer {worst}", **style)
     if not drawn:
-        raise NoDataError("the runs were reduced by a version that keeps no such table: reduce again")
+        raise NoDataError(
+            "the runs were reduced by a version that keeps no such table: reduce again"
+        )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda number, _: short(number))
-    axes.xaxis.set_minor_formatter(lambda number, _: short(number) if f"{number:.0e}"[0] in "25" else "")
+    axes.xaxis.set_minor_formatter(
+        lambda number, _: short(number) if f"{number:.0e}"[0] in "25" else ""
+    )
     axes.set(xlabel="tokens seen", ylabel="neurons never activated yet, %")
     axes.set_ylim(bottom=0)
     axes.legend()
     caption = (
-        "Neurons that were not activated on any token seen so far, of all recorded layers (solid) and"
-        " of the layer with most of them at the end (dashed). Text is taken from all domains evenly."
-        " Where the curve still falls, more text would find fewer dead neurons."
+        "Neurons that were not activated on any token seen so far, of all recorded layers (solid)"
+        " and of the layer with most of them at the end (dashed). Text is taken from all domains"
+        " evenly. Where the curve still falls, more text would find fewer dead neurons."
         f" {basis(runs)}"
     )
     return Drawing("dead_curve", "Dead neurons against tokens seen", caption, figure=figure)

@@ -1,4 +1,4 @@
-"""Figures over single neurons: covers (2, 12, 13), detectors' examples (5), positional ones (8, 10)."""
+"""Figures over neurons: covers (2, 12, 13), positional ones (8, 10)."""
 
 import functools
 from collections.abc import Sequence
@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 
 from neuronstats.drawing import Draw, Drawing, NamedRun, NoDataError, basis, new_figure, panels
 from neuronstats.figures_layers import NO_BITMAPS, WORDS
-from neuronstats.layerstats import POSITION_TYPES
 from neuronstats.loaded import LoadedRun
+from neuronstats.position_types import TYPES
 
 BINS = (0, 1, 6, 51, 501, 5001)  # first number of each bin of covering n-grams
-BIN_COLOURS = ("#bbbbbb", "#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")  # grey, then viridis
+BIN_COLOURS = (
+    "#bbbbbb",
+    "#440154",
+    "#3b528b",
+    "#21918c",
+    "#5ec962",
+    "#fde725",
+)  # grey, then viridis
 TYPE_COLOURS = {
     "oscillatory": "#0072B2",
     "both_extremes": "#D55E00",
@@ -25,7 +32,6 @@ TYPE_COLOURS = {
     "": "#777777",
 }
 WEAK_ALPHA = 0.35
-EXAMPLES = 12  # rows of the examples table
 
 
 def cover_bins(run: LoadedRun, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -36,7 +42,9 @@ def cover_bins(run: LoadedRun, n: int) -> tuple[NDArray[np.int64], NDArray[np.in
     """
     if not run.has(f"cover_{n}"):
         return None
-    known = run.neurons.filter(pc.and_(pc.is_valid(run.neurons[f"cover_{n}"]), pc.invert(run.neurons["dead"])))
+    known = run.neurons.filter(
+        pc.and_(pc.is_valid(run.neurons[f"cover_{n}"]), pc.invert(run.neurons["dead"]))
+    )
     layer, cover = known["layer"].to_numpy(), known[f"cover_{n}"].to_numpy()
     layers = np.arange(run.layout.num_bitmaps)
     which = np.searchsorted(BINS, cover, side="right") - 1
@@ -56,18 +64,26 @@ def covers(runs: Sequence[NamedRun], n: int, name: str, title: str) -> Drawing:
         below = np.zeros(len(layers))
         for index, row in enumerate(counts):
             share = 100 * row / total
-            panel.bar(layers, share, 0.9, bottom=below, color=BIN_COLOURS[index], label=bin_name(index))
+            panel.bar(
+                layers, share, 0.9, bottom=below, color=BIN_COLOURS[index], label=bin_name(index)
+            )
             below += share
         panel.set(title=named.label, xlabel="layer", ylabel="alive neurons, %", ylim=(0, 100))
         panel.set_xticks(layers if len(layers) <= 12 else layers[:: -(-len(layers) // 12)])
         panel.grid(visible=False)
     handles, words = axes[0].get_legend_handles_labels()
-    figure.legend(handles, words, loc="outside lower center", ncols=3, title=f"{WORDS[n]}s that cover a neuron")
+    figure.legend(
+        handles,
+        words,
+        loc="outside lower center",
+        ncols=3,
+        title=f"{WORDS[n]}s that cover a neuron",
+    )
     shares = sorted({f"{100 * named.run.setting('cover_share', 0.95):g} %" for named, _ in data})
     caption = (
-        f"Alive neurons of the layers with bitmaps by the smallest number of distinct {WORDS[n]}s that"
-        f" together account for {' or '.join(shares)} of their activations; the begin-of-sequence token"
-        " and n-grams that hold it are left out (0: nothing else activates the neuron)."
+        f"Alive neurons of layers with bitmaps by the smallest number of distinct {WORDS[n]}s that"
+        f" together account for {' or '.join(shares)} of their activations; the begin-of-sequence"
+        " token and n-grams that hold it are left out (0: nothing else activates the neuron)."
         f" {basis(runs)}"
     )
     return Drawing(name, title, caption, figure=figure)
@@ -79,52 +95,6 @@ def bin_name(index: int) -> str:
         return f"over {BINS[index] - 1}"
     last = BINS[index + 1] - 1
     return str(last) if last == BINS[index] else f"{BINS[index]} to {last}"
-
-
-def examples(runs: Sequence[NamedRun]) -> Drawing:
-    """Fig. 5: what token detectors detect, promote and suppress."""
-    head = ("model", "layer", "neuron", "detected tokens", "top promoted", "top suppressed")
-    rows: list[Sequence[str]] = []
-    for named in runs:
-        rows += _examples(named)
-    if not rows:
-        raise NoDataError("no run has a token detector whose update was projected on the vocabulary")
-    caption = (
-        "Token detectors, the most often activated of each run: the tokens detected, and those whose"
-        " projections of the neuron's update on the output embedding are highest (promoted) and"
-        f" lowest (suppressed). {basis(runs)}"
-    )
-    return Drawing("5", "What token detectors promote and suppress", caption, rows=[head, *rows])
-
-
-def _examples(named: NamedRun) -> list[Sequence[str]]:
-    updates = named.run.table("suppression")
-    if updates is None or not {"promoted", "suppressed"} <= set(updates.column_names):
-        return []
-    neurons = named.run.neurons
-    detectors = neurons.filter(pc.fill_null(neurons["detector_1"], False))  # noqa: FBT003 - the value
-    order = [("activations", "descending"), ("layer", "ascending"), ("neuron", "ascending")]
-    rows: list[Sequence[str]] = []
-    for neuron in detectors.sort_by(order).slice(0, EXAMPLES).to_pylist():
-        key = (neuron["layer"], neuron["neuron"])
-        found = of_neuron(updates, *key).to_pylist()
-        detected = named.run.rows("ngrams", key[0], key[1], key[1] + 1)
-        assert detected is not None
-        words = [quoted(row["text"]) for row in detected.to_pylist() if row["n"] == 1]
-        if found:
-            sides = (", ".join(map(quoted, found[0][side][:8])) for side in ("promoted", "suppressed"))
-            rows.append((named.label, str(key[0]), str(key[1]), ", ".join(words), *sides))
-    return rows
-
-
-def of_neuron(table: pa.Table, layer: int, neuron: int) -> pa.Table:
-    """Return a table's rows of one neuron."""
-    return table.filter(pc.and_(pc.equal(table["layer"], layer), pc.equal(table["neuron"], neuron)))
-
-
-def quoted(text: object) -> str:
-    """Write a token so that its spaces are seen."""
-    return "“" + str(text).replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 
 def positional(run: LoadedRun) -> pa.Table:
@@ -151,13 +121,24 @@ def circles(panel: Axes, run: LoadedRun) -> None:
         alpha = 1.0 if strong[i] else WEAK_ALPHA
         size = 30 if len(kinds) < 400 else 10
         panel.scatter(layer[i], rank, size, color=TYPE_COLOURS[kinds[i]], alpha=alpha, linewidths=0)
-    panel.set(xlabel="layer", ylabel="positional neurons of the layer", xlim=(-0.5, run.layout.num_layers - 0.5))
+    panel.set(
+        xlabel="layer",
+        ylabel="positional neurons of the layer",
+        xlim=(-0.5, run.layout.num_layers - 0.5),
+    )
     panel.set_ylim(bottom=-0.7, top=max(ranks.values(), default=0) + 0.7)
     if not kinds:
         panel.text(0.5, 0.5, "no positional neurons", transform=panel.transAxes, ha="center")
 
 
-def _circles_figure(runs: Sequence[NamedRun], titles: Sequence[str], name: str, title: str) -> Drawing:
+def kind_name(kind: str) -> str:
+    """Write a type for people."""
+    return kind.replace("_", " ") or "untyped"
+
+
+def _circles_figure(
+    runs: Sequence[NamedRun], titles: Sequence[str], name: str, title: str
+) -> Drawing:
     figure, axes = panels(len(runs))
     used: set[str] = set()
     for panel, named, words in zip(axes, runs, titles, strict=True):
@@ -165,16 +146,21 @@ def _circles_figure(runs: Sequence[NamedRun], titles: Sequence[str], name: str, 
         panel.set_title(words)
         used |= set(positional(named.run)["position_type"].to_pylist())
     handles = [
-        Line2D([], [], linestyle="", marker="o", color=colour, label=(kind or "untyped").replace("_", " "))
+        Line2D([], [], linestyle="", marker="o", color=colour, label=kind_name(kind))
         for kind, colour in TYPE_COLOURS.items() if kind or kind in used
     ]  # fmt: skip
-    handles.append(Line2D([], [], linestyle="", marker="o", color="0.3", alpha=WEAK_ALPHA, label="(pale: weak)"))
+    handles.append(
+        Line2D(
+            [], [], linestyle="", marker="o", color="0.3", alpha=WEAK_ALPHA, label="(pale: weak)"
+        )
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
     thresholds = sorted({f"{named.run.setting('positional_mi', 0.05):g}" for named in runs})
     caption = (
         "Every neuron whose activation and position share more than"
-        f" {' or '.join(thresholds)} nats of mutual information: a circle at its layer, ordered by the"
-        f" type of its curve of frequency by position, then strength, then information. {basis(runs)}"
+        f" {' or '.join(thresholds)} nats of mutual information: a circle at its layer, ordered"
+        " by the type of its curve of frequency by position, then strength, then information."
+        f" {basis(runs)}"
     )
     return Drawing(name, title, caption, figure=figure)
 
@@ -186,7 +172,9 @@ def types(runs: Sequence[NamedRun]) -> Drawing:
         raise NoDataError(
             f"no neuron is positional; the most that any tells of its position is {most:.3f} nats"
         )
-    return _circles_figure(runs, [named.label for named in runs], "8", "Positional neurons by layer and type")
+    return _circles_figure(
+        runs, [named.label for named in runs], "8", "Positional neurons by layer and type"
+    )
 
 
 def training(runs: Sequence[NamedRun]) -> Drawing:
@@ -194,12 +182,11 @@ def training(runs: Sequence[NamedRun]) -> Drawing:
     shapes = {(named.run.model_layers, named.run.layout.num_neurons) for named in runs}
     if len(runs) < 2 or len(shapes) > 1:
         raise NoDataError(
-            "it sets runs of one architecture side by side (with and without positional encoding, or"
-            " through training): give several, runs=[DIR,DIR2]"
+            "it sets runs of one architecture side by side (with and without positional encoding,"
+            " or through training): give several, runs=[DIR,DIR2]"
         )
     titles = [
-        f"{named.label}, {'with' if named.run.run.info['model'].get('has_positions', True) else 'without'}"
-        " positions"
+        f"{named.label}, {'with' if named.run.has_positions else 'without'} positions"
         for named in runs
     ]
     return _circles_figure(runs, titles, "10", "Positional neurons of models trained alike")
@@ -221,14 +208,20 @@ def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
         drawn += 1
     if not drawn:
         raise NoDataError("no run has positional neurons and more than one domain")
-    axes.set(xlabel="domains in which the neuron is positional by itself", ylabel="positional neurons, %")
+    axes.set(
+        xlabel="domains in which the neuron is positional by itself", ylabel="positional neurons, %"
+    )
     axes.legend()
     caption = (
-        "Positional neurons of all text, by the number of single domains in which they are positional"
-        " too: there the information, less what few sequences add to it (about 1/(2 sequences)), is"
-        f" above the same threshold. A neuron that tells position keeps it in every domain. {basis(runs)}"
+        "Positional neurons of all text, by the number of single domains in which they are"
+        " positional too: there the information, less what few sequences add to it (about"
+        " 1/(2 sequences)), is"
+        f" above the same threshold. A neuron that tells position does so in every domain."
+        f" {basis(runs)}"
     )
-    return Drawing("domains", "Do positional neurons keep to it in every domain?", caption, figure=figure)
+    return Drawing(
+        "domains", "Do positional neurons keep to it in every domain?", caption, figure=figure
+    )
 
 
 def domains_kept(run: LoadedRun) -> NDArray[np.int64] | None:
@@ -252,7 +245,6 @@ def domains_kept(run: LoadedRun) -> NDArray[np.int64] | None:
 
 
 CATALOGUE: dict[str, tuple[Draw, str]] = {
-    "5": (examples, "What token detectors promote and suppress"),
     "8": (types, "Positional neurons by layer and type"),
     "10": (training, "Positional neurons of models trained alike"),
     "domains": (domain_consistency, "Do positional neurons keep to it in every domain?"),
@@ -261,4 +253,4 @@ for _n, _name in ((1, "2"), (2, "12"), (3, "13")):
     _title = f"Neurons by the number of {WORDS[_n]}s that cover them"
     CATALOGUE[_name] = (functools.partial(covers, n=_n, name=_name, title=_title), _title)
 
-assert set(POSITION_TYPES) < set(TYPE_COLOURS)
+assert set(TYPES) < set(TYPE_COLOURS)

@@ -1,4 +1,4 @@
-"""A run folder's bytes: a local folder or an object-store URL, through the same calls; and its lock."""
+"""A run folder's bytes, through the same calls in a local folder and an object store; its lock."""
 
 import contextlib
 import ctypes
@@ -38,8 +38,8 @@ def told(action: str, where: str) -> Iterator[None]:
     except (OSError, BaseError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"cannot {action} {where}: {reason}. Check free space and permissions, then run the same"
-            " command again: what was committed is kept."
+            f"cannot {action} {where}: {reason}. Check free space and permissions, then run the"
+            " same command again: what was committed is kept."
         ) from error
 
 

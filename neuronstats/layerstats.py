@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from neuronstats.position_types import TYPES
 from neuronstats.store import Layout
 
-POSITION_TYPES = ("oscillatory", "both_extremes", "one_extreme", "other")
-NEVER_SEEN_BOUND = 3.0  # one-sided 95 % upper bound of a count of which none was seen (rule of three)
+NEVER_SEEN_BOUND = (
+    3.0  # one-sided 95 % upper bound of a count of which none was seen (rule of three)
+)
 
 Counts = NDArray[np.int64]
 Ngram = tuple[int, ...]
@@ -60,7 +62,9 @@ class Merge:
         self._never[layer] = self._never[layer] + result.never
         for n, count in result.loose.items():
             self._loose[n][layer] += count
-        for n, ids in zip(result.ngrams["n"].to_pylist(), result.ngrams["token_ids"].to_pylist(), strict=True):
+        for n, ids in zip(
+            result.ngrams["n"].to_pylist(), result.ngrams["token_ids"].to_pylist(), strict=True
+        ):
             self._detected[n][layer].add(tuple(ids))
 
     @property
@@ -110,8 +114,8 @@ class Merge:
                 *[(f"{name}_{n}", pa.int64()) for n in self._ngrams for name in per_n],
                 ("suppressing_share", pa.float64()),
                 ("positional", pa.int64()),
-                *[(kind, pa.int64()) for kind in POSITION_TYPES],
-                *[(f"{kind}_strong", pa.int64()) for kind in POSITION_TYPES],
+                *[(kind, pa.int64()) for kind in TYPES],
+                *[(f"{kind}_strong", pa.int64()) for kind in TYPES],
             ]
         )
 
@@ -133,7 +137,7 @@ class Merge:
         if layer < self._layout.num_bitmaps:
             for n in self._ngrams:
                 row |= self._ngram_counts(layer, n, rows)
-        for kind in POSITION_TYPES:
+        for kind in TYPES:
             of_kind = rows.filter(pc.equal(rows["position_type"], kind))
             row[kind] = len(of_kind)
             row[f"{kind}_strong"] = pc.sum(of_kind["position_strong"], min_count=0).as_py()

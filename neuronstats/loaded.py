@@ -34,6 +34,7 @@ class LoadedRun:
     """
 
     def __init__(self, location: str) -> None:
+        """Open the run and read its tables of neurons and layers."""
         self.run = Run.open(location)
         self.location = self.run.folder.location
         self.layout = self.run.layout
@@ -71,6 +72,11 @@ class LoadedRun:
     def model_layers(self) -> int:
         """Layers of the whole model, recorded or not."""
         return int(self.run.info["model"]["num_layers"])
+
+    @property
+    def has_positions(self) -> bool:
+        """Tell whether the model has positional embeddings."""
+        return bool(self.run.info["model"].get("has_positions", True))
 
     @property
     def depth(self) -> NDArray[np.float64]:
@@ -216,7 +222,7 @@ class LoadedRun:
 
 
 def labels(runs: list[LoadedRun]) -> list[str]:
-    """Name runs so that no two share a name: the model, else with its data, else with its folder."""
+    """Name runs so that no two share a name: the model, else its data too, else its folder."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [f"{run.name} ({run.data})" for run in runs]

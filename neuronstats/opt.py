@@ -82,13 +82,17 @@ class Embeddings:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         config = checkpoint.config
-        self._tokens = _shaped(checkpoint, "embed_tokens.weight", config.vocab_size, config.word_embed_proj_dim)
+        self._tokens = _shaped(
+            checkpoint, "embed_tokens.weight", config.vocab_size, config.word_embed_proj_dim
+        )
         rows = config.max_position_embeddings + POSITION_OFFSET
         positions = _shaped(checkpoint, "embed_positions.weight", rows, config.hidden_size)
         self._positions = positions[POSITION_OFFSET:].to(device, dtype)
         self._project: Tensor | None = None
         if config.word_embed_proj_dim != config.hidden_size:
-            project = _shaped(checkpoint, "project_in.weight", config.hidden_size, config.word_embed_proj_dim)
+            project = _shaped(
+                checkpoint, "project_in.weight", config.hidden_size, config.word_embed_proj_dim
+            )
             self._project = project.to(device, dtype)
         self._dtype, self._device = dtype, device
 
@@ -104,7 +108,8 @@ def _shaped(checkpoint: Checkpoint, name: str, *shape: int) -> Tensor:
     tensor = checkpoint.tensor(name)
     if tuple(tensor.shape) != shape:
         raise UserError(
-            f"{checkpoint.folder}: {name} has shape {tuple(tensor.shape)}, its config.json says {shape}."
+            f"{checkpoint.folder}: {name} has shape {tuple(tensor.shape)}, its config.json says"
+            f" {shape}."
         )
     return tensor
 
@@ -122,7 +127,7 @@ def check_weights(checkpoint: Checkpoint, num_layers: int) -> None:
     checkpoint.release()
 
 
-class _Stop(Exception):  # noqa: N818 - no error: the last layer's fc2 is not needed
+class _Stop(Exception):
     pass
 
 
@@ -154,7 +159,8 @@ class Layer:
                 raise UserError(f"{where} lacks {name}: is the checkpoint complete?")
             if tuple(weights[name].shape) != shape:
                 raise UserError(
-                    f"{where}: {name} has shape {tuple(weights[name].shape)}, config.json says {shape}."
+                    f"{where}: {name} has shape {tuple(weights[name].shape)}, config.json says"
+                    f" {shape}."
                 )
 
     def fill(self, weights: dict[str, Tensor], where: str) -> None:

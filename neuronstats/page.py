@@ -1,8 +1,10 @@
 """Tables and figures -> a page that opens from disk: index.html, and what it loads when asked."""
 
 import html
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -10,8 +12,12 @@ from neuronstats.console import short
 from neuronstats.drawing import Drawing, NamedRun
 from neuronstats.folder import RunFolder
 from neuronstats.layerstats import NEVER_SEEN_BOUND
+from neuronstats.pieces import Budget, ReportSettings, write_run
 
 ASSETS = "page_assets"
+VENDORED = ("tabulator.min.js", "tabulator.min.css", "tabulator.LICENSE",
+            "uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE")  # fmt: skip
+ASSET_FILES = ("page.css", "page.js", *(f"vendor/{name}" for name in VENDORED))
 
 
 def asset(name: str) -> bytes:
@@ -31,12 +37,21 @@ def key_numbers(named: NamedRun) -> list[tuple[str, str]]:
     dead = int(pc.sum(neurons["dead"], min_count=0).as_py())
     rows = [
         ("model", f"{run.name}, {run.model_layers} layers of {run.layout.num_neurons} FFN neurons"),
-        ("text", f"{run.data}: {run.tokens:,} tokens in {run.num_sequences:,} sequences of"
-                 f" {run.layout.num_positions}; domains: {', '.join(run.layout.domains)}"),
-        ("layers recorded", f"{run.layout.num_layers}, with bitmaps: first {run.layout.num_bitmaps}"),
+        (
+            "text",
+            f"{run.data}: {run.tokens:,} tokens in {run.num_sequences:,} sequences of"
+            f" {run.layout.num_positions}; domains: {', '.join(run.layout.domains)}",
+        ),
+        (
+            "layers recorded",
+            f"{run.layout.num_layers}, with bitmaps: first {run.layout.num_bitmaps}",
+        ),
         ("neurons", f"{len(neurons):,}"),
-        ("dead", f"{dead:,} ({100 * dead / max(1, len(neurons)):.2f} %): never activated, so with 95 %"
-                 f" confidence activated on less than 3/tokens = {NEVER_SEEN_BOUND / run.tokens:.2g} of all"),
+        (
+            "dead",
+            f"{dead:,} ({100 * dead / max(1, len(neurons)):.2f} %): never activated, so with 95 %"
+            f" confidence on less than 3/tokens = {NEVER_SEEN_BOUND / run.tokens:.2g} of all",
+        ),
     ]
     for n, word in ((1, "token"), (2, "bigram"), (3, "trigram")):
         if run.has(f"detector_{n}"):
@@ -46,7 +61,9 @@ def key_numbers(named: NamedRun) -> list[tuple[str, str]]:
         judged = len(neurons) - neurons["suppresses"].null_count
         share = 100 * pc.mean(neurons["suppresses"].cast("float64")).as_py()
         rows.append(("suppress their triggers", f"{share:.1f} % of {judged:,} token detectors"))
-    positional = pc.sum(pc.greater(neurons["position_mi"], run.setting("positional_mi", 0.05)), min_count=0)
+    positional = pc.sum(
+        pc.greater(neurons["position_mi"], run.setting("positional_mi", 0.05)), min_count=0
+    )
     rows.append(("positional", f"{positional.as_py():,}"))
     if not run.metadata["complete"]:
         rows.append(("partial", f"{run.metadata['shards']} of {len(run.layout.shards)} shards"))
@@ -57,7 +74,9 @@ def settings_rows(named: NamedRun) -> list[tuple[str, str]]:
     """Return the settings behind a run's numbers."""
     run = named.run
     rows = [("fingerprint", run.run.fingerprint)]
-    rows += [(f"reduce.{name}", str(value)) for name, value in sorted(run.metadata["settings"].items())]
+    rows += [
+        (f"reduce.{name}", str(value)) for name, value in sorted(run.metadata["settings"].items())
+    ]
     rows += [(name, str(value)) for name, value in run.run.info["identity"].items()]
     rows += [(f"version of {name}", str(value)) for name, value in run.run.info["versions"].items()]
     return rows
@@ -70,7 +89,9 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
 
 def _figure(drawing: Drawing) -> str:
     number = f"Figure {drawing.name}" if drawing.name[0].isdigit() else "Beyond the paper"
-    head = f"<figcaption><b>{escape(number)}. {escape(drawing.title)}.</b> {escape(drawing.caption)}"
+    head = (
+        f"<figcaption><b>{escape(number)}. {escape(drawing.title)}.</b> {escape(drawing.caption)}"
+    )
     if drawing.reason:
         body = f"<p class=reason>Nothing to show: {escape(drawing.reason)}.</p>"
         links = ""
@@ -95,7 +116,8 @@ def index_html(runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> str:
     tokens = ", ".join(f"{short(named.run.tokens)} tokens of {named.run.data}" for named in runs)
     numbers = "".join(
         f"<section><h3>{escape(named.label)}</h3>{_table(key_numbers(named))}"
-        f"<details><summary>settings and versions</summary>{_table(settings_rows(named))}</details></section>"
+        "<details><summary>settings and versions</summary>"
+        f"{_table(settings_rows(named))}</details></section>"
         for named in runs
     )
     page = asset("index.html").decode()
@@ -110,8 +132,69 @@ def index_html(runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> str:
     return page
 
 
-def write_page(folder: RunFolder, runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> None:
-    """Write the page and its static files."""
-    for name in ("page.css",):
+def info_script(
+    runs: Sequence[NamedRun],
+    written: Sequence[Mapping[str, Any]],
+    left_out: str,
+    *,
+    live: bool = False,
+) -> bytes:
+    """Write what the page must know of each run before it asks for more."""
+    entries = [
+        {
+            "label": named.label,
+            "layers": named.run.layout.num_layers,
+            "neurons": named.run.layout.num_neurons,
+            "tokens": named.run.tokens,
+            "ngrams": named.run.ngrams,
+            "settings": named.run.metadata["settings"],
+            **pieces,
+        }
+        for named, pieces in zip(runs, written, strict=True)
+    ]
+    title = "neuronstats: " + ", ".join(named.label for named in runs)
+    info = {"runs": entries, "left_out": left_out, "live": live, "title": title}
+    return f"window.NS_INFO={json.dumps(info)};\n".encode("ascii")
+
+
+def left_out_words(
+    runs: Sequence[NamedRun],
+    written: Sequence[Mapping[str, Any]],
+    budget: Budget,
+    settings: ReportSettings,
+) -> str:
+    """Say which neurons' details this page holds, and what was left out."""
+    total = sum(len(named.run.neurons) for named in runs)
+    words = [
+        f"Details of {budget.details:,} of {total:,} neurons are on this page (report.neurons="
+        f"{settings.neurons}, report.sample={settings.sample}); of the others it"
+        " has the table's columns."
+    ]
+    if budget.left_out:
+        words.append(
+            f"{budget.left_out:,} more were to have detail, but the limit of {settings.max_bytes:,}"
+            " bytes (report.max_bytes) was reached."
+        )
+    unsearchable = sum(int(pieces["unsearchable"]) for pieces in written)
+    if unsearchable:
+        words.append(f"{unsearchable:,} detected n-grams are left out of the search for text.")
+    return " ".join(words)
+
+
+def write_page(
+    folder: RunFolder,
+    runs: Sequence[NamedRun],
+    figures: Sequence[Drawing],
+    settings: ReportSettings,
+) -> str:
+    """Write the page, its static files and its data; return what was left out, in words."""
+    for name in ASSET_FILES:
         folder.write(f"assets/{name}", asset(name))
+    budget = Budget(settings.max_bytes)
+    written = [
+        write_run(folder, named.run, number, settings, budget) for number, named in enumerate(runs)
+    ]
+    words = left_out_words(runs, written, budget, settings)
+    folder.write("data/info.js", info_script(runs, written, words))
     folder.write("index.html", index_html(runs, figures).encode())
+    return words

@@ -178,13 +178,22 @@ class Plan:
 
     def misfits(self, machine: Machine, free_disk: int | None) -> list[str]:
         """Say what does not fit, one sentence each; none if all does."""
-        on_machine = min(self.work.workers, max(1, machine.gpus if self.work.on_gpu else self.work.workers))
+        on_machine = min(
+            self.work.workers, max(1, machine.gpus if self.work.on_gpu else self.work.workers)
+        )
         needs = [
-            ("host memory", self.host_bytes * on_machine, int(machine.host_bytes * SPARE), self.host),
+            (
+                "host memory",
+                self.host_bytes * on_machine,
+                int(machine.host_bytes * SPARE),
+                self.host,
+            ),
             ("disk", self.disk_bytes, free_disk, self.disk),
         ]
         if self.work.on_gpu:
-            needs.append(("GPU memory", self.device_bytes, int(machine.gpu_bytes * SPARE), self.device))
+            needs.append(
+                ("GPU memory", self.device_bytes, int(machine.gpu_bytes * SPARE), self.device)
+            )
         misfits = []
         for name, need, have, terms in needs:
             if have is not None and need > have:
@@ -210,7 +219,10 @@ def make_plan(work: Work) -> Plan:
     slots = work.num_shards * work.packed_layer
     counts = work.corpus.positions * work.shape.neurons * work.num_layers * work.num_shards
     disk = [
-        Term(f"bitmaps ({size(work.num_bitmaps * slots)} raw)", int(COMPRESSED * work.num_bitmaps * slots)),
+        Term(
+            f"bitmaps ({size(work.num_bitmaps * slots)} raw)",
+            int(COMPRESSED * work.num_bitmaps * slots),
+        ),
         Term("position counts", counts * (1 if work.shard_sequences < 256 else 2)),
         Term("tokens", work.corpus.token_bytes),
     ]
@@ -267,12 +279,16 @@ def choose(
             if not plan.misfits(machine, free_disk):
                 return plan
     assert plan is not None
-    raise SettingsError("this does not fit here: " + "; ".join(plan.misfits(machine, free_disk)) + ".")
+    raise SettingsError(
+        "this does not fit here: " + "; ".join(plan.misfits(machine, free_disk)) + "."
+    )
 
 
 def _placements(*, on_gpu: bool) -> Sequence[tuple[bool, bool]]:
     """Orders of preference: layers resident, hidden states on the device."""
-    return [(True, True), (False, True), (False, False)] if on_gpu else [(True, True), (False, True)]
+    return (
+        [(True, True), (False, True), (False, False)] if on_gpu else [(True, True), (False, True)]
+    )
 
 
 def _halvings(length: int, batch: int) -> list[int]:

@@ -11,10 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from neuronstats.errors import SettingsError, UserError
-from neuronstats.positions import Counts, check_counts
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from neuronstats.position_curves import Bools, Places, fill, noise_of, run_ends, smooth, window_sums
+from neuronstats.positions import Counts, Floats, check_counts
 
 TYPES = ("oscillatory", "both_extremes", "one_extreme", "other")
 OSCILLATORY, BOTH_EXTREMES, ONE_EXTREME, OTHER = range(4)
@@ -24,7 +22,7 @@ MIN_POSITIONS = 8
 NEURON_BLOCK = 256
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True)
 class PositionSettings:
     """Which neurons are positional, and every threshold of their types.
 
@@ -60,11 +58,14 @@ class PositionSettings:
     range_share: float = 0.1
     """Shortest range as a share of the positions."""
     level: float = 0.5
-    """Most rise or fall within a range, as a share of what a straight line as high as the whole
-    curve has in as many positions. A line from 1 to 0 passes both extremes and stays at neither."""
+    """Steepest slope of a curve within a range, as a share of its slope between there and its
+    middle. A straight line from 1 to 0 passes both extremes and stays at neither."""
     thin: float = 0.9
     """Share of the curve's variance, binomial noise taken off, that the mean of a point's two
     neighbours must predict for a curve of no extreme to be strong."""
+
+    min_domain_sequences: int = 20
+    """Sequences that a domain needs to be asked whether a neuron's type holds there."""
 
     def __post_init__(self) -> None:
         """Refuse thresholds that mean nothing.
@@ -72,11 +73,12 @@ class PositionSettings:
         Raises:
             SettingsError: names the setting, its value and what was expected.
         """
-        if self.min_crossings < 2:
-            raise SettingsError(f"min_crossings={self.min_crossings}: expected at least 2")
-        for entry in fields(self):
+        for name, least in (("min_crossings", 2), ("min_domain_sequences", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name}={getattr(self, name)}: expected at least {least}")
+        for entry in fields(PositionSettings):  # not those of a subclass
             value = getattr(self, entry.name)
-            if entry.name not in ("min_crossings", "swing_errors") and not 0 <= value <= 1:
+            if entry.type is float and entry.name != "swing_errors" and not 0 <= value <= 1:
                 raise SettingsError(f"{entry.name}={value}: expected a number from 0 to 1")
         if not self.swing_errors >= 0:
             raise SettingsError(f"swing_errors={self.swing_errors}: expected at least 0")
@@ -99,8 +101,11 @@ class Waves:
     num_crossings: npt.NDArray[np.int64]
     """[neuron]: times that the smoothed curve went from clearly below its middle to clearly above,
     or back."""
-    state: npt.NDArray[np.int8]
-    """[neuron, position]: 1 where the curve is above its middle, -1 below, 0 between the two."""
+    side: npt.NDArray[np.int8]
+    """[neuron, position]: 1 where the curve is clearly above its middle, -1 clearly below, 0 on the
+    way from one to the other."""
+    above: Bools
+    """[neuron, position]: above its middle, on the way as well."""
     oscillatory: Bools
     """[neuron]: enough crossings, by a curve that smoothing does not flatten."""
 
@@ -179,7 +184,7 @@ def _classify_block(
     strong = np.select(
         [types == OSCILLATORY, types == BOTH_EXTREMES, types == ONE_EXTREME],
         [
-            _exact_waves(curves, waves.state, settings.exact),
+            _exact_waves(curves, waves.side, settings.exact),
             exactly_zero & exactly_one,
             np.where(at_zero, exactly_zero, exactly_one),
         ],
@@ -188,31 +193,10 @@ def _classify_block(
     return types.astype(np.int8), strong.astype(np.bool_)
 
 
-def _noise(curves: Floats, num_sequences: int) -> Floats:
-    """Estimate the binomial variance of a curve's points, averaged over them; no bias for S > 1."""
-    return (curves * (1 - curves)).mean(axis=1) / max(num_sequences - 1, 1)
-
-
-def _window_sums(curves: Floats, width: int) -> Floats:
-    """Sum every `width` neighbouring points: [neuron, position - width + 1]."""
-    sums = np.cumsum(curves, axis=1)
-    sums[:, width:] -= sums[:, :-width].copy()
-    return sums[:, width - 1 :]
-
-
-def _smooth(curves: Floats, width: int) -> tuple[Floats, Floats]:
-    """Take moving means, of fewer points at the ends; also give the points of each mean."""
-    half = width // 2
-    padded = np.pad(curves, ((0, 0), (half, half)))
-    inside = np.pad(np.ones((1, curves.shape[1])), ((0, 0), (half, half)))
-    points = _window_sums(inside, width)
-    return _window_sums(padded, width) / points, points[0]
-
-
 def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) -> Waves:
     """Follow the smoothed curve through its middle, with hysteresis against noise."""
     width = window_width(curves.shape[1], num_sequences, settings)
-    smoothed, points = _smooth(curves, width)
+    smoothed, points = smooth(curves, width)
     low, high = np.quantile(smoothed, [0.05, 0.95], axis=1)
     middle = (low + high) / 2
     error = np.sqrt(middle * (1 - middle) / (num_sequences * width))
@@ -220,51 +204,29 @@ def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) 
     above = smoothed > (middle + swing)[:, None]
     below = smoothed < (middle - swing)[:, None]
     sides = above.astype(np.int8) - below
-    before, after = _fill(sides), _fill(sides[:, ::-1])[:, ::-1]
+    before, after = fill(sides), fill(sides[:, ::-1])[:, ::-1]
     crossed = (before[:, 1:] != before[:, :-1]) & (before[:, :-1] != 0)
     num_crossings = crossed.sum(axis=1)
 
-    noise = _noise(curves, num_sequences)
+    noise = noise_of(curves, num_sequences)
     signal = curves.var(axis=1) - noise
     lost = ((curves - smoothed) ** 2).mean(axis=1) - noise * (1 - (1 / points).mean())
     kept = signal - lost >= settings.wave_share * signal
     return Waves(
         num_crossings=num_crossings,
-        state=np.where(before == after, before, 0).astype(np.int8),
+        side=np.where(before == after, before, 0).astype(np.int8),
+        above=np.where(before == after, before > 0, smoothed > middle[:, None]),
         oscillatory=(num_crossings >= settings.min_crossings) & (signal > 0) & kept,
     )
 
 
-def _fill(sides: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    """Give each 0 the side that the curve was on last; 0 before the first."""
-    places = np.where(sides != 0, np.arange(sides.shape[1]), 0)
-    last = np.maximum.accumulate(places, axis=1)
-    return np.take_along_axis(sides, last, axis=1)
-
-
-def _run_ends(
-    values: npt.NDArray[np.generic],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Give the first and last position of each position's run of equal values, [neuron, position]."""
-    num_positions = values.shape[1]
-    places = np.broadcast_to(np.arange(num_positions), values.shape)
-    change = values[:, 1:] != values[:, :-1]
-    starts = np.zeros(values.shape, np.int64)
-    starts[:, 1:] = np.where(change, places[:, 1:], 0)
-    ends = np.full(values.shape, num_positions - 1)
-    ends[:, :-1] = np.where(change, places[:, :-1], num_positions - 1)
-    first = np.maximum.accumulate(starts, axis=1)
-    last = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-    return first, last
-
-
-def _exact_waves(curves: Floats, state: npt.NDArray[np.int8], exact: float) -> Bools:
-    """Tell whether the middle halves of all half-waves lie exactly at 0 and at 1, taken together."""
-    first, last = _run_ends(state)
+def _exact_waves(curves: Floats, side: npt.NDArray[np.int8], exact: float) -> Bools:
+    """Tell whether the middle halves of all half-waves, taken together, lie exactly at 0 or 1."""
+    first, last = run_ends(side)
     places = np.arange(curves.shape[1])
     quarter = (last - first + 1) // 4
     core = np.minimum(places - first, last - places) >= quarter
-    high, low = core & (state > 0), core & (state < 0)
+    high, low = core & (side > 0), core & (side < 0)
     missed = np.where(high, 1 - curves, 0).sum(axis=1) <= exact * high.sum(axis=1)
     return missed & (np.where(low, curves, 0).sum(axis=1) <= exact * low.sum(axis=1))
 
@@ -274,28 +236,46 @@ def _ranges(curves: Floats, num_sequences: int, settings: PositionSettings) -> t
 
     A range is a longest run of positions made of windows whose mean is near 0, that is level.
     """
-    num_positions = curves.shape[1]
-    width = max(2, round(settings.range_share * num_positions))
-    means = _window_sums(curves, width) / width
+    width = max(2, round(settings.range_share * curves.shape[1]))
+    means = window_sums(curves, width) / width
     near = means <= settings.near
-    inside = np.zeros(curves.shape, np.int64)
-    inside[:, : near.shape[1]] += near
-    inside[:, width:] -= near[:, :-1]
-    member = np.cumsum(inside, axis=1) > 0
-    first, last = _run_ends(member)
-    lengths = np.where(member, last - first + 1, 0)
-    longest = lengths.argmax(axis=1)[:, None]
-    start, stop = np.take_along_axis(first, longest, 1), np.take_along_axis(last, longest, 1) + 1
-
-    within = (np.arange(num_positions) >= start) & (np.arange(num_positions) < stop)
-    length = (stop - start)[:, 0]
-    offsets = np.arange(num_positions) - (start + stop - 1) / 2
-    slope = (within * offsets * curves).sum(axis=1) / ((length**3 - length) / 12)
-    smoothed, _ = _smooth(curves, window_width(num_positions, num_sequences, settings))
-    low, high = np.quantile(smoothed, [0.05, 0.95], axis=1)
-    level = np.abs(slope) * num_positions <= settings.level * (high - low)
-    found = near.any(axis=1) & level
+    windows = np.zeros(curves.shape, np.int64)  # near windows that hold the position
+    windows[:, : near.shape[1]] += near
+    windows[:, width:] -= near[:, :-1]
+    member = np.cumsum(windows, axis=1) > 0
+    first, last = run_ends(member)
+    longest = np.where(member, last - first + 1, 0).argmax(axis=1)[:, None]
+    start, end = np.take_along_axis(first, longest, 1), np.take_along_axis(last, longest, 1)
+    found = near.any(axis=1) & _level(curves, start, end, num_sequences, settings)
     return found, found & (means.min(axis=1) <= settings.exact)
+
+
+def _level(
+    curves: Floats, start: Places, end: Places, num_sequences: int, settings: PositionSettings
+) -> Bools:
+    """Tell whether a curve stays at its low positions start..end rather than pass them.
+
+    Its slope there, from where it is within a quarter of its height, is held against its slope on
+    the way from there to its middle: equal on a straight line.
+    """
+    places = np.arange(curves.shape[1])
+    smoothed, _ = smooth(curves, window_width(curves.shape[1], num_sequences, settings))
+    low, high = np.quantile(smoothed, [0.05, 0.95], axis=1, keepdims=True)
+    middle = (low + high) / 2
+    within = (places >= start) & (places <= end) & (smoothed <= low + (high - low) / 4)
+    start = np.where(within, places, end).min(axis=1, keepdims=True)
+    end = np.where(within, places, start).max(axis=1, keepdims=True)
+
+    offsets = np.where((places >= start) & (places <= end), places - (start + end) / 2, 0)
+    slope = (offsets * curves).sum(axis=1) / np.maximum((offsets**2).sum(axis=1), 1)
+    beyond, far = smoothed >= middle, len(places) + 1
+    after = np.where(beyond & (places > end), places - end, far).min(axis=1)
+    before = np.where(beyond & (places < start), start - places, far).min(axis=1)
+    edge = np.take_along_axis(
+        smoothed, np.where(after <= before, end[:, 0], start[:, 0])[:, None], 1
+    )
+    approach = (middle - edge)[:, 0] / np.minimum(before, after)
+    return within.any(axis=1) & (np.abs(slope) <= settings.level * approach)
 
 
 def _thin(curves: Floats, num_sequences: int, thin: float) -> Bools:
@@ -304,7 +284,7 @@ def _thin(curves: Floats, num_sequences: int, thin: float) -> Bools:
     The mean square distance of a point to the mean of its neighbours is 1.5 times the variance of
     independent points (Gasser, Sroka and Jennen-Steinmetz 1986).
     """
-    noise = _noise(curves, num_sequences)
+    noise = noise_of(curves, num_sequences)
     signal = curves.var(axis=1) - noise
     apart = curves[:, 1:-1] - (curves[:, :-2] + curves[:, 2:]) / 2
     unpredicted = (apart**2).mean(axis=1) / 1.5 - noise

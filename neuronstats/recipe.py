@@ -20,10 +20,10 @@ PRECISIONS = ("float32", "bfloat16")
 class TrainSettings:
     """What to train: the defaults are the recipe of the embedded opt-mini."""
 
-    tokens: int = 12_000_000
+    tokens: int = 8_000_000
     """Tokens to train on, over as many epochs as that takes; rounded up to whole steps."""
     checkpoints: list[int] = field(
-        default_factory=lambda: [0, 1_000_000, 2_000_000, 4_000_000, 8_000_000]
+        default_factory=lambda: [0, 1_000_000, 2_000_000, 4_000_000, 6_000_000]
     )
     """Keep the model after so many tokens; 0 is the untrained control. The end is always kept."""
     positions: bool = True

@@ -1,4 +1,4 @@
-"""The reduce job: bitmaps and counts of all shards -> the tables, one (layer, neuron block) a task."""
+"""The reduce job: bitmaps and counts of all shards -> tables, a (layer, neuron block) a task."""
 
 import dataclasses
 import time
@@ -18,9 +18,11 @@ from neuronstats.cluster import Pool, connect
 from neuronstats.config import INTERRUPTED, ReduceJob, ReduceSettings
 from neuronstats.console import Console, duration, short
 from neuronstats.errors import UserError
+from neuronstats.folder import told
 from neuronstats.layerstats import BlockResult
 from neuronstats.ngram_ids import NgramIds, build_ngram_ids
 from neuronstats.ngrams import NgramCounts, NgramRows, count_ngrams
+from neuronstats.position_types import MIN_POSITIONS, OTHER, TYPES, classify
 from neuronstats.store import REPAIR, Run, Shard
 from neuronstats.vocabulary import Texts
 
@@ -91,8 +93,9 @@ class BlockWorker:
         neurons = slice(block.first, block.last)
         by_domain, by_shard = self._merge_counts(block)
         counts = by_domain.sum(axis=0)  # [position, neuron]
-        self._positions["counts"][block.layer, :, neurons] = counts
-        self._positions["counts_by_domain"][:, block.layer, :, neurons] = by_domain
+        with told("write", f"{self._run.folder.location}/{tables.PARTIAL}"):
+            self._positions["counts"][block.layer, :, neurons] = counts
+            self._positions["counts_by_domain"][:, block.layer, :, neurons] = by_domain
         found: dict[int, NgramCounts] = {}
         if block.layer < layout.num_bitmaps:
             bitmap = self._run.read_bits(block.layer, neurons, self._shards)
@@ -139,7 +142,10 @@ class BlockWorker:
         activations = counts.sum(axis=0)
         information = positions.mutual_information(counts, self._num_sequences)
         positional = information > self._settings.positional_mi
-        kinds, strong = position_types(counts, self._num_sequences, positional, self._settings)
+        kinds, strong = np.full(width, OTHER, np.int8), np.zeros(width, bool)
+        if num_positions > MIN_POSITIONS:  # a shorter curve has no shape to speak of
+            typed = classify(counts[:, positional], self._num_sequences, self._settings)
+            kinds[positional], strong[positional] = typed
         columns: dict[str, Any] = {
             **_key(block, np.arange(width)),
             "tokens": np.full(width, num_tokens, np.int64),
@@ -160,7 +166,7 @@ class BlockWorker:
             "position_mi_corrected": positions.corrected_information(
                 information, num_positions, self._num_sequences
             ),
-            "position_type": tables.masked(kinds.astype(object), positional, pa.string()),
+            "position_type": tables.masked(np.array(TYPES, object)[kinds], positional, pa.string()),
             "position_strong": tables.masked(strong, positional, pa.bool_()),
         }
         return pa.table(columns, schema=tables.neuron_schema(self._settings.ngrams))
@@ -217,7 +223,7 @@ def _key(block: Block, neurons: NDArray[np.integer[Any]]) -> dict[str, Any]:
 
 
 def spread(shards: Sequence[Shard]) -> list[int]:
-    """Order shards so that every domain is spread evenly, as more data of the same kind would be."""
+    """Order shards so that every domain is spread evenly, as more of the same data would be."""
     of_domain: dict[str, list[int]] = {}
     for index, shard in enumerate(shards):
         of_domain.setdefault(shard.domain, []).append(index)
@@ -232,15 +238,6 @@ def _changed(what: str) -> UserError:
 def _tokens_seen(run: Run, shards: Sequence[Shard]) -> list[int]:
     lengths = [shards[index].num_sequences * run.layout.num_positions for index in spread(shards)]
     return np.cumsum(lengths).tolist()
-
-
-def position_types(
-    counts: Counts, num_sequences: int, positional: NDArray[np.bool_], settings: ReduceSettings
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Type the positional neurons of a block; the others get an empty type."""
-    kinds = np.full(len(positional), "", object)
-    strong = np.zeros(len(positional), bool)
-    return kinds, strong
 
 
 def _sequences_by_domain(run: Run, shards: Sequence[Shard]) -> dict[str, int]:
@@ -292,12 +289,21 @@ def reduce(settings: ReduceJob, console: Console) -> int:
     }
     with run.folder.lock():
         files = tables.TableFiles(run.folder, metadata)
-        _create_positions(run, shards, metadata)
-        args = (run.folder.location, shards, settings.reduce, run.info["model"]["bos_token_id"], model)
+        with told("write", f"{run.folder.location}/{tables.PARTIAL}"):
+            _create_positions(run, shards, metadata)
+        args = (
+            run.folder.location,
+            shards,
+            settings.reduce,
+            run.info["model"]["bos_token_id"],
+            model,
+        )
         merged = layerstats.Merge(run.layout, settings.reduce.ngrams, num_tokens)
         with connect(settings.ray, tell=console.say) as pool:
             if not _run_blocks(pool, args, work, files, merged, console):
-                console.say("stopped; the old tables are as they were. The same command starts again.")
+                console.say(
+                    "stopped; the old tables are as they were. The same command starts again."
+                )
                 return INTERRUPTED
         _check_records(merged.activations, activations, shards)
         neurons = merged.neurons()
@@ -357,7 +363,12 @@ def _create_positions(run: Run, shards: Sequence[Shard], metadata: Mapping[str, 
     codec = ZstdCodec(level=1, checksum=True)
     names = ("layer", "position", "neuron")
     root.create_array(
-        "counts", shape=shape, chunks=chunks, dtype=np.int64, dimension_names=names, compressors=codec
+        "counts",
+        shape=shape,
+        chunks=chunks,
+        dtype=np.int64,
+        dimension_names=names,
+        compressors=codec,
     )
     by_domain = root.create_array(
         "counts_by_domain",

@@ -8,8 +8,8 @@ from pathlib import Path
 from neuronstats import page
 from neuronstats.config import ReportJob
 from neuronstats.console import Console, duration
-from neuronstats.errors import SettingsError
 from neuronstats.drawing import Drawing, NamedRun
+from neuronstats.errors import SettingsError
 from neuronstats.figures import all_figures
 from neuronstats.folder import RunFolder
 from neuronstats.loaded import LoadedRun, labels
@@ -45,7 +45,8 @@ def open_out(location: str) -> RunFolder:
     folder = RunFolder(location, create=True)
     if folder.read(MARKER) is None and folder.read("index.html") is not None:
         raise SettingsError(
-            f"out={location} holds an index.html that jobs/report.py did not write: choose another folder."
+            f"out={location} holds an index.html that jobs/report.py did not write: choose another"
+            " folder."
         )
     return folder
 
@@ -68,7 +69,7 @@ def report(settings: ReportJob, console: Console) -> int:
         folder.clear(stale)
     figures = all_figures(runs)
     write_figures(folder, figures)
-    page.write_page(folder, runs, figures)
+    console.say(page.write_page(folder, runs, figures, settings.report))
     drawn = sum(1 for drawing in figures if not drawing.reason)
     console.say(
         f"report: {len(runs)} runs, {drawn} figures ({len(figures) - drawn} without data),"

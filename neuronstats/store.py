@@ -1,4 +1,4 @@
-"""The format on disk (docs/format.md): created once, written a shard at a time, committed by a record.
+"""The format on disk (docs/format.md): created once, written by shards, committed by records.
 
 RUN/run.yaml                                   settings, versions, identity and its fingerprint
 RUN/activations.zarr/tokens                    [sequence, position] ids
@@ -10,7 +10,7 @@ RUN/activations.zarr/records/SSSSS.json        one shard's commit
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,7 +90,9 @@ class Layout:
     def neurons_per_object(self) -> int:
         """Neurons of one stored object: a whole number of chunks."""
         chunk = self.neurons_per_chunk
-        return chunk * max(1, min(-(-self.num_neurons // chunk), OBJECT_BYTES // self.row_bytes // chunk))
+        return chunk * max(
+            1, min(-(-self.num_neurons // chunk), OBJECT_BYTES // self.row_bytes // chunk)
+        )
 
 
 def make_shards(corpus: Corpus, shard_sequences: int) -> tuple[Shard, ...]:
@@ -180,14 +182,16 @@ class Run:
         """
         if folder.sizes(f"{ZARR}/records"):
             raise UserError(
-                f"{folder.location} holds committed shards, but its {RUN_FILE} is gone: put it back,"
-                " or give another run folder (run=)."
+                f"{folder.location} holds committed shards, but its {RUN_FILE} is gone: put it"
+                " back, or give another run folder (run=)."
             )
         folder.clear(f"{ZARR}/")  # the remains of a creation that was cut off: there is no run.yaml
         with told("write", f"{folder.location}/{ZARR}"):
             store = folder.zarr_store(ZARR, read_only=False)
             root = zarr.create_group(store, attributes={"format": FORMAT})
-            _array(root, "tokens", corpus.tokens.shape, corpus.tokens.dtype, ("sequence", "position"))
+            _array(
+                root, "tokens", corpus.tokens.shape, corpus.tokens.dtype, ("sequence", "position")
+            )
             root["tokens"][:] = corpus.tokens
             for name, values in {"domain": corpus.domain, "row": corpus.row}.items():
                 _array(root, name, values.shape, values.dtype, ("sequence",))
@@ -196,7 +200,9 @@ class Run:
             _create_layers(root, layout)
         full = {"format": FORMAT, **info, "layout": json.loads(json.dumps(asdict(layout)))}
         if not folder.create(RUN_FILE, yaml.safe_dump(full, sort_keys=False).encode()):
-            raise UserError(f"{folder.location}/{RUN_FILE} appeared meanwhile: is another job on it?")
+            raise UserError(
+                f"{folder.location}/{RUN_FILE} appeared meanwhile: is another job on it?"
+            )
         return cls(folder, full)
 
     def zarr(self, *, writable: bool = False, on_write: Any = None) -> Any:
@@ -216,7 +222,9 @@ class Run:
             UserError: the stored tokens are not those of the run.
         """
         root = self.zarr()
-        with _damage(f"{self.folder.location}/{ZARR}/tokens", "the run cannot be mended; collect anew"):
+        with _damage(
+            f"{self.folder.location}/{ZARR}/tokens", "the run cannot be mended; collect anew"
+        ):
             corpus = Corpus(
                 tokens=root["tokens"][:],
                 domain=root["domain"][:],
@@ -287,9 +295,15 @@ class Run:
         """Delete a shard's record, so that it is computed again."""
         self.folder.remove(f"{ZARR}/{Record.key(shard.index)}")
 
-    def _of_layer(self, name: str) -> Any:
+    def array(self, root: Any, kind: str, layer: int) -> Any:
+        """Return a layer's array of a kind.
+
+        Raises:
+            UserError: its metadata cannot be read.
+        """
+        name = f"{kind}/{layer:03d}"
         with _damage(f"{self.folder.location}/{ZARR}/{name}", "its metadata must be put back"):
-            return self.zarr()[name]
+            return root[name]
 
     def read_bits(self, layer: int, neurons: slice, shards: Sequence[Shard]) -> UInt8:
         """Read bitmaps.
@@ -297,7 +311,7 @@ class Run:
         Returns:
             uint8 [neuron, sequence, byte], the shards' sequences one after another.
         """
-        array = self._of_layer(f"bitmaps/{layer:03d}")
+        array = self.array(self.zarr(), "bitmaps", layer)
         width = bits.packed_bytes(self.layout.num_positions)
         first, last = neurons.indices(self.layout.num_neurons)[:2]
         out = np.empty((last - first, sum(s.num_sequences for s in shards), width), np.uint8)
@@ -313,7 +327,7 @@ class Run:
         self, layer: int, neurons: slice, shards: Sequence[Shard]
     ) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
         """Yield each shard's int64 [position, neuron] counts of one layer."""
-        array = self._of_layer(f"position_counts/{layer:03d}")
+        array = self.array(self.zarr(), "position_counts", layer)
         for shard in shards:
             with _damage(f"position counts of layer {layer} of {shard}", REPAIR):
                 counts = array[shard.index, :, neurons]
@@ -323,7 +337,7 @@ class Run:
 REPAIR = "collect again with repair=true computes it again"
 
 
-class _damage:  # noqa: N801 - reads as a statement: with _damage(...)
+class _damage:
     """Say which stored thing cannot be read, and the way out."""
 
     def __init__(self, what: str, cure: str) -> None:
@@ -365,15 +379,16 @@ class ShardWriter:
         layout, shard = self._run.layout, self._shard
         where = f"{shard}, layer {layer} of {self._run.folder.location}"
         total = int(position_counts.sum(dtype=np.int64))
+        counts = self._run.array(self._root, "position_counts", layer)
+        kept = None if bitmap is None else self._run.array(self._root, "bitmaps", layer)
         try:
-            counts = self._root[f"position_counts/{layer:03d}"]
             counts[shard.index] = position_counts.astype(layout.count_dtype)
             if bitmap is not None:
                 if shard.num_sequences < layout.shard_sequences:  # an object is written whole
                     short = layout.shard_sequences - shard.num_sequences
                     bitmap = np.pad(bitmap, ((0, 0), (0, short), (0, 0)))
-                self._root[f"bitmaps/{layer:03d}"][:, shard.index] = bitmap
-        except Exception as error:  # noqa: BLE001 - whatever the storage throws, told with its place
+                kept[:, shard.index] = bitmap
+        except Exception as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             raise UserError(
                 f"cannot write {where}: {reason}. Check free space and permissions, then run the"
@@ -410,14 +425,20 @@ def read_info(folder: RunFolder) -> dict[str, Any] | None:
         version = info["format"]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{folder.location}/{RUN_FILE} is damaged ({reason}): put it back.") from error
+        raise UserError(
+            f"{folder.location}/{RUN_FILE} is damaged ({reason}): put it back."
+        ) from error
     if version != FORMAT:
         raise UserError(
             f"{folder.location} has format {version}; this version of neuronstats reads {FORMAT}."
         )
-    lost = [key for key in ("fingerprint", "identity", "model", "settings", "layout") if key not in info]
+    lost = [
+        key for key in ("fingerprint", "identity", "model", "settings", "layout") if key not in info
+    ]
     if lost:
-        raise UserError(f"{folder.location}/{RUN_FILE} is damaged ({lost[0]} is gone): put it back.")
+        raise UserError(
+            f"{folder.location}/{RUN_FILE} is damaged ({lost[0]} is gone): put it back."
+        )
     return dict(info)
 
 
@@ -426,7 +447,13 @@ def _array(
 ) -> None:
     codec = ZstdCodec(level=1, checksum=True)
     root.create_array(
-        name, shape=shape, dtype=dtype, dimension_names=names, compressors=codec, fill_value=0, **layout
+        name,
+        shape=shape,
+        dtype=dtype,
+        dimension_names=names,
+        compressors=codec,
+        fill_value=0,
+        **layout,
     )
 
 
@@ -454,5 +481,3 @@ def _create_layers(root: Any, layout: Layout) -> None:
             ("shard", "position", "neuron"),
             chunks=(1, layout.num_positions, block),
         )
-
-

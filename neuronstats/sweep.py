@@ -120,12 +120,15 @@ class Sweep:
         self._dtype, self._device = dtype, device
         self._hidden_device = device if hidden_on_device else torch.device("cpu")
         self._embed = Embeddings(checkpoint, dtype, device)
+        checkpoint.release()  # a layer read through the embeddings' mapping would stay mapped
         self._vocabulary = checkpoint.config.vocab_size
         self._neurons = checkpoint.config.ffn_dim
         self._width = checkpoint.config.hidden_size
         self.layers = LayerSource(checkpoint, num_layers, dtype, device, resident=resident)
 
-    def __call__(self, tokens: NDArray[np.integer[Any]], name: str = "shard") -> Iterator[LayerRecord]:
+    def __call__(
+        self, tokens: NDArray[np.integer[Any]], name: str = "shard"
+    ) -> Iterator[LayerRecord]:
         """Run the layers over a shard.
 
         Args:

@@ -1,4 +1,4 @@
-"""The tables' columns and files: Parquet with the run's fingerprint and settings in its metadata."""
+"""The tables' columns and files: Parquet, with what made it in its metadata."""
 
 import io
 import json
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from neuronstats.errors import UserError
 from neuronstats.folder import RunFolder
@@ -66,8 +65,8 @@ def neuron_schema(ngrams: Sequence[int]) -> pa.Schema:
     )
 
 
-def masked(values: Any, valid: NDArray[np.bool_] | bool, kind: pa.DataType) -> pa.Array:
-    """Make a column with nulls where not valid."""
+def masked(values: Any, valid: Any, kind: pa.DataType) -> pa.Array:
+    """Make a column with nulls where not valid: a boolean, or one for each value."""
     values = np.asarray(values)
     mask = ~np.broadcast_to(np.asarray(valid), values.shape)
     return pa.array(values, type=kind, mask=mask)

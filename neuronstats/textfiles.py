@@ -49,7 +49,9 @@ def find_files(path: str) -> list[tuple[str, Path]]:
     known = {name: file for name, file in files.items() if file.suffix in SUFFIXES}
     if not known:
         seen = ", ".join(sorted(files)[:5]) or "nothing"
-        raise SettingsError(f"data.path={path}: no file ends in {', '.join(SUFFIXES)}; found {seen}")
+        raise SettingsError(
+            f"data.path={path}: no file ends in {', '.join(SUFFIXES)}; found {seen}"
+        )
     return sorted(known.items())
 
 

@@ -71,7 +71,7 @@ class Desk:
         assert err.startswith("error: "), err
         assert "Traceback" not in err
         assert "defect" not in err
-        assert err.count("error: ") == 1
+        assert [line.startswith("error: ") for line in err.split("\n")].count(True) == 1
         assert len(err) < 1000, err
         for word in words:
             assert str(word) in err, (word, err)
@@ -416,23 +416,42 @@ def test_read_only_disk(desk, collected, disk):
 
 
 def test_full_disk(desk, collected, disk, monkeypatch):
+    monkeypatch.setattr("neuronstats.prepare.free_disk_bytes", lambda path: 1000)
+    words = ["does not fit here", "disk: ", " needed, 1 kB may be used"]
+    desk.fails(WRONG_SETTINGS, *words, settings=desk.settings)
+    monkeypatch.setattr("neuronstats.prepare.free_disk_bytes", lambda path: None)
     folder = disk("size=48k")
     desk.run = folder / "run"
-    words = ["does not fit here", "disk", "needed"]
-    desk.fails(WRONG_SETTINGS, *words, settings=desk.settings)
-    monkeypatch.setattr("neuronstats.collect.free_disk_bytes", lambda path: None)
-    for size in ("48k", "320k"):  # while the run is made, and while its shards are written
-        disk("remount", f"size={size}")
+    made = []
+    for size in range(48, 400, 32):  # while the run is made, and while its shards are written
+        disk("remount", f"size={size}k")
         code, _, err = desk.job("collect", *desk.settings)
+        if code == DONE:
+            break
         assert code == FAILED
         assert "defect" not in err
         for word in ("cannot write", str(desk.run), "No space left", "free space", "kept"):
             assert word in err
-    assert (desk.run / "run.yaml").exists()
+        made.append((desk.run / "run.yaml").exists())
+    assert set(made) == {False, True}
     disk("remount", "size=40m")
     assert desk.job("collect", *desk.settings)[0] == DONE
     name = "activations.zarr"
     assert contents(desk.run / name) == contents(collected.run / name)
+
+
+def test_full_disk_under_reduce(desk, collected, disk):
+    desk.run = shutil.copytree(collected.run, disk("size=2m") / "run")
+    before = contents(desk.run)
+    filler = desk.run.parent / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    words = ["cannot ", desk.run, "No space left", "free space"]
+    desk.fails(FAILED, *words, settings=[f"run={desk.run}"], job="reduce")
+    filler.unlink()
+    assert desk.job("reduce", f"run={desk.run}")[0] == DONE
+    assert contents(desk.run).keys() == before.keys()
 
 
 def test_run_of_other_settings(done):
@@ -498,7 +517,8 @@ def test_run_yaml_damaged_or_gone(done):
 
 def objects(run, kind):
     """The stored objects of a kind of array, largest first."""
-    found = [p for p in (run / "activations.zarr" / kind).rglob("c/*") if p.is_file()]
+    files = (run / "activations.zarr" / kind).rglob("*")
+    found = [path for path in files if path.is_file() and path.name != "zarr.json"]
     return sorted(found, key=lambda path: -path.stat().st_size)
 
 
@@ -668,6 +688,23 @@ def test_plan_makes_nothing(desk):
         for word in ("tokens", "layers", "host memory", "disk", "FLOP"):
             assert word in out
         assert contents(desk.folder) == before
+
+
+def test_plan_fetches_no_weights(desk, own_checkpoint, monkeypatch):
+    (own_checkpoint / "model.safetensors").unlink()
+    asked = []
+
+    def give(name, revision, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(own_checkpoint)
+
+    monkeypatch.setattr("neuronstats.checkpoint.snapshot_download", give)
+    code, out, err = desk.job("collect", "model=opt-66b", "data=paper", "plan=true")
+    assert (code, err) == (DONE, "")
+    assert "about 20M" in out
+    assert [name for name, _ in asked] == ["facebook/opt-66b"]
+    assert not any("safetensors" in pattern or ".bin" in pattern for pattern in asked[0][1])
+    assert not (desk.folder / "runs").exists()
 
 
 @pytest.mark.parametrize(("name", "schema"), [("collect", "CollectJob"), ("reduce", "ReduceJob")])

@@ -494,6 +494,24 @@ def compile_triton(
     return compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
 
 
+@pytest.mark.parametrize("missing", [None, "package triton", "C compiler", "Python's C headers"])
+def test_what_triton_needs(
+    missing: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    found = None if missing == "package triton" else "spec"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    monkeypatch.setattr("shutil.which", lambda name: None if missing == "C compiler" else name)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    if missing != "Python's C headers":
+        (tmp_path / "Python.h").touch()
+    assert bits._find_triton.__wrapped__() == (missing is None)
+    assert (missing or "") in caplog.text
+    assert bool(caplog.text) == (missing is not None)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_triton_kernels_on_cuda() -> None:

@@ -108,7 +108,7 @@ def test_default_run_folder(monkeypatch):
     assert other.location == "runs/opt-125m-paper"
     bucket = settings_of(monkeypatch, "collect", "run=s3://bucket/a/b")
     assert bucket.location == "s3://bucket/a/b"
-    home = settings_of(monkeypatch, "collect", "run=~/a")
+    home = settings_of(monkeypatch, "collect", 'run="~/a"')
     assert home.location == str(Path.home() / "a")
 
 

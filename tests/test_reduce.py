@@ -88,7 +88,11 @@ def planted_oracle(planted_model, planted_corpus):
 
 
 def test_planted_tables_equal_the_oracle(planted_run, planted_oracle):
-    assert_equals_oracle(planted_run, planted_oracle, skip=("positional", "suppresses", "trigger_projection", "suppressing_share"))
+    assert_equals_oracle(
+        planted_run,
+        planted_oracle,
+        skip=("positional", "suppresses", "trigger_projection", "suppressing_share"),
+    )
 
 
 def test_planted_position_counts_are_exact(planted_run, planted_corpus):
@@ -117,6 +121,8 @@ def test_planted_classes_are_found_and_none_invented(planted_run):
         row = rows[truth.layer, truth.neuron]
         assert row["dead"] == truth.dead, truth
         assert (row["position_mi"] > 0.05) == (truth.position_type is not None), truth
+        assert row["position_type"] == truth.position_type, truth
+        assert row["position_strong"] == truth.position_strong, truth
         if truth.n:
             assert detected[truth.layer, truth.neuron, truth.n] == set(truth.ngrams), truth
         else:
@@ -183,7 +189,9 @@ def test_random_models_equal_the_oracle(order, positions, tiny_model, tiny_check
         project_out=project,
     )
     assert any(row["detector_1"] for row in expected["neurons"])
-    assert_equals_oracle(run, expected, skip=("positional", "suppresses", "trigger_projection", "suppressing_share"))
+    assert_equals_oracle(
+        run, expected, skip=("positional", "suppresses", "trigger_projection", "suppressing_share")
+    )
 
 
 def test_shards_batches_blocks_and_order_change_nothing(
@@ -192,11 +200,16 @@ def test_shards_batches_blocks_and_order_change_nothing(
     tokens = models.random_tokens(10, 24, seed=7)
     file = save_tokens(tmp_path / "tokens.npy", tokens, ["x", "y"] * 5)
     found = []
-    for index, (shard, reverse, block) in enumerate([(10, False, 96 << 20), (1, True, 1), (3, True, 2000)]):
+    for index, (shard, reverse, block) in enumerate(
+        [(10, False, 96 << 20), (1, True, 1), (3, True, 2000)]
+    ):
         monkeypatch.setattr("neuronstats.reduce.BLOCK_BYTES", block)
         monkeypatch.setattr("neuronstats.store.CHUNK_BYTES", 64)
         job = collect_job(
-            tmp_path / f"run{index}", tiny_checkpoint("pre"), file, collect__shard_sequences=shard,
+            tmp_path / f"run{index}",
+            tiny_checkpoint("pre"),
+            file,
+            collect__shard_sequences=shard,
             **COLLECT_ALL,
         )
         run = run_jobs(monkeypatch, job, reverse)
@@ -221,9 +234,7 @@ def test_reduce_again_replaces_the_tables(tiny_checkpoint, tmp_path, monkeypatch
 def test_unfinished_run(tiny_checkpoint, tmp_path, monkeypatch):
     tokens = models.random_tokens(6, 16)
     file = save_tokens(tmp_path / "tokens.npy", tokens)
-    job = collect_job(
-        tmp_path / "run", tiny_checkpoint("pre"), file, collect__shard_sequences=2
-    )
+    job = collect_job(tmp_path / "run", tiny_checkpoint("pre"), file, collect__shard_sequences=2)
     with serial(monkeypatch):
         collect(job, quiet())
         run = Run.open(job.run)
@@ -248,7 +259,9 @@ def test_changed_bits_are_never_counted(tiny_checkpoint, tmp_path, monkeypatch):
         array = run.zarr(writable=True)["bitmaps/000"]
         neuron = int(np.argmax(array[:].sum(axis=(1, 2, 3))))
         values = array[neuron]
-        array[neuron] = np.where(values == values.max(), values - 1, values)  # valid, but other bits
+        array[neuron] = np.where(
+            values == values.max(), values - 1, values
+        )  # valid, but other bits
         with pytest.raises(UserError, match=r"(changed|committed|bytes).*repair=true"):
             reduce(ReduceJob(run=job.run), quiet())
         with pytest.raises(UserError, match="repair=true"):

@@ -140,7 +140,9 @@ def test_committed_shards_are_not_computed_again(inputs, undisturbed, tmp_path):
     before = commits(undisturbed)
     done = subprocess.run(
         command("collect", *inputs, f"run={undisturbed}"),
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "60 of 60 shards are committed already" in done.stdout
@@ -152,7 +154,10 @@ def test_a_signal_drains_and_the_next_call_goes_on(number, inputs, undisturbed, 
     run = tmp_path / "run"
     process = subprocess.Popen(
         command("collect", *inputs, f"run={run}"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     records = run / "activations.zarr" / "records"
     while not list(records.glob("*.json")) and process.poll() is None:
@@ -174,11 +179,12 @@ def test_a_signal_drains_and_the_next_call_goes_on(number, inputs, undisturbed, 
 
 def test_peak_memory_is_within_the_plan(undisturbed):
     """At most what was planned, and at least 70 % of it."""
+    from serial import collect_job, quiet
+
     from neuronstats.cluster import Workers
     from neuronstats.collect import Collect
     from neuronstats.machine import probe
     from neuronstats.store import Run
-    from serial import collect_job, quiet
 
     info = Run.open(str(undisturbed)).info["settings"]
     job = Collect(collect_job(undisturbed, info["model"]["path"], info["data"]["path"]), quiet())

@@ -93,7 +93,9 @@ def test_shards_never_mix_domains():
         assert 1 <= shard.num_sequences <= 7
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(shard_sequences=st.integers(1, 10), seed=st.integers(0, 100))
 def test_any_split_into_shards_merges_to_the_same(tmp_path_factory, shard_sequences, seed):
     corpus = make_corpus(seed=seed)
@@ -145,6 +147,13 @@ def test_damage_is_found_and_named(written, damage):
     assert run.damaged([record], contents=False) == ({} if damage == "flipped" else found)
 
 
+def read_all(run, key, layer):
+    if key.startswith("bitmaps"):
+        run.read_bits(layer, slice(None), run.layout.shards)
+    else:
+        list(run.read_position_counts(layer, slice(None), run.layout.shards))
+
+
 def test_a_flipped_bit_never_reads_as_a_number(written):
     run, _ = written
     record = run.records()[0]
@@ -155,10 +164,7 @@ def test_a_flipped_bit_never_reads_as_a_number(written):
             run.folder.write(path, data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
             layer = int(key.split("/")[1])
             with pytest.raises(UserError, match="repair=true"):
-                if key.startswith("bitmaps"):
-                    run.read_bits(layer, slice(None), run.layout.shards)
-                else:
-                    list(run.read_position_counts(layer, slice(None), run.layout.shards))
+                read_all(run, key, layer)
         run.folder.write(path, data)
 
 
@@ -175,7 +181,7 @@ def test_changed_tokens_are_refused(written):
     run, _ = written
     tokens = run.zarr(writable=True)["tokens"]
     tokens[0, 0] = tokens[0, 0] + 1
-    with pytest.raises(UserError, match="tokens cannot be read .*changed"):
+    with pytest.raises(UserError, match=r"tokens cannot be read .*changed"):
         run.corpus()
 
 

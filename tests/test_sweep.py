@@ -39,7 +39,7 @@ def swept_bits(sweep, tokens, cuts=()):
         records = list(sweep(tokens[first:last]))
         for record in records:
             unpacked = bits.unpack(record.bitmap, tokens.shape[1])
-            assert (unpacked.sum(axis=1).T == record.position_counts).all()
+            assert (record.position_counts == unpacked.sum(axis=1).T).all()
         parts.append([bits.unpack(record.bitmap, tokens.shape[1]) for record in records])
     return [np.concatenate(layer, axis=1) for layer in zip(*parts, strict=True)]
 
@@ -128,8 +128,15 @@ def test_not_a_number_is_never_counted(layer, value, tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "layers", "expected"),
-    [("all", 12, 12), ("first_half", 12, 6), ("first_half", 3, 1), ("first_half", 1, 1)]
-    + [("none", 12, 0), (4, 12, 4), ("4", 12, 4)],
+    [
+        ("all", 12, 12),
+        ("first_half", 12, 6),
+        ("first_half", 3, 1),
+        ("first_half", 1, 1),
+        ("none", 12, 0),
+        (4, 12, 4),
+        ("4", 12, 4),
+    ],
 )
 def test_first_layers(setting, layers, expected):
     assert num_first_layers(setting, layers, "collect.layers") == expected

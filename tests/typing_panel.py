@@ -1,10 +1,9 @@
 """Curves like the panels of fig. 7, with the type that each must get; writes docs/typing.md.
 
-    python tests/typing_panel.py
+python tests/typing_panel.py
 """
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
@@ -169,6 +168,7 @@ def share_right(results, num_sequences=SEQUENCES, num_positions=POSITIONS):
 
 if __name__ == "__main__":
     import sys
+
     for seed in range(int(sys.argv[1]) if len(sys.argv) > 1 else 1):
         results = run_panel(seed, 40)
         print("S>=200", share_right(results, (200, 1000)), "S=50", share_right(results, (50,)))

@@ -1,0 +1,105 @@
+"""One neuron's detail for the page: curves, domains, n-grams, update, contexts."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from neuronstats import bits
+from neuronstats.contexts import example_contexts
+from neuronstats.loaded import LoadedRun
+
+CURVE_POINTS = 256  # of a curve on the page, at most
+DOMAIN_POINTS = 64  # of a domain's curve
+TOP = 10  # n-grams shown of each length
+
+
+class DetailSettings(Protocol):
+    """What of the report's settings a detail depends on."""
+
+    contexts: int
+    context_tokens: int
+
+
+def thin_out(counts: NDArray[np.int64], sequences: int, points: int) -> dict[str, Any]:
+    """Write a curve as frequencies, means over neighbouring positions where it is long.
+
+    Args:
+        counts: int64 [position].
+        sequences: behind the counts.
+        points: at most so many.
+
+    Returns:
+        The positions in each mean (the last may have fewer), and the values, to four digits.
+    """
+    step = -(-len(counts) // points)
+    starts = np.arange(0, len(counts), step)
+    sums = np.add.reduceat(counts, starts)
+    sizes = np.diff(np.append(starts, len(counts)))
+    values = sums / (sizes * max(1, sequences))
+    return {"step": step, "values": [round(float(value), 4) for value in values]}
+
+
+def detail(
+    run: LoadedRun, layer: int, neurons: list[int], settings: DetailSettings
+) -> dict[str, Any]:
+    """Return the details of some neurons of one layer, by neuron.
+
+    Args:
+        run: the run.
+        layer: the layer.
+        neurons: ascending.
+        settings: contexts and their length.
+    """
+    first, last = neurons[0], neurons[-1] + 1
+    tables = {
+        name: run.rows(name, layer, first, last)
+        for name in ("domains", "triggers", "ngrams", "suppression")
+    }
+    found: dict[str, Any] = {}
+    for neuron in neurons:
+        counts = run.position_counts(layer, slice(neuron, neuron + 1))[:, 0]
+        by_domain = run.position_counts_by_domain(layer, slice(neuron, neuron + 1))[:, :, 0]
+        sequences = run.domain_sequences
+        entry: dict[str, Any] = {
+            "curve": thin_out(counts, run.num_sequences, CURVE_POINTS),
+            "domain_curves": {
+                domain: thin_out(by_domain[index], sequences[domain], DOMAIN_POINTS)
+                for index, domain in enumerate(run.layout.domains)
+            },
+        }
+        for name, table in tables.items():
+            if table is not None:
+                rows = table.filter(pc.equal(table["neuron"], neuron))
+                entry[name] = _clean(rows.drop_columns(["layer", "neuron"]).to_pylist())
+        if layer < run.layout.num_bitmaps:
+            bitmap = run.bits(layer, slice(neuron, neuron + 1))[0]
+            activated = bits.unpack(bitmap, run.layout.num_positions)
+            entry["contexts"] = example_contexts(
+                run, activated, settings.contexts, settings.context_tokens
+            )
+        found[str(neuron)] = entry
+    return found
+
+
+def _clean(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop what the page does not show, round what it shows, keep the first rows of each length."""
+    kept = []
+    seen: dict[Any, int] = {}
+    for row in rows:
+        n = row.get("n")
+        seen[n] = seen.get(n, 0) + 1
+        if n is not None and seen[n] > TOP:
+            continue
+        row.pop("token_ids", None)
+        kept.append({k: _round(v) for k, v in row.items()})
+    return kept
+
+
+def _round(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if np.isfinite(value) else None
+    if isinstance(value, list):
+        return [_round(item) for item in value]
+    return value

@@ -1,0 +1,486 @@
+// The page's behaviour: views by the address's hash, a table over columns, a panel for one neuron.
+// Data comes as script files, loaded when asked for, because browsers refuse fetch() on file://.
+"use strict";
+
+const NS = (() => {
+  const info = window.NS_INFO;
+  const KINDS = ["untyped", "oscillatory", "both extremes", "one extreme", "other"];
+  const DEAD = 1, KNOWN = 16, SUPPRESSES = 32, POSITIONAL = 64, STRONG = 1024, COVERED = 2048;
+  const WORDS = { 1: "token", 2: "bigram", 3: "trigram" };
+  const layers = info.runs.map(() => []);      // [run][layer] -> columns
+  const details = info.runs.map(() => ({}));   // [run]["layer/neuron"] -> detail
+  const search = info.runs.map(() => null);    // [run] -> rows [layer, neuron, n, text]
+  const texts = info.runs.map(() => new Map()); // [run] key -> detected texts
+  const scripts = new Map();
+  const at = (id) => document.getElementById(id);
+  let matches = new Int32Array(0);             // keys (layer * width + neuron) in the table's order
+  let current = null;                          // {run, layer, neuron} in the panel
+  let table = null;
+  let chart = null;
+
+  function load(path) {
+    if (!scripts.has(path)) {
+      scripts.set(path, new Promise((done, fail) => {
+        const script = document.createElement("script");
+        script.src = path;
+        script.onload = () => { script.remove(); done(); };
+        script.onerror = () => { scripts.delete(path); fail(new Error(path + " could not be loaded")); };
+        document.head.append(script);
+      }));
+    }
+    return scripts.get(path);
+  }
+
+  const ARRAYS = { "<f4": Float32Array, "<f8": Float64Array, "<u2": Uint16Array, "<i4": Int32Array };
+
+  function decode([type, text]) {
+    const raw = atob(text);
+    const bytes = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
+    return new ARRAYS[type](bytes.buffer);
+  }
+
+  // ---- what the data files call
+
+  function layer(run, index, columns) {
+    layers[run][index] = Object.fromEntries(Object.entries(columns).map(([k, v]) => [k, decode(v)]));
+  }
+
+  function detail(run, index, found) {
+    for (const [neuron, entry] of Object.entries(found)) details[run][index + "/" + neuron] = entry;
+  }
+
+  function searchable(run, rows) {
+    search[run] = rows;
+    const width = info.runs[run].neurons;
+    for (const [index, neuron, , text] of rows) {
+      const key = index * width + neuron;
+      if (!texts[run].has(key)) texts[run].set(key, []);
+      texts[run].get(key).push(text);
+    }
+  }
+
+  // ---- loading
+
+  const pad = (number, width) => String(number).padStart(width, "0");
+  const needLayer = (run, index) => load(`data/r${run}/n${pad(index, 3)}.js`);
+
+  async function needDetail(run, index, neuron) {
+    const key = index + "/" + neuron;
+    if (details[run][key]) return details[run][key];
+    const piece = layers[run][index].piece[neuron];
+    if (piece >= 0) await load(`data/r${run}/d${pad(piece, 5)}.js`);
+    else if (info.live) await load(`live/${run}/${index}/${neuron}.js`);
+    return details[run][key] || null;
+  }
+
+  // ---- words
+
+  const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣");
+  const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 0 });
+  const percent = (value) => {
+    if (value === 0) return "0 %";
+    return (100 * value).toPrecision(3).replace(/\.?0+$/, "").replace(/e.*/, (e) => e) + " %";
+  };
+
+  function classes(flags) {
+    const found = [];
+    if (flags & DEAD) found.push("dead");
+    for (const n of [1, 2, 3]) if (flags & (1 << n)) found.push(WORDS[n] + " detector");
+    if (flags & SUPPRESSES) found.push("suppresses");
+    if (flags & POSITIONAL) {
+      const kind = KINDS[(flags >> 7) & 7];
+      found.push("positional, " + kind + (kind === "untyped" ? "" : flags & STRONG ? ", strong" : ", weak"));
+    }
+    return found;
+  }
+
+  function reasons(run, index, neuron) {
+    const { tokens, settings } = info.runs[run];
+    const columns = layers[run][index];
+    const flags = columns.flags[neuron];
+    const activations = columns.activations[neuron];
+    const lines = [];
+    if (flags & DEAD) {
+      lines.push(`Dead: activated on none of ${number(tokens)} tokens. With 95 % confidence its frequency is`
+        + ` below 3/tokens = ${(3 / tokens).toPrecision(2)}.`);
+      return lines;
+    }
+    lines.push(`Alive: activated on ${number(activations)} of ${number(tokens)} tokens.`);
+    for (const n of info.runs[run].ngrams) {
+      const limit = settings.max_cover[n];
+      const cover = columns["cover_" + n][neuron];
+      if (!(flags & COVERED)) {
+        if (n === 1) lines.push("n-grams were not counted in this layer: it has no bitmaps (collect.bitmaps).");
+      } else if (flags & (1 << n)) {
+        lines.push(`Detects ${WORDS[n]}s: ${number(cover)} cover ${percent(settings.cover_share)} of its activations`
+          + ` (at most ${limit} may), and those that activate it in at least ${percent(settings.detect_rate)} of`
+          + " their occurrences still do.");
+      } else if (cover === 0) {
+        lines.push(`No ${WORDS[n]} detector: nothing that counts activated it (the begin-of-sequence token does not).`);
+      } else if (cover > limit) {
+        lines.push(`No ${WORDS[n]} detector: it takes ${number(cover)} ${WORDS[n]}s to cover`
+          + ` ${percent(settings.cover_share)} of its activations; at most ${limit} may.`);
+      } else {
+        lines.push(`No ${WORDS[n]} detector: ${number(cover)} ${WORDS[n]}s cover it, but too many of them leave it`
+          + ` inactive in more than ${percent(1 - settings.detect_rate)} of their occurrences.`);
+      }
+    }
+    if (flags & KNOWN) {
+      lines.push(flags & SUPPRESSES
+        ? "Suppresses its triggers: its update lowers, in the mean, the projections of the tokens that it detects."
+        : "Does not suppress its triggers: their mean projection on its update is not below zero.");
+    }
+    const mi = columns.mi[neuron].toFixed(3);
+    const bound = settings.positional_mi;
+    lines.push(flags & POSITIONAL
+      ? `Positional: activation and position share ${mi} nats (more than ${bound}); type: `
+        + `${KINDS[(flags >> 7) & 7]}, ${flags & STRONG ? "strong" : "weak"}.`
+      : `Not positional: activation and position share ${mi} nats; more than ${bound} would be.`);
+    return lines;
+  }
+
+  // ---- building elements; text is only ever set as text
+
+  function make(tag, properties = {}, ...children) {
+    const element = document.createElement(tag);
+    Object.assign(element, properties);
+    element.append(...children);
+    return element;
+  }
+
+  function grid(head, rows) {
+    const top = make("tr", {}, ...head.map((cell) => make("th", { textContent: cell, scope: "col" })));
+    const body = rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", { textContent: cell }))));
+    return make("div", { className: "scroll" }, make("table", { className: "grid" }, top, ...body));
+  }
+
+  const address = (run, index, neuron) => "#" + [encodeURIComponent(info.runs[run].label), index, neuron].join("/");
+
+  // ---- the table
+
+  const TESTS = {
+    "": () => true,
+    classified: (f) => f & (2 | 4 | 8 | POSITIONAL),
+    dead: (f) => f & DEAD,
+    token: (f) => f & 2,
+    bigram: (f) => f & 4,
+    trigram: (f) => f & 8,
+    suppresses: (f) => f & SUPPRESSES,
+    positional: (f) => f & POSITIONAL,
+    oscillatory: (f) => ((f >> 7) & 7) === 1,
+    "both extremes": (f) => ((f >> 7) & 7) === 2,
+    "one extreme": (f) => ((f >> 7) & 7) === 3,
+    other: (f) => ((f >> 7) & 7) === 4,
+    none: (f) => !(f & (1 | 2 | 4 | 8 | POSITIONAL)),
+  };
+
+  function select() {
+    const run = Number(at("run").value);
+    const width = info.runs[run].neurons;
+    const only = at("layer").value;
+    const test = TESTS[at("class").value];
+    const withDetail = at("detailed").checked;
+    const wanted = at("token").value.toLowerCase();
+    let keys = null;
+    if (wanted) {
+      keys = new Set();
+      for (const [index, neuron, , text] of search[run] || []) {
+        if (text.toLowerCase().includes(wanted)) keys.add(index * width + neuron);
+      }
+    }
+    const found = [];
+    layers[run].forEach((columns, index) => {
+      if (only !== "" && Number(only) !== index) return;
+      for (let neuron = 0; neuron < width; neuron++) {
+        if (!test(columns.flags[neuron])) continue;
+        if (withDetail && columns.piece[neuron] < 0) continue;
+        if (keys && !keys.has(index * width + neuron)) continue;
+        found.push(index * width + neuron);
+      }
+    });
+    matches = Int32Array.from(found);
+  }
+
+  function sort(field, direction) {
+    const run = Number(at("run").value);
+    const width = info.runs[run].neurons;
+    if (field === "layer" || field === "neuron") {
+      const value = field === "layer" ? (key) => key : (key) => key % width;
+      matches.sort((a, b) => value(a) - value(b) || a - b);
+    } else {
+      const values = new Float64Array(matches.length);
+      matches.forEach((key, i) => { values[i] = layers[run][Math.floor(key / width)][field][key % width]; });
+      const order = Uint32Array.from(matches, (_, i) => i).sort((a, b) => values[a] - values[b] || a - b);
+      matches = Int32Array.from(order, (i) => matches[i]);
+    }
+    if (direction === "desc") matches.reverse();
+  }
+
+  function row(run, key) {
+    const width = info.runs[run].neurons;
+    const index = Math.floor(key / width), neuron = key % width;
+    const columns = layers[run][index];
+    const shown = { run, layer: index, neuron, frequency: columns.frequency[neuron], mi: columns.mi[neuron] };
+    for (const n of info.runs[run].ngrams) {
+      shown["cover_" + n] = columns.flags[neuron] & COVERED ? columns["cover_" + n][neuron] : null;
+    }
+    shown.class = classes(columns.flags[neuron]).join("; ");
+    shown.detects = (texts[run].get(key) || []).slice(0, 12).map(visible).join(" · ");
+    return shown;
+  }
+
+  function rowsFor(params) {
+    select();
+    const run = Number(at("run").value);
+    const [by] = params.sort || [];
+    if (by) sort(by.field, by.dir);
+    const start = (params.page - 1) * params.size;
+    const data = Array.from(matches.subarray(start, start + params.size), (key) => row(run, key));
+    at("count").textContent = `${number(matches.length)} neurons`;
+    return { data, last_page: Math.max(1, Math.ceil(matches.length / params.size)), last_row: matches.length };
+  }
+
+  function columnsOf(run) {
+    const link = (cell) => {
+      const d = cell.getData();
+      return make("a", { href: address(d.run, d.layer, d.neuron), textContent: cell.getValue() });
+    };
+    const known = (cell) => (cell.getValue() === null ? "–" : number(cell.getValue()));
+    return [
+      { title: "layer", field: "layer", width: 75, headerSortTristate: true },
+      { title: "neuron", field: "neuron", width: 90, formatter: link },
+      { title: "class", field: "class", minWidth: 190, headerSort: false },
+      { title: "frequency", field: "frequency", width: 110, formatter: (cell) => percent(cell.getValue()) },
+      { title: "detects", field: "detects", minWidth: 160, widthGrow: 2, headerSort: false },
+      ...info.runs[run].ngrams.map((n) => (
+        { title: WORDS[n] + "s that cover it", field: "cover_" + n, width: 120, formatter: known })),
+      { title: "nats of position", field: "mi", width: 120, formatter: (cell) => cell.getValue().toFixed(4) },
+    ];
+  }
+
+  async function needTable() {
+    const run = Number(at("run").value);
+    const total = info.runs[run].layers;
+    const only = at("layer").value;
+    if (info.runs[run].ngrams.length) await load(`data/r${run}/search.js`);
+    const wanted = only === "" ? Array.from({ length: total }, (_, i) => i) : [Number(only)];
+    for (const index of wanted) {
+      if (!layers[run][index]) {
+        at("count").textContent = `reading layer ${index + 1} of ${total} …`;
+        await needLayer(run, index);
+      }
+    }
+    if (!table) {
+      table = new Tabulator("#table", {
+        ajaxURL: "rows", ajaxRequestFunc: (url, config, params) => Promise.resolve(rowsFor(params)),
+        pagination: true, paginationMode: "remote", paginationSize: 25, sortMode: "remote",
+        layout: "fitColumns", columns: columnsOf(run), placeholder: "No neuron is like this.",
+      });
+      table.on("rowClick", (event, clicked) => {
+        const d = clicked.getData();
+        if (event.target.tagName !== "A") location.hash = address(d.run, d.layer, d.neuron);
+      });
+      await new Promise((done) => table.on("tableBuilt", done));
+    } else {
+      await table.setPage(1);
+    }
+  }
+
+  function fillLayers() {
+    const { layers: total } = info.runs[Number(at("run").value)];
+    at("layer").replaceChildren(make("option", { value: "", textContent: "all layers" }),
+      ...Array.from({ length: total }, (_, i) => make("option", { value: i, textContent: "layer " + i })));
+  }
+
+  // ---- the panel
+
+  function ngramTables(entry) {
+    const parts = [];
+    const detected = new Set((entry.ngrams || []).map((r) => r.n + r.text));
+    for (const n of [1, 2, 3]) {
+      const rows = (entry.triggers || []).filter((r) => r.n === n);
+      if (!rows.length) continue;
+      parts.push(make("div", {}, make("h4", { textContent: `Top ${WORDS[n]}s` }),
+        grid([WORDS[n], "activates it in", "of its activations", ""], rows.map((r) => [
+          visible(r.text), `${number(r.activations)} of ${number(r.occurrences)} (${percent(r.rate)})`,
+          percent(r.share), detected.has(n + r.text) ? "detected" : ""]))));
+    }
+    return parts;
+  }
+
+  function domains(entry) {
+    return grid(["domain", "frequency", "tokens", "nats of position"], (entry.domains || []).map((d) => [
+      d.domain, percent(d.frequency), number(d.tokens), d.position_mi === null ? "–" : d.position_mi.toFixed(4)]));
+  }
+
+  function updates(entry) {
+    const found = (entry.suppression || [])[0];
+    if (!found) return null;
+    const words = (list) => (list || []).map(visible).join(" · ");
+    return grid(["its update", "tokens"], [["promotes", words(found.promoted)], ["suppresses", words(found.suppressed)]]
+      .filter(([, list]) => list));
+  }
+
+  function contexts(entry) {
+    if (!entry.contexts) return [make("p", { textContent: "No contexts: this layer has no bitmaps (collect.bitmaps)." })];
+    if (!entry.contexts.length) return [make("p", { textContent: "No contexts: it was activated on nothing but the begin-of-sequence token." })];
+    return entry.contexts.map((c) => {
+      const text = make("span", {}, ...c.text.map((part) => (
+        typeof part === "string" ? part : make("mark", { textContent: part[0] }))));
+      return make("p", { className: "context" },
+        make("small", { textContent: `${c.domain}, sequence ${c.sequence}, position ${c.position}` }), text);
+    });
+  }
+
+  function draw(entry) {
+    const holder = at("curve");
+    holder.replaceChildren();
+    const { step, values } = entry.curve;
+    const x = values.map((_, i) => i * step);
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const ink = dark ? "#e7e8ea" : "#1b1b1f", line = dark ? "#373b44" : "#d9dbe0";
+    const colours = ["#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#999999"];
+    const names = Object.keys(entry.domain_curves);
+    const data = [x, values, ...names.map((name) => {
+      const curve = entry.domain_curves[name];
+      return x.map((p) => curve.values[Math.min(curve.values.length - 1, Math.floor(p / curve.step))]);
+    })];
+    const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line } };
+    chart = new uPlot({
+      width: holder.clientWidth, height: 260,
+      scales: { x: { time: false }, y: { range: (u, low, high) => [0, Math.max(high * 1.05, 1e-6)] } },
+      axes: [{ ...axis, label: "position" }, { ...axis, label: "frequency", size: 70 }],
+      series: [{ label: "position" }, { label: "all", stroke: ink, width: 2, points: { show: false } },
+        ...names.map((name, i) => ({ label: name, stroke: colours[i % colours.length], width: 1,
+          dash: i < colours.length ? [] : [4, 3], points: { show: false } }))],
+    }, data, holder);
+  }
+
+  async function show(run, index, neuron) {
+    current = { run, layer: index, neuron };
+    const panel = at("panel");
+    at("name").textContent = `${info.runs[run].label}: layer ${index}, neuron ${neuron}`;
+    document.title = at("name").textContent;
+    await needLayer(run, index);
+    const entry = await needDetail(run, index, neuron);
+    if (!current || current.run !== run || current.layer !== index || current.neuron !== neuron) return;
+    const columns = layers[run][index];
+    const tags = classes(columns.flags[neuron]);
+    at("tags").replaceChildren(...(tags.length ? tags : ["not classified"]).map((tag) => (
+      make("span", { className: "tag", textContent: tag }))));
+    at("frequency").textContent = `Activated on ${percent(columns.frequency[neuron])} of tokens.`;
+    at("why").replaceChildren(...reasons(run, index, neuron).map((line) => make("li", { textContent: line })));
+    panel.classList.toggle("bare", !entry);
+    if (entry) {
+      draw(entry);
+      at("domains").replaceChildren(domains(entry));
+      at("ngrams").replaceChildren(...ngramTables(entry));
+      const words = updates(entry);
+      at("updates").replaceChildren(...(words ? [make("h3", { textContent: "Promoted and suppressed tokens" }), words] : []));
+      at("contexts").replaceChildren(...contexts(entry));
+    }
+    panel.dataset.shown = `${run}/${index}/${neuron}`;
+  }
+
+  function go(step) {
+    if (!current) return;
+    const { run, layer: index, neuron } = current;
+    const { neurons: width, layers: total } = info.runs[run];
+    const all = width * total;
+    const key = index * width + neuron;
+    const listed = matches.length > 1 && Number(at("run").value) === run;
+    let target;
+    if (step === "random") {
+      target = listed ? matches[Math.floor(Math.random() * matches.length)] : Math.floor(Math.random() * all);
+    } else if (listed && matches.indexOf(key) >= 0) {
+      target = matches[(matches.indexOf(key) + step + matches.length) % matches.length];
+    } else {
+      target = (key + step + all) % all;
+    }
+    location.hash = address(run, Math.floor(target / width), target % width);
+  }
+
+  // ---- views by address
+
+  function view(name) {
+    for (const id of ["overview", "neurons", "panel"]) at(id).hidden = id !== name;
+    for (const link of document.querySelectorAll("nav a")) {
+      link.toggleAttribute("aria-current", link.hash === "#" + name);
+    }
+    at("message").textContent = "";
+  }
+
+  function fail(error) {
+    at("message").textContent = error.message;
+  }
+
+  function route() {
+    const parts = location.hash.slice(1).split("/");
+    if (parts.length === 3) {
+      const run = info.runs.findIndex((r) => r.label === decodeURIComponent(parts[0]));
+      const index = Number(parts[1]), neuron = Number(parts[2]);
+      const shape = info.runs[run];
+      const whole = Number.isInteger(index) && Number.isInteger(neuron) && index >= 0 && neuron >= 0;
+      if (shape && whole && index < shape.layers && neuron < shape.neurons) {
+        view("panel");
+        scrollTo(0, 0);
+        show(run, index, neuron).catch(fail);
+        return;
+      }
+      view("overview");
+      fail(new Error(`There is no neuron ${decodeURIComponent(parts.join("/"))} in this report.`));
+      return;
+    }
+    current = null;
+    document.title = info.title;
+    if (parts[0] === "neurons") {
+      view("neurons");
+      needTable().catch(fail);
+      return;
+    }
+    view("overview");
+    if (parts[0] && at(parts[0])) at(parts[0]).scrollIntoView();
+  }
+
+  function keys(event) {
+    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key === "Escape" && current) location.hash = "#neurons";
+    if (typing) return;
+    if (event.key === "/") { event.preventDefault(); location.hash = "#neurons"; setTimeout(() => at("token").focus(), 50); }
+    if (!current) return;
+    if (event.key === "ArrowRight" || event.key === "j") go(1);
+    if (event.key === "ArrowLeft" || event.key === "k") go(-1);
+    if (event.key === "r") go("random");
+  }
+
+  function start() {
+    at("run").replaceChildren(...info.runs.map((r, i) => make("option", { value: i, textContent: r.label })));
+    at("run").parentElement.hidden = info.runs.length < 2;
+    fillLayers();
+    at("run").addEventListener("change", async () => {
+      fillLayers();
+      if (table) table.setColumns(columnsOf(Number(at("run").value)));
+      needTable().catch(fail);
+    });
+    for (const id of ["layer", "class", "detailed"]) at(id).addEventListener("change", () => needTable().catch(fail));
+    let timer = 0;
+    at("token").addEventListener("input", () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => needTable().catch(fail), 150);
+    });
+    at("previous").addEventListener("click", () => go(-1));
+    at("next").addEventListener("click", () => go(1));
+    at("random").addEventListener("click", () => go("random"));
+    at("left-out").textContent = info.left_out;
+    addEventListener("hashchange", route);
+    addEventListener("keydown", keys);
+    addEventListener("resize", () => { if (chart && current) chart.setSize({ width: at("curve").clientWidth, height: 260 }); });
+    route();
+  }
+
+  return { layer, detail, search: searchable, start };
+})();
+
+NS.start();

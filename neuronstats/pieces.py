@@ -1,0 +1,190 @@
+"""Tables -> the page's data, in script files that are loaded when asked for.
+
+data/rR/nLLL.js   columns of all neurons of one layer of run R, as base64 of little-endian arrays
+data/rR/search.js the n-grams that neurons detect, for the search of a token's text
+data/rR/dNNNNN.js a few neurons' details: curves, n-grams, updates, contexts
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from neuronstats.details import detail
+from neuronstats.errors import SettingsError
+from neuronstats.folder import RunFolder
+from neuronstats.loaded import LoadedRun
+from neuronstats.position_types import TYPES
+
+PIECE_NEURONS = 16  # details loaded together
+SEARCH_ROWS = 200_000  # n-grams of a run that can be searched for
+DEAD, SUPPRESS_KNOWN, SUPPRESSES, POSITIONAL, STRONG, COVERED = 1, 16, 32, 64, 1024, 2048
+TYPE_SHIFT = 7  # three bits: 0 untyped, then TYPES from 1
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportSettings:
+    """What the page holds."""
+
+    neurons: str = "classified"
+    """Neurons with detail on the page: classified (detectors and positional ones), all, none."""
+    sample: int = 200
+    """Further neurons with detail in each run, spread evenly over those not classified."""
+    contexts: int = 10
+    """Example contexts of a neuron with detail; 0: none."""
+    context_tokens: int = 20
+    """Tokens shown on either side of an activation."""
+    max_bytes: int = 200_000_000
+    """Bytes that the neurons' details may take in all; what is left out is said on the page."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.neurons not in ("classified", "all", "none"):
+            raise SettingsError(f"report.neurons={self.neurons}: expected classified, all or none.")
+        for name in ("sample", "contexts", "context_tokens", "max_bytes"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"report.{name}={getattr(self, name)}: expected 0 or more.")
+
+
+def script(function: str, *values: Any) -> bytes:
+    """Write a call of one of the page's functions; the text is ASCII, whatever the values hold."""
+    words = ",".join(json.dumps(value, separators=(",", ":"), allow_nan=False) for value in values)
+    return f"{function}({words});\n".encode("ascii")
+
+
+def flags(neurons: pa.Table) -> NDArray[np.uint16]:
+    """Pack what is true of each neuron into bits; DEAD and its fellows name them.
+
+    Detectors of n-grams have bit n (values 2, 4, 8).
+    """
+
+    def column(name: str) -> NDArray[np.uint16]:
+        if name not in neurons.column_names:
+            return np.zeros(len(neurons), np.uint16)
+        return pc.fill_null(neurons[name], False).to_numpy().astype(np.uint16)  # noqa: FBT003
+
+    kinds = pc.index_in(neurons["position_type"], pa.array(TYPES))
+    kind = pc.add(pc.fill_null(kinds, -1), 1).to_numpy().astype(np.uint16)
+    found = column("dead") * DEAD + (kind << TYPE_SHIFT) + column("position_strong") * STRONG
+    for n in (1, 2, 3):
+        found += column(f"detector_{n}") << n
+    found += pc.is_valid(neurons["suppresses"]).to_numpy().astype(np.uint16) * SUPPRESS_KNOWN
+    found += column("suppresses") * SUPPRESSES
+    found += pc.is_valid(neurons["position_type"]).to_numpy().astype(np.uint16) * POSITIONAL
+    if "cover_1" in neurons.column_names:
+        found += pc.is_valid(neurons["cover_1"]).to_numpy().astype(np.uint16) * COVERED
+    return found
+
+
+def layer_script(run: LoadedRun, number: int, layer: int, details: Ints) -> bytes:
+    """Write one layer's neurons as columns.
+
+    Args:
+        run: the run.
+        number: its number in the report.
+        layer: the layer.
+        details: the piece that holds each neuron's detail, -1 for none, int64 [neuron].
+    """
+    width = run.layout.num_neurons
+    rows = run.neurons.slice(layer * width, width)
+    columns: dict[str, NDArray[Any]] = {
+        "frequency": rows["frequency"].to_numpy().astype("<f4"),
+        "activations": rows["activations"].to_numpy().astype("<f8"),
+        "mi": rows["position_mi"].to_numpy().astype("<f4"),
+        "flags": flags(rows).astype("<u2"),
+        "piece": details.astype("<i4"),
+    }
+    for n in run.ngrams:
+        columns[f"cover_{n}"] = pc.fill_null(rows[f"cover_{n}"], 0).to_numpy().astype("<i4")
+    encoded = {
+        name: [values.dtype.str, base64.b64encode(values.tobytes()).decode()]
+        for name, values in columns.items()
+    }
+    return script("NS.layer", number, layer, encoded)
+
+
+def search_script(run: LoadedRun, number: int) -> tuple[bytes, int]:
+    """Write the n-grams that can be searched for; return how many were left out too."""
+    rows: list[list[Any]] = []
+    left_out = 0
+    for piece in run.batches("ngrams", ["layer", "neuron", "n", "text"]):
+        room = SEARCH_ROWS - len(rows)
+        left_out += max(0, len(piece) - room)
+        rows += [list(row.values()) for row in piece.slice(0, max(0, room)).to_pylist()]
+    return script("NS.search", number, rows), left_out
+
+
+def chosen(run: LoadedRun, settings: ReportSettings) -> Ints:
+    """Choose the neurons that get detail.
+
+    Returns:
+        Rows of neurons.parquet: the classified first, then the sample, each in the table's order;
+        so what a size limit cuts off is the sample's end first.
+    """
+    found = flags(run.neurons)
+    classified = (found & (2 | 4 | 8 | POSITIONAL)) != 0
+    if settings.neurons == "all":
+        return np.concatenate([np.flatnonzero(classified), np.flatnonzero(~classified)])
+    first = (
+        np.flatnonzero(classified) if settings.neurons == "classified" else np.zeros(0, np.int64)
+    )
+    others = np.flatnonzero(~classified)
+    count = 0 if settings.neurons == "none" else min(settings.sample, len(others))
+    picks = (np.arange(count) + 0.5) * len(others) / max(1, count)
+    return np.concatenate([first, others[picks.astype(np.int64)]])
+
+
+def groups(rows: Ints, width: int) -> Iterator[tuple[int, list[int]]]:
+    """Cut rows into groups of one layer, as (layer, neurons)."""
+    start = 0
+    while start < len(rows):
+        layer = int(rows[start]) // width
+        end = start + 1
+        while end < len(rows) and end - start < PIECE_NEURONS and rows[end] // width == layer:
+            end += 1
+        yield layer, [int(row % width) for row in rows[start:end]]
+        start = end
+
+
+@dataclass
+class Budget:
+    """Bytes that details may still take, over all runs."""
+
+    left: int
+    details: int = 0
+    """Neurons that got detail."""
+    left_out: int = 0
+    """Neurons chosen that did not: the limit was reached."""
+
+
+def write_run(
+    folder: RunFolder, run: LoadedRun, number: int, settings: ReportSettings, budget: Budget
+) -> dict[str, Any]:
+    """Write a run's pieces; return what the page must know of them."""
+    width = run.layout.num_neurons
+    where = np.full(len(run.neurons), -1, np.int64)
+    before = budget.details
+    parts = list(groups(chosen(run, settings), width))
+    for index, (layer, neurons) in enumerate(parts):
+        content = script("NS.detail", number, layer, detail(run, layer, neurons, settings))
+        if len(content) > budget.left:
+            budget.left_out += sum(len(others) for _, others in parts[index:])
+            break
+        budget.left -= len(content)
+        budget.details += len(neurons)
+        where[layer * width + np.array(neurons)] = index
+        folder.write(f"data/r{number}/d{index:05d}.js", content)
+    for layer in range(run.layout.num_layers):
+        content = layer_script(run, number, layer, where[layer * width : (layer + 1) * width])
+        folder.write(f"data/r{number}/n{layer:03d}.js", content)
+    content, unsearchable = search_script(run, number)
+    folder.write(f"data/r{number}/search.js", content)
+    return {"details": budget.details - before, "unsearchable": unsearchable}

@@ -1,0 +1,187 @@
+"""A real Ray cluster of two nodes on this machine: the same tables; a lost worker costs little."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import models
+import pyarrow.parquet as pq
+import pytest
+from serial import collect_job, quiet, save_tokens, serial
+
+from neuronstats.cluster import RaySettings, Workers, local_workers
+from neuronstats.errors import SettingsError
+from neuronstats.machine import Machine
+
+ROOT = Path(__file__).parent.parent
+SHARDS = 24
+TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, tiny_checkpoint):
+    folder = tmp_path_factory.mktemp("cluster")
+    tokens = models.random_tokens(SHARDS * 16, 64, seed=3)
+    return tiny_checkpoint("pre"), save_tokens(folder / "tokens.npy", tokens)
+
+
+@pytest.fixture(scope="module")
+def local_run(inputs, tmp_path_factory):
+    from neuronstats.collect import collect
+    from neuronstats.config import ReduceJob
+    from neuronstats.reduce import reduce
+
+    run = tmp_path_factory.mktemp("local") / "run"
+    with pytest.MonkeyPatch.context() as patch, serial(patch):
+        assert collect(collect_job(run, *inputs, collect__shard_sequences=16), quiet()) == 0
+        assert reduce(ReduceJob(run=str(run)), quiet()) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two nodes of one core each, in a process of their own; yields the address."""
+    script = (
+        "import time\n"
+        "from ray.cluster_utils import Cluster\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1})\n"
+        "cluster.add_node(num_cpus=1)\n"
+        "print('address', cluster.address, flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+    log = (tmp_path_factory.mktemp("nodes") / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if line.startswith("address"):
+            break
+    else:
+        pytest.fail(f"the cluster did not start, see {log.name}")
+    yield line.split()[1]
+    os.killpg(process.pid, signal.SIGTERM)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    log.close()
+
+
+def start(job, address, *settings):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), f"ray.address={address}", *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    )
+
+
+def logs(run):
+    return "".join(path.read_text() for path in (run / "logs").glob("*.log"))
+
+
+def test_two_nodes_and_a_lost_worker_give_the_same_tables(cluster, inputs, local_run, tmp_path):
+    run = tmp_path / "run"
+    model, tokens = inputs
+    job = start(
+        "collect",
+        cluster,
+        "model=local",
+        f"model.path={model}",
+        "data=tokens",
+        f"data.path={tokens}",
+        f"run={run}",
+        "collect.shard_sequences=16",
+        "ray.workers=2",
+    )
+    killed = None
+    while job.poll() is None and killed is None:
+        time.sleep(0.005)
+        started = re.findall(r"(\d+) INFO .*: start", logs(run)) if run.exists() else []
+        if len(set(started)) == 2:
+            killed = int(started[-1])
+            os.kill(killed, signal.SIGKILL)
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 0, (out, err)
+    assert killed is not None
+    assert err == ""
+    text = logs(run)
+    committed = [int(n) for n in re.findall(r"shard (\d+) .*: committed", text)]
+    assert sorted(committed) == list(range(SHARDS))  # none twice, none lost
+    started = re.findall(r"INFO .*: shard (\d+) .*: start", text)
+    assert len(started) == SHARDS + 1  # the one that was lost, once more
+    job = start("reduce", cluster, f"run={run}", "ray.workers=2")
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 0, (out, err)
+    for name in TABLES:
+        mine, theirs = (pq.read_table(r / "tables" / f"{name}.parquet") for r in (run, local_run))
+        assert mine.equals(theirs), name
+
+
+def test_more_than_the_cluster_has(cluster, inputs, tmp_path):
+    job = start(
+        "collect",
+        cluster,
+        "model=local",
+        f"model.path={inputs[0]}",
+        "data=tokens",
+        f"data.path={inputs[1]}",
+        f"run={tmp_path / 'run'}",
+        "ray.workers=3",
+    )
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == 2
+    assert "ray.workers=3" in err
+    assert "2 cores and 0 GPUs on 2 machine(s)" in err
+    assert not (tmp_path / "run").exists()
+
+
+GB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "settings", "expected"),
+    [
+        (16, 0, {}, Workers(1, 0, 16)),
+        (16, 1, {}, Workers(1, 1, 16)),
+        (16, 4, {}, Workers(4, 1, 4)),
+        (16, 4, {"workers": 2}, Workers(2, 1, 4)),
+        (16, 4, {"gpus_per_worker": 0}, Workers(1, 0, 16)),
+        (2, 0, {"workers": 2}, Workers(2, 0, 1)),
+        (8, 0, {"workers": 2, "cpus_per_worker": 3}, Workers(2, 0, 3)),
+    ],
+)
+def test_auto_workers(cores, gpus, settings, expected):
+    machine = Machine(cores=cores, host_bytes=GB, gpus=gpus, gpu_bytes=GB)
+    assert local_workers(RaySettings(**settings), machine) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"gpus_per_worker": 1}, "0 GPUs"),
+        ({"workers": 5}, "ray.workers=5"),
+        ({"cpus_per_worker": 5}, "enough for 0"),
+    ],
+)
+def test_what_is_not_there_is_refused(settings, says):
+    machine = Machine(cores=4, host_bytes=GB, gpus=0, gpu_bytes=0)
+    with pytest.raises(SettingsError, match=re.escape(says)):
+        local_workers(RaySettings(**settings), machine)
+
+
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"workers": "many"}, {"gpus_per_worker": -1}])
+def test_numbers_that_are_none(settings):
+    with pytest.raises(SettingsError, match="expected auto or a number"):
+        RaySettings(**settings)

@@ -1,0 +1,410 @@
+"""The report job and its page: exit codes, data pieces, and the page in a real browser."""
+
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+from reported import MARKED, MARKUP, planted_run
+
+from jobs import run_job
+from neuronstats import pieces
+from neuronstats.contexts import example_contexts, spread_out
+from neuronstats.loaded import LoadedRun
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+browser_missing = pytest.mark.skipif(
+    not (BROWSER and DRIVER),
+    reason="no chromium and chromedriver here: apt install chromium-driver",
+)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, planted_checkpoint):
+    return planted_run(tmp_path_factory.mktemp("page"), planted_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def run(run_folder):
+    return LoadedRun(str(run_folder))
+
+
+@pytest.fixture(scope="module")
+def report(run_folder, tmp_path_factory):
+    """A report that holds the detail of all classified neurons and five others."""
+    out = tmp_path_factory.mktemp("report") / "out"
+    code, said, wrong = run_job("report", f"runs=[{run_folder}]", f"out={out}", "report.sample=5")
+    assert code == 0, wrong
+    assert "index.html" in said
+    return out
+
+
+def piece(report, run, layer, neuron):
+    """A neuron's detail, as the files have it."""
+    columns = json.loads(
+        (report / f"data/r0/n{layer:03d}.js").read_text()[len("NS.layer(0,0,") : -3]
+    )
+    number = np.frombuffer(base64.b64decode(columns["piece"][1]), "<i4")[neuron]
+    if number < 0:
+        return None
+    text = (report / f"data/r0/d{number:05d}.js").read_text()
+    return json.loads(text[len("NS.detail(0,0,") : -3])[str(neuron)]
+
+
+# The job.
+
+
+def test_no_run_is_a_wrong_setting(tmp_path):
+    code, _, wrong = run_job("report", f"out={tmp_path / 'out'}")
+    assert code == 2
+    assert "runs is not set" in wrong
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    code, _, wrong = run_job("report", f"runs=[{tmp_path}]")
+    assert code == 2
+    assert "holds no run" in wrong
+
+
+def test_a_run_named_twice(run_folder, tmp_path):
+    code, _, wrong = run_job(
+        "report", f"runs=[{run_folder},{run_folder}]", f"out={tmp_path / 'out'}"
+    )
+    assert code == 2
+    assert "more than once" in wrong
+
+
+def test_a_run_that_was_not_reduced(run_folder, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(run_folder / "run.yaml", bare)
+    code, _, wrong = run_job("report", f"runs=[{bare}]", f"out={tmp_path / 'out'}")
+    assert code == 1
+    assert wrong.splitlines()[-1].startswith("error: ")
+    assert "jobs/reduce.py" in wrong
+
+
+def test_a_page_that_is_not_ours_stays(run_folder, tmp_path):
+    (tmp_path / "index.html").write_text("mine")
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"out={tmp_path}")
+    assert code == 2
+    assert "did not write" in wrong
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_settings_of_the_report_are_checked(run_folder):
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", "report.neurons=some")
+    assert code == 2
+    assert "classified, all or none" in wrong
+
+
+# The data.
+
+
+def test_scripts_are_ascii_and_close_nothing():
+    written = pieces.script("NS.detail", 0, {"text": MARKUP + "\u2028é"})
+    assert written.isascii()
+    assert json.loads(written[len("NS.detail(0,") : -3])["text"] == MARKUP + "\u2028é"
+
+
+def test_flags_say_what_the_table_says(run):
+    found = pieces.flags(run.neurons)
+    for flag, row in zip(found.tolist(), run.neurons.to_pylist(), strict=True):
+        assert bool(flag & pieces.DEAD) == row["dead"]
+        for n in (1, 2, 3):
+            assert bool(flag & (1 << n)) == bool(row[f"detector_{n}"])
+        assert bool(flag & pieces.POSITIONAL) == (row["position_type"] is not None)
+        assert bool(flag & pieces.STRONG) == bool(row["position_strong"])
+        kind = (flag >> pieces.TYPE_SHIFT) & 7
+        assert (pieces.TYPES[kind - 1] if kind else None) == row["position_type"]
+
+
+def test_the_classified_come_first_and_the_sample_is_spread(run):
+    everything = pieces.chosen(run, pieces.ReportSettings(neurons="all"))
+    assert sorted(everything) == list(range(len(run.neurons)))
+    some = pieces.chosen(run, pieces.ReportSettings(sample=4))
+    classified = [r for r in some if pieces.flags(run.neurons)[r] & (2 | 4 | 8 | pieces.POSITIONAL)]
+    assert some[: len(classified)].tolist() == classified
+    assert len(some) == len(classified) + 4
+    assert len(pieces.chosen(run, pieces.ReportSettings(neurons="none"))) == 0
+
+
+def test_contexts_mark_exactly_the_activated_tokens(run):
+    tokens = run.token_ids
+    bits = planted.expected_bits(0, tokens)
+    for neuron in (1, 3, 12):
+        for context in example_contexts(run, bits[neuron], 6, 9):
+            row, first = context["sequence"], context["first"]
+            marks = [isinstance(part, list) for part in context["text"] for _ in [0]]
+            last = min(tokens.shape[1], context["position"] + 10)
+            assert sum(marks) == bits[neuron, row, first:last].sum()
+            words = [w for p in context["text"] for w in (p if isinstance(p, list) else p.split())]
+            assert words == [run.texts([t]) for t in tokens[row, first:last]]
+            assert bits[neuron, row, context["position"]]
+
+
+def test_contexts_are_spread_out():
+    activated = np.zeros((4, 100), bool)
+    activated[0, :50] = True
+    activated[3, 90] = True
+    found = spread_out(activated, 3, 10)
+    assert (3, 90) in found
+    assert len(found) == 3
+    same = [p for s, p in found if s == 0]
+    assert abs(same[0] - same[1]) > 10
+    assert spread_out(np.zeros((4, 100), bool), 3, 10) == []
+
+
+def test_a_detail_holds_the_tables_rows(report, run):
+    found = piece(report, run, 0, 1)  # detects the token MARKED
+    assert [r["text"] for r in found["ngrams"] if r["n"] == 1] == [MARKUP]
+    assert found["triggers"][0]["occurrences"] == int((run.token_ids == MARKED).sum())
+    assert {d["domain"] for d in found["domains"]} == set(planted.DOMAINS)
+    counts = run.position_counts(0, slice(1, 2))[:, 0]
+    assert found["curve"]["values"] == pytest.approx(counts / run.num_sequences, abs=1e-4)
+
+
+def test_a_limit_of_bytes_is_kept_and_told(run_folder, tmp_path):
+    limit = 20_000
+    code, said, _ = run_job(
+        "report", f"runs=[{run_folder}]", f"out={tmp_path / 'out'}", f"report.max_bytes={limit}"
+    )
+    assert code == 0
+    assert sum(p.stat().st_size for p in (tmp_path / "out/data/r0").glob("d*.js")) <= limit
+    assert "report.max_bytes" in said
+
+
+def test_nothing_on_the_page_is_markup_but_the_pages_own(report):
+    page = (report / "index.html").read_text()
+    assert MARKUP not in page
+    assert "&lt;/script&gt;&lt;b class=&quot;x&quot;&gt;&amp;amp;" in page
+    assert not re.search(r"(src|href)=\"(https?:)?//", page)
+
+
+def test_a_second_report_leaves_nothing_of_the_first(run_folder, tmp_path):
+    out = tmp_path / "out"
+    for sample in (40, 0):
+        arguments = (f"runs=[{run_folder}]", f"out={out}", f"report.sample={sample}")
+        assert run_job("report", *arguments, "report.neurons=none" if not sample else "")[0] == 0
+    assert not list((out / "data/r0").glob("d*.js"))
+
+
+# The browser.
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in (
+        "headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "disable-quic", "window-size=1280,900",
+        f"user-data-dir={profile}",
+    ):  # fmt: skip
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The page as a person uses it."""
+
+    def __init__(self, driver, report):
+        self.driver, self.url = driver, (report / "index.html").as_uri()
+
+    def open(self, fragment=""):
+        self.driver.get("about:blank")
+        self.driver.get(self.url + fragment)
+
+    def js(self, code, *arguments):
+        return self.driver.execute_script(code, *arguments)
+
+    def wait(self, code, *arguments):
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, 60).until(lambda _: self.js("return " + code, *arguments))
+
+    def text(self, selector):
+        return self.js("return document.querySelector(arguments[0]).textContent", selector)
+
+    def texts(self, selector):
+        code = "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)"
+        return self.js(code, selector)
+
+    def set(self, name, value):
+        self.js(
+            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+            "e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change'))",
+            name, value,
+        )  # fmt: skip
+
+    def shown(self, layer, neuron):
+        self.wait(
+            "document.getElementById('panel').dataset.shown === arguments[0]", f"0/{layer}/{neuron}"
+        )
+
+    def press(self, key):
+        self.js("document.body.dispatchEvent(new KeyboardEvent('keydown',"
+                "{key: arguments[0], bubbles: true}))", key)  # fmt: skip
+
+    def complaints(self):
+        return [entry for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    def requests(self):
+        messages = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
+        return [
+            m["params"]["request"]["url"]
+            for m in messages
+            if m["method"] == "Network.requestWillBeSent"
+        ]
+
+
+@pytest.fixture
+def page(browser, report):
+    found = Page(browser, report)
+    yield found
+    assert found.complaints() == []
+    elsewhere = [
+        url
+        for url in found.requests()
+        if not url.startswith(("file://", "data:", "about:", "blob:"))
+    ]
+    assert elsewhere == []
+
+
+@browser_missing
+def test_the_overview_shows_figures_and_numbers(page):
+    page.open()
+    assert MARKUP in page.text("h1")
+    page.wait("[...document.images].some((i) => i.complete && i.naturalWidth > 0)")
+    assert "never activated" in page.text("table.facts")
+    assert any("Nothing to show" in text for text in page.texts("figure"))
+
+
+@browser_missing
+def test_the_table_filters_sorts_and_searches(page, run):
+    table = run.neurons.to_pylist()
+    page.open("#neurons")
+    page.wait("document.querySelectorAll('.tabulator-row').length > 0")
+    assert page.text("#count") == f"{len(table)} neurons"
+    for name, true in {
+        "dead": lambda r: r["dead"],
+        "token": lambda r: r["detector_1"],
+        "positional": lambda r: r["position_type"] is not None,
+        "oscillatory": lambda r: r["position_type"] == "oscillatory",
+    }.items():
+        page.set("class", name)
+        expected = f"{sum(bool(true(r)) for r in table)} neurons"
+        page.wait("document.getElementById('count').textContent === arguments[0]", expected)
+    page.set("class", "")
+    page.set("layer", "2")
+    page.wait(
+        "document.getElementById('count').textContent === arguments[0]", f"{planted.WIDTH} neurons"
+    )
+    page.set("layer", "")
+    page.set("token", MARKUP)
+    detected = run.table("ngrams").to_pylist()
+    found = {(r["layer"], r["neuron"]) for r in detected if MARKUP in r["text"]}
+    page.wait(
+        "document.getElementById('count').textContent === arguments[0]", f"{len(found)} neurons"
+    )
+    assert MARKUP.replace(" ", "␣") in "".join(page.texts(".tabulator-cell"))
+    page.set("token", "")
+    page.wait(
+        "document.getElementById('count').textContent === arguments[0]", f"{len(table)} neurons"
+    )
+    for _ in range(2):  # falling frequency
+        page.js(
+            "document.querySelector('[tabulator-field=frequency] .tabulator-col-title').click()"
+        )
+    page.wait(
+        "document.querySelector('.tabulator-row [tabulator-field=frequency]').textContent"
+        " === '100 %'"
+    )
+
+
+@browser_missing
+def test_a_link_names_a_neuron_and_its_panel_tells_of_it(page, report, run):
+    from urllib.parse import quote
+
+    page.open(f"#{quote(MARKUP, safe='')}/0/1")
+    page.shown(0, 1)
+    assert page.text("#name").endswith("layer 0, neuron 1")
+    assert any("token detector" in text for text in page.texts(".tag"))
+    assert any("Detects tokens" in text for text in page.texts("#why li"))
+    assert page.js("return document.querySelectorAll('#curve canvas').length") == 1
+    contexts = piece(report, run, 0, 1)["contexts"]
+    marks = [part[0] for context in contexts for part in context["text"] if isinstance(part, list)]
+    assert page.texts("#contexts mark") == marks
+    assert set(marks) == {MARKUP}
+    assert page.js("return document.querySelectorAll('#panel b').length") == 0
+
+
+@browser_missing
+def test_next_previous_random_and_keys(page):
+    from urllib.parse import quote
+
+    name = quote(MARKUP, safe="")
+    page.open(f"#{name}/0/1")
+    page.shown(0, 1)
+    page.js("document.getElementById('next').click()")
+    page.shown(0, 2)
+    page.press("ArrowLeft")
+    page.shown(0, 1)
+    page.press("r")
+    page.wait("document.getElementById('panel').dataset.shown !== '0/0/1'")
+    page.press("Escape")
+    page.wait("!document.getElementById('neurons').hidden")
+
+
+@browser_missing
+def test_a_neuron_without_detail_says_so(page, report, run):
+    from urllib.parse import quote
+
+    bare = next(k for k in range(planted.WIDTH) if piece(report, run, 0, k) is None)
+    page.open(f"#{quote(MARKUP, safe='')}/0/{bare}")
+    page.shown(0, bare)
+    visible = "getComputedStyle(document.querySelector(arguments[0])).display !== 'none'"
+    assert page.wait(visible, ".no-detail")
+    assert not page.js("return " + visible, ".detail")
+
+
+@browser_missing
+def test_a_link_to_no_neuron_says_so(page):
+    page.open("#nobody/0/1")
+    page.wait("document.getElementById('message').textContent.includes('no neuron')")
+
+
+@browser_missing
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_window(page, width):
+    from urllib.parse import quote
+
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    try:
+        for fragment in ("", "#neurons", f"#{quote(MARKUP, safe='')}/0/1"):
+            page.open(fragment)
+            page.wait("document.readyState === 'complete'")
+            assert page.js("return document.documentElement.scrollWidth") <= width
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_vendored_libraries_keep_their_licences():
+    vendor = Path(pieces.__file__).parent / "page_assets/vendor"
+    for name in ("tabulator", "uPlot"):
+        assert "MIT" in (vendor / f"{name}.LICENSE").read_text()
