@@ -31,14 +31,14 @@ def thin_out(counts: NDArray[np.int64], sequences: int, points: int) -> dict[str
         points: at most so many.
 
     Returns:
-        The positions in each mean (the last may have fewer), and the values, to four digits.
+        The positions in each mean (the last may have fewer), and the values, four digits of each.
     """
     step = -(-len(counts) // points)
     starts = np.arange(0, len(counts), step)
     sums = np.add.reduceat(counts, starts)
     sizes = np.diff(np.append(starts, len(counts)))
     values = sums / (sizes * max(1, sequences))
-    return {"step": step, "values": [round(float(value), 4) for value in values]}
+    return {"step": step, "values": [float(f"{value:.4g}") for value in values]}
 
 
 def detail(

@@ -32,9 +32,9 @@ class PositionSettings:
 
     positional_mi: float = 0.05
     """Mutual information in nats above which a neuron is positional."""
-    min_crossings: int = 4
-    """Times an oscillatory curve goes through its middle: two rises and two falls. A plateau goes
-    twice, three periods at least five times."""
+    min_crossings: int = 3
+    """Times an oscillatory curve goes through its middle: two rises or two falls. A plateau goes
+    twice, two periods of a wave at least three times."""
     swing_share: float = 0.25
     """How far a curve must go past its middle on either side to have gone through it, as a share of
     its height (its 95th percentile less its 5th, after smoothing)."""

@@ -432,9 +432,7 @@ def read_info(folder: RunFolder) -> dict[str, Any] | None:
         raise UserError(
             f"{folder.location} has format {version}; this version of neuronstats reads {FORMAT}."
         )
-    lost = [
-        key for key in ("fingerprint", "identity", "model", "settings", "layout") if key not in info
-    ]
+    lost = [key for key in ("fingerprint", "identity", "layout") if key not in info]
     if lost:
         raise UserError(
             f"{folder.location}/{RUN_FILE} is damaged ({lost[0]} is gone): put it back."

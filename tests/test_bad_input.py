@@ -201,7 +201,7 @@ def test_settings_that_this_model_or_machine_cannot_have(desk, override, words):
         (["run=.", "reduce.ngrams=[0]"], ["ngrams=[0]", "at least 1"]),
         (["run=.", "reduce.max_cover={1: 0}"], ["max_cover", "n=1"]),
         (["run=.", "reduce.min_count=0"], ["min_count=0", "at least 1"]),
-        (["run=.", "reduce.positional_mi=-1"], ["positional_mi=-1", "0 or more"]),
+        (["run=.", "reduce.positional_mi=-1"], ["positional_mi=-1", "from 0 to 1"]),
         (
             ["run=.", "reduce.covershare=1"],
             ["reduce.covershare", "did you mean reduce.cover_share?"],

@@ -78,10 +78,8 @@ const NS = (() => {
 
   const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣");
   const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 0 });
-  const percent = (value) => {
-    if (value === 0) return "0 %";
-    return (100 * value).toPrecision(3).replace(/\.?0+$/, "").replace(/e.*/, (e) => e) + " %";
-  };
+  const percent = (value) => `${Number((100 * value).toPrecision(3))} %`;
+  const some = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
   function classes(flags) {
     const found = [];
@@ -106,24 +104,26 @@ const NS = (() => {
         + ` below 3/tokens = ${(3 / tokens).toPrecision(2)}.`);
       return lines;
     }
-    lines.push(`Alive: activated on ${number(activations)} of ${number(tokens)} tokens.`);
+    lines.push(`Alive: activated on ${number(activations)} of ${number(tokens)} tokens,`
+      + ` ${percent(columns.frequency[neuron])}.`);
     for (const n of info.runs[run].ngrams) {
       const limit = settings.max_cover[n];
       const cover = columns["cover_" + n][neuron];
       if (!(flags & COVERED)) {
         if (n === 1) lines.push("n-grams were not counted in this layer: it has no bitmaps (collect.bitmaps).");
       } else if (flags & (1 << n)) {
-        lines.push(`Detects ${WORDS[n]}s: ${number(cover)} cover ${percent(settings.cover_share)} of its activations`
-          + ` (at most ${limit} may), and those that activate it in at least ${percent(settings.detect_rate)} of`
-          + " their occurrences still do.");
+        lines.push(`Detects ${WORDS[n]}s: ${some(cover, WORDS[n])} (at most ${limit} may) make up`
+          + ` ${percent(settings.cover_share)} of its activations, and so do those among them alone that activate`
+          + ` it in at least ${percent(settings.detect_rate)} of their occurrences.`);
       } else if (cover === 0) {
         lines.push(`No ${WORDS[n]} detector: nothing that counts activated it (the begin-of-sequence token does not).`);
       } else if (cover > limit) {
-        lines.push(`No ${WORDS[n]} detector: it takes ${number(cover)} ${WORDS[n]}s to cover`
+        lines.push(`No ${WORDS[n]} detector: it takes ${some(cover, WORDS[n])} to make up`
           + ` ${percent(settings.cover_share)} of its activations; at most ${limit} may.`);
       } else {
-        lines.push(`No ${WORDS[n]} detector: ${number(cover)} ${WORDS[n]}s cover it, but too many of them leave it`
-          + ` inactive in more than ${percent(1 - settings.detect_rate)} of their occurrences.`);
+        lines.push(`No ${WORDS[n]} detector: ${some(cover, WORDS[n])} make up`
+          + ` ${percent(settings.cover_share)} of its activations, but not those alone that activate it in at least`
+          + ` ${percent(settings.detect_rate)} of their occurrences.`);
       }
     }
     if (flags & KNOWN) {
@@ -248,13 +248,13 @@ const NS = (() => {
     };
     const known = (cell) => (cell.getValue() === null ? "–" : number(cell.getValue()));
     return [
-      { title: "layer", field: "layer", width: 75, headerSortTristate: true },
-      { title: "neuron", field: "neuron", width: 90, formatter: link },
+      { title: "layer", field: "layer", width: 85, headerSortTristate: true },
+      { title: "neuron", field: "neuron", width: 105, formatter: link },
       { title: "class", field: "class", minWidth: 190, headerSort: false },
-      { title: "frequency", field: "frequency", width: 110, formatter: (cell) => percent(cell.getValue()) },
+      { title: "frequency", field: "frequency", width: 130, formatter: (cell) => percent(cell.getValue()) },
       { title: "detects", field: "detects", minWidth: 160, widthGrow: 2, headerSort: false },
       ...info.runs[run].ngrams.map((n) => (
-        { title: WORDS[n] + "s that cover it", field: "cover_" + n, width: 120, formatter: known })),
+        { title: WORDS[n] + "s that cover it", field: "cover_" + n, width: 125, formatter: known })),
       { title: "nats of position", field: "mi", width: 120, formatter: (cell) => cell.getValue().toFixed(4) },
     ];
   }
@@ -350,7 +350,7 @@ const NS = (() => {
     chart = new uPlot({
       width: holder.clientWidth, height: 260,
       scales: { x: { time: false }, y: { range: (u, low, high) => [0, Math.max(high * 1.05, 1e-6)] } },
-      axes: [{ ...axis, label: "position" }, { ...axis, label: "frequency", size: 70 }],
+      axes: [{ ...axis, label: "position" }, { ...axis, label: "frequency", size: 80, values: (u, ticks) => ticks.map(percent) }],
       series: [{ label: "position" }, { label: "all", stroke: ink, width: 2, points: { show: false } },
         ...names.map((name, i) => ({ label: name, stroke: colours[i % colours.length], width: 1,
           dash: i < colours.length ? [] : [4, 3], points: { show: false } }))],
@@ -369,7 +369,6 @@ const NS = (() => {
     const tags = classes(columns.flags[neuron]);
     at("tags").replaceChildren(...(tags.length ? tags : ["not classified"]).map((tag) => (
       make("span", { className: "tag", textContent: tag }))));
-    at("frequency").textContent = `Activated on ${percent(columns.frequency[neuron])} of tokens.`;
     at("why").replaceChildren(...reasons(run, index, neuron).map((line) => make("li", { textContent: line })));
     panel.classList.toggle("bare", !entry);
     if (entry) {
