@@ -16,6 +16,7 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from torch import Tensor
 from neuronstats import kernels_numba
 
 _LOGGER = logging.getLogger(__name__)
-
 # The positive values of a float type, infinity too, are the positive integers of its width.
 _INTEGERS = {
     torch.float32: torch.int32,
@@ -76,45 +76,35 @@ def pack_rows(fc1_output: Tensor, num_positions: int, out: Tensor) -> None:
     values = fc1_output.detach()
     if out.device.type == "cpu":
         _pack_rows_numba(values, num_positions, out)
-    elif _has_triton(out):
-        from neuronstats import kernels_triton
-
-        kernels_triton.pack_rows(values, num_positions, out, relu=False)
+    elif kernels := _triton(out):
+        kernels.pack_rows(values, num_positions, out, relu=False)
     else:
         _pack_rows_torch(values, num_positions, out)
 
 
 def relu_pack_rows_(fc1_output: Tensor, num_positions: int, out: Tensor) -> None:
-    """Do `pack_rows`, and apply the ReLU to its input in place: on CUDA in the same pass.
-
-    NaN stays NaN under the ReLU. Arguments and errors are those of `pack_rows`.
-    """
-    if _has_triton(out):
-        from neuronstats import kernels_triton
-
-        _check_pack(fc1_output, num_positions, out)
-        if out.numel():
-            kernels_triton.pack_rows(fc1_output.detach(), num_positions, out, relu=True)
-    else:
+    """Do `pack_rows`, and apply the ReLU in place (NaN stays NaN): on CUDA in the same pass."""
+    kernels = _triton(out)
+    if kernels is None or out.numel() == 0:
         pack_rows(fc1_output, num_positions, out)
         torch.relu_(fc1_output)
+        return
+    _check_pack(fc1_output, num_positions, out)
+    kernels.pack_rows(fc1_output.detach(), num_positions, out, relu=True)
 
 
 def _check_pack(fc1_output: Tensor, num_positions: int, out: Tensor) -> None:
     """Raise ValueError unless the three fit together: the kernels access memory unchecked."""
-    if fc1_output.dtype not in _INTEGERS or out.dtype != torch.uint8:
+    typed = fc1_output.dtype in _INTEGERS and out.dtype == torch.uint8
+    if not typed or fc1_output.ndim != 2 or out.ndim != 3 or num_positions < 1:
         raise ValueError(
-            f"packing takes float32, bfloat16 or float16 and gives uint8, "
-            f"not {fc1_output.dtype} and {out.dtype}"
-        )
-    if fc1_output.ndim != 2 or out.ndim != 3 or num_positions < 1:
-        raise ValueError(
-            f"packing takes [sequence * position, neuron] and gives [sequence, byte, neuron], "
-            f"not {tuple(fc1_output.shape)} and {tuple(out.shape)} at {num_positions} positions"
+            f"packing takes float32, bfloat16 or float16 [sequence * position, neuron] and gives "
+            f"uint8 [sequence, byte, neuron], not {_describe(fc1_output)} and {_describe(out)} "
+            f"at {num_positions} positions"
         )
     num_sequences, num_bytes, num_neurons = out.shape
-    taken = (num_sequences * num_positions, num_neurons)
-    if num_bytes != packed_bytes(num_positions) or tuple(fc1_output.shape) != taken:
+    fits = fc1_output.shape == (num_sequences * num_positions, num_neurons)
+    if num_bytes != packed_bytes(num_positions) or not fits:
         raise ValueError(
             f"an input of shape {tuple(fc1_output.shape)} at {num_positions} positions a sequence "
             f"does not fill an output of shape {tuple(out.shape)}"
@@ -128,14 +118,18 @@ def _check_pack(fc1_output: Tensor, num_positions: int, out: Tensor) -> None:
         raise ValueError(f"the input is on {fc1_output.device}, the output on {out.device}")
 
 
-def _has_triton(tensor: Tensor) -> bool:
-    """Tell whether the Triton kernels serve this tensor."""
-    return tensor.device.type == "cuda" and _find_triton()
+def _triton(tensor: Tensor) -> ModuleType | None:
+    """Give the Triton kernels, where they serve this tensor."""
+    if tensor.device.type != "cuda" or not _find_triton():
+        return None
+    from neuronstats import kernels_triton
+
+    return kernels_triton
 
 
 @functools.cache
 def _find_triton() -> bool:
-    """Tell whether triton can run here: to launch kernels it compiles C against Python's headers."""
+    """Tell whether triton can run: it compiles its launcher, in C, against Python's headers."""
     if importlib.util.find_spec("triton") is None:
         missing = "the package triton"
     elif not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang"))):
@@ -201,12 +195,11 @@ def neuron_major(
         columns = out.view(num_neurons, num_rows).numpy().view(np.uint64)
         kernels_numba.transpose(words, columns)
         return out
-    if _has_triton(rows):
-        from neuronstats import kernels_triton
-
-        kernels_triton.transpose(rows, out)
-        return out
-    return out.copy_(permuted)
+    kernels = _triton(rows)
+    if kernels is None:
+        return out.copy_(permuted)
+    kernels.transpose(rows, out)
+    return out
 
 
 def _describe(tensor: Tensor) -> str:
@@ -249,8 +242,6 @@ def count(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
 def position_counts(rows: Tensor, num_positions: int) -> NDArray[np.uint32]:
     """Count the sequences in which each neuron was activated at each position.
 
-    Integers only, so the counts of two shards may be added in any order.
-
     Args:
         rows: uint8 [sequence, byte, neuron].
         num_positions: positions in each sequence.
@@ -263,22 +254,19 @@ def position_counts(rows: Tensor, num_positions: int) -> NDArray[np.uint32]:
 
     Source: Voita et al. 2023, sec. 5 (numerator of the frequency at a position).
     """
-    if rows.dtype != torch.uint8 or rows.ndim != 3 or rows.shape[1] != packed_bytes(num_positions):
+    width = packed_bytes(num_positions)
+    if rows.dtype != torch.uint8 or rows.ndim != 3 or rows.shape[1] != width:
         raise ValueError(
-            f"rows of {num_positions} positions are uint8 [sequence, "
-            f"{packed_bytes(num_positions)}, neuron], not {_describe(rows)}"
+            f"rows of {num_positions} positions are uint8 [sequence, {width}, neuron], "
+            f"not {_describe(rows)}"
         )
     rows = rows.contiguous()
     if rows.device.type == "cpu":
         counts = np.zeros((num_positions, rows.shape[2]), np.uint32)
         kernels_numba.position_counts(rows.numpy(), counts)
         return counts
-    if _has_triton(rows) and rows.numel():
-        from neuronstats import kernels_triton
-
-        sums = kernels_triton.position_counts(rows)
-    else:
-        sums = _position_counts_torch(rows)
+    kernels = _triton(rows) if rows.numel() else None
+    sums = kernels.position_counts(rows) if kernels else _position_counts_torch(rows)
     return sums[:num_positions].cpu().numpy().view(np.uint32)
 
 
@@ -299,11 +287,9 @@ def unpack(bits: NDArray[np.uint8], num_positions: int) -> NDArray[np.bool_]:
     Raises:
         ValueError: the bytes are not as many as these positions take.
     """
-    if bits.shape[-1] != packed_bytes(num_positions):
-        raise ValueError(
-            f"{num_positions} positions take {packed_bytes(num_positions)} bytes, "
-            f"not {bits.shape[-1]}"
-        )
+    width = packed_bytes(num_positions)
+    if bits.shape[-1] != width:
+        raise ValueError(f"{num_positions} positions take {width} bytes, not {bits.shape[-1]}")
     return np.unpackbits(bits, axis=-1, count=num_positions, bitorder="little").view(np.bool_)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import xxhash
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, OPTConfig
@@ -73,27 +74,16 @@ def locate(settings: ModelSettings, *, weights: bool = True) -> Path:
             " or a hub id such as facebook/opt-125m."
         )
     try:
-        found = Path(
-            snapshot_download(settings.path, revision=settings.revision, allow_patterns=SMALL_FILES)
+        wanted = [*SMALL_FILES, *(_hub_weights(settings) if weights else [])]
+        return Path(
+            snapshot_download(settings.path, revision=settings.revision, allow_patterns=wanted)
         )
-        if weights:
-            present = {p.name for p in found.iterdir()}
-            safe = "model.safetensors.index.json" in present or not any(
-                ".bin" in n for n in present
-            )
-            patterns = (
-                ["*.safetensors"]
-                if safe and _hub_has_safetensors(settings)
-                else ["pytorch_model*.bin"]
-            )
-            snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"model.path={settings.path} is no folder here, and the hub did not give it ({reason})."
             " Check the name and the connection, or set model.path to a folder."
         ) from error
-    return found
 
 
 def is_here(settings: ModelSettings) -> bool:
@@ -110,12 +100,17 @@ def absolute(settings: ModelSettings) -> ModelSettings:
     return replace(settings, path=str(folder.absolute()))
 
 
-def _hub_has_safetensors(settings: ModelSettings) -> bool:
-    from huggingface_hub import list_repo_files
-
+def _hub_weights(settings: ModelSettings) -> list[str]:
+    """Say which of a repository's weight files to fetch: safetensors if it has them, else .bin."""
     assert settings.path is not None
-    files = list_repo_files(settings.path, revision=settings.revision)
-    return any(name.endswith(".safetensors") and "/" not in name for name in files)
+    try:
+        files = list_repo_files(settings.path, revision=settings.revision)
+    except (OfflineModeIsEnabled, OSError):
+        return ["*.safetensors", "pytorch_model*.bin"]  # whichever of them was fetched before
+    has_safetensors = any(
+        name.startswith("model") and name.endswith(".safetensors") for name in files
+    )
+    return ["model*.safetensors"] if has_safetensors else ["pytorch_model*.bin"]
 
 
 def load_config(folder: Path) -> OPTConfig:
@@ -246,7 +241,7 @@ class Checkpoint:
         return sum(t.numel() * t.element_size() for t in self.layer(index).values())
 
     def fingerprint(self) -> str:
-        """Hash the configuration, and names, sizes and contents of the weights (large files sampled).
+        """Hash the configuration and the weights: names, sizes, contents (of large files samples).
 
         Independent of the folder's path and of modification times.
         """

@@ -164,7 +164,7 @@ class Pool:
     def _check_started(self, deadline: float) -> None:
         if time.monotonic() > deadline:
             raise UserError(
-                f"no worker with {self.workers.cpus} cores and {self.workers.gpus} GPUs became ready"
+                f"no worker of {self.workers.cpus} cores and {self.workers.gpus} GPUs became ready"
                 f" in {WORKER_START_SECONDS:.0f} s: has the cluster lost a machine, or is it busy?"
             )
 
@@ -174,7 +174,8 @@ class Pool:
         if attempts[name] >= ATTEMPTS:
             raise UserError(
                 f"{name} lost its worker {ATTEMPTS} times, the last time so: {loss}. Out of memory"
-                " is the usual reason: set collect.batch_sequences or collect.shard_sequences lower."
+                " is the usual reason: set collect.batch_sequences or collect.shard_sequences"
+                " lower."
             )
 
     def _result(self, reference: Any, task: Any) -> Any:
@@ -271,7 +272,7 @@ def _init(ray: Any, settings: RaySettings) -> None:
         options |= {"num_cpus": machine.cores, "num_gpus": machine.gpus}
         options |= {"object_store_memory": OBJECT_STORE_BYTES}
     else:
-        _check_reachable(settings.address)
+        _check_reachable(ray, settings.address)
         package = str(
             Path(__file__).parent
         )  # the workers compute with this code, whatever they have
@@ -293,11 +294,14 @@ def _init(ray: Any, settings: RaySettings) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def _check_reachable(address: str) -> None:
+def _check_reachable(ray: Any, address: str) -> None:
     """Find out in seconds what ray.init needs minutes for."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address == "auto":
+    place: str | None = address.removeprefix("ray://")
+    if address == "auto":  # a cluster that has ended leaves its address behind
+        place = ray._private.services.canonicalize_bootstrap_address(address)
+    if place is None:  # no address: ray.init says so at once
         return
+    host, _, port = place.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
@@ -350,8 +354,8 @@ def _preflight(nodes: Sequence[dict[str, Any]], settings: RaySettings) -> Worker
         )
         raise SettingsError(
             f"ray.workers={count} with {cpus} cores and {gpus} GPUs each do not fit: there are"
-            f" {have} machine(s), which is enough for {places}. Set ray.workers, ray.cpus_per_worker or"
-            " ray.gpus_per_worker lower."
+            f" {have} machine(s), which is enough for {places}. Set ray.workers,"
+            " ray.cpus_per_worker or ray.gpus_per_worker lower."
         )
     return Workers(count=count, gpus=gpus, cpus=int(cpus))
 

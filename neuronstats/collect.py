@@ -26,7 +26,10 @@ def show_plan(plan: Plan, machine: Machine, console: Console, *, exact: bool) ->
     corpus, batches = work.corpus, f"{work.batch_sequences} sequences a batch"
     layers = f"{work.num_layers} of {work.shape.num_layers}, bitmaps of {work.num_bitmaps}"
     rows = [
-        ("tokens", f"{about}{short(corpus.tokens)}, {corpus.sequences} sequences of {corpus.positions}"),
+        (
+            "tokens",
+            f"{about}{short(corpus.tokens)}, {corpus.sequences} sequences of {corpus.positions}",
+        ),
         ("layers", f"{layers}; {work.shape.neurons} neurons each"),
         ("shards", f"{work.num_shards} of up to {work.shard_sequences} sequences, {batches}"),
         ("workers", f"{work.workers}, {'one GPU each' if work.on_gpu else 'CPU'}"),

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronstats import bits
 from neuronstats.contexts import example_contexts
 from neuronstats.loaded import LoadedRun
 
@@ -72,10 +71,9 @@ def detail(
         for name, table in tables.items():
             if table is not None:
                 rows = table.filter(pc.equal(table["neuron"], neuron))
-                entry[name] = _clean(rows.drop_columns(["layer", "neuron"]).to_pylist())
+                entry[name] = _clean(run, rows.drop_columns(["layer", "neuron"]).to_pylist())
         if layer < run.layout.num_bitmaps:
-            bitmap = run.bits(layer, slice(neuron, neuron + 1))[0]
-            activated = bits.unpack(bitmap, run.layout.num_positions)
+            activated = run.activated(layer, neuron)
             entry["contexts"] = example_contexts(
                 run, activated, settings.contexts, settings.context_tokens
             )
@@ -83,7 +81,7 @@ def detail(
     return found
 
 
-def _clean(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _clean(run: LoadedRun, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Drop what the page does not show, round what it shows, keep the first rows of each length."""
     kept = []
     seen: dict[Any, int] = {}
@@ -93,6 +91,8 @@ def _clean(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if n is not None and seen[n] > TOP:
             continue
         row.pop("token_ids", None)
+        for side in {"promoted", "suppressed"} & set(row):
+            row[side] = run.words(row[side][:TOP])
         kept.append({k: _round(v) for k, v in row.items()})
     return kept
 

@@ -4,6 +4,7 @@ import io
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -108,7 +109,7 @@ def panels(
     return figure, axes[:count]
 
 
-def line_style(index: int) -> dict[str, str]:
+def line_style(index: int) -> dict[str, Any]:
     """Return colour and marker of the run with this index."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
@@ -123,7 +124,7 @@ def basis(runs: Sequence[NamedRun]) -> str:
             if run.metadata["complete"]
             else (f", partial: {run.metadata['shards']} of {len(run.layout.shards)} shards")
         )
-        words.append(f"{named.label}: {short(run.tokens)} tokens of {run.data}{part}")
+        words.append(f"{named.label}: {short(run.tokens)} tokens ({run.data}{part})")
     return "; ".join(words) + "."
 
 

@@ -16,11 +16,6 @@ PER_CELL = 2  # curves of each type and strength
 LAYERS = 4  # of fig. 9: those with most neurons
 
 
-def curve(run: LoadedRun, layer: int, neuron: int) -> NDArray[np.float64]:
-    """Return a neuron's activation frequency at each position, float64 [position]."""
-    return run.position_counts(layer, slice(neuron, neuron + 1))[:, 0] / run.num_sequences
-
-
 def typical(found: pa.Table, kind: str, *, strong: bool) -> list[dict[str, int]]:
     """Choose neurons of a type and strength: those in the middle of their order of information."""
     same = found.filter(
@@ -39,30 +34,23 @@ def gallery(runs: Sequence[NamedRun]) -> Drawing:
              if pc.any(pc.equal(positional(named.run)["position_type"], kind)).as_py()]  # fmt: skip
     if not kinds:
         raise NoDataError("no run has a positional neuron with a type")
-    columns = 2 * PER_CELL
-    figure = new_figure(2.5 * columns, 1.9 * len(kinds))
+    cells = [
+        [(strong, pick) for strong in (True, False) for pick in typical(found, kind, strong=strong)]
+        for named, kind in kinds
+        for found in [positional(named.run)]
+    ]
+    columns = max(2, *map(len, cells))
+    figure = new_figure(2.5 * columns, 1.9 * len(kinds) + 0.4)
     grid = figure.subplots(len(kinds), columns, squeeze=False, sharey=True)
-    for row, (named, kind) in zip(grid, kinds, strict=True):
-        found = positional(named.run)
-        chosen = [
-            (strong, pick)
-            for strong in (True, False)
-            for pick in [*typical(found, kind, strong=strong), *[None] * PER_CELL][:PER_CELL]
-        ]
-        for panel, (strong, pick) in zip(row, chosen, strict=True):
+    for row, (named, kind), chosen in zip(grid, kinds, cells, strict=True):
+        for panel in row[len(chosen) :]:
+            panel.set_axis_off()
+        for panel, (strong, pick) in zip(row, chosen, strict=False):
+            shape = named.run.curve(pick["layer"], pick["neuron"])
+            panel.plot(shape, ".", color=TYPE_COLOURS[kind], markersize=1.6, rasterized=True)
+            where = f"{named.label}, layer {pick['layer']}, neuron {pick['neuron']}"
             words = f"{kind.replace('_', ' ')}, {'strong' if strong else 'weak'}"
-            if pick is None:
-                panel.set_axis_off()
-                continue
-            shape = curve(named.run, pick["layer"], pick["neuron"])
-            colour = TYPE_COLOURS[kind]
-            panel.plot(
-                np.arange(len(shape)), shape, ".", color=colour, markersize=1.6, rasterized=True
-            )
-            panel.set_title(
-                f"{words}\n{named.label}, layer {pick['layer']}, neuron {pick['neuron']}",
-                fontsize=7,
-            )
+            panel.set_title(f"{words}\n{where}", fontsize=7)
             panel.set_ylim(-0.04, 1.04)
         row[0].set_ylabel("frequency")
     for panel in grid[-1]:
@@ -85,11 +73,13 @@ def ranges(runs: Sequence[NamedRun]) -> Drawing:
     figure, axes = panels(len(cells))
     for panel, (named, layer, neurons) in zip(axes, cells, strict=True):
         on = np.stack(
-            [curve(named.run, layer, neuron) > 0.5 for neuron in neurons]
+            [named.run.curve(layer, neuron) > 0.5 for neuron in neurons]
         )  # [neuron, position]
         for row, mask in enumerate(on):
-            panel.broken_barh(_spans(mask), (row - 0.4, 0.8), color=TYPE_COLOURS["oscillatory"])
-        panel.broken_barh(_spans(on.any(axis=0)), (-1.6, 0.5), color="0.2")
+            panel.broken_barh(
+                _spans(np.asarray(mask)), (row - 0.4, 0.8), color=TYPE_COLOURS["oscillatory"]
+            )
+        panel.broken_barh(_spans(np.any(on, axis=0)), (-1.6, 0.5), color="0.2")
         share = 100 * on.any(axis=0).mean()
         panel.set(xlabel="position", xlim=(0, on.shape[1]), ylim=(-2, len(neurons)))
         panel.set_title(f"{named.label}, layer {layer}: {share:.0f} % of positions in a range")

@@ -44,7 +44,8 @@ def _examples(named: NamedRun) -> list[Sequence[str]]:
         words = [quoted(row["text"]) for row in detected.to_pylist() if row["n"] == 1]
         if found:
             sides = (
-                ", ".join(map(quoted, found[0][side][:8])) for side in ("promoted", "suppressed")
+                ", ".join(map(quoted, named.run.words(found[0][side][:8])))
+                for side in ("promoted", "suppressed")
             )
             rows.append((named.label, str(key[0]), str(key[1]), ", ".join(words), *sides))
     return rows

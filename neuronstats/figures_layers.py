@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,10 @@ from neuronstats.drawing import (
 from neuronstats.layerstats import NEVER_SEEN_BOUND
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+CONTROLS = {  # of the suppressing share, in layers.parquet
+    "suppressing_shuffled_share": ("others' triggers", "--"),
+    "suppressing_control_share": ("neurons that detect none", "-."),
+}
 DEPTH = "layer relative to depth (0: first, 1: last)"
 WORDS = {1: "token", 2: "bigram", 3: "trigram"}
 NO_BITMAPS = "no run keeps bitmaps (collect.bitmaps), which n-grams are counted on"
@@ -186,11 +191,20 @@ def suppression(runs: Sequence[NamedRun]) -> Drawing:
         " read the checkpoint)",
     )
     axes.axhline(50, color="0.5", linewidth=1, linestyle=":")
+    for index, named in enumerate(runs):
+        for column, (words, line) in CONTROLS.items():
+            control = by_depth(named, column, 100)
+            if control is not None:
+                label = f"{named.label}, {words}"
+                axes.plot(*control, line, label=label, **line_style(index), alpha=0.6)
+    axes.legend()
     axes.set_ylim(0, 103)
     caption = (
         "Share of each layer's token detectors whose update lowers, in the mean over their detected"
         " tokens, the tokens' projections on the output embedding. Dotted: one half, which a sign"
-        f" drawn at random would give. {basis(runs)}"
+        " drawn at random would give. Dashed, where computed: the same neurons against each other's"
+        " detected tokens; dash-dotted: neurons of the layer that detect none against these tokens."
+        f" {basis(runs)}"
     )
     return Drawing("suppression", "Detectors that suppress their triggers", caption, figure=figure)
 
@@ -221,11 +235,8 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
         raise NoDataError(
             "the runs were reduced by a version that keeps no such table: reduce again"
         )
-    axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda number, _: short(number))
-    axes.xaxis.set_minor_formatter(
-        lambda number, _: short(number) if f"{number:.0e}"[0] in "25" else ""
-    )
+    axes.set_xlim(left=0)
     axes.set(xlabel="tokens seen", ylabel="neurons never activated yet, %")
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -248,7 +259,7 @@ for _name, _lengths, _draw, _title in (
     ("4", (1,), new_ngrams, "Detected tokens that are new in a layer"),
     ("15", (2, 3), new_ngrams, "Detected bigrams and trigrams that are new in a layer"),
 ):
-    _keywords = {"lengths": _lengths, "name": _name, "title": _title}
+    _keywords: dict[str, Any] = {"lengths": _lengths, "name": _name, "title": _title}
     CATALOGUE[_name] = (functools.partial(_draw, **_keywords), _title)
 CATALOGUE |= {
     "dead_curve": (dead_curve, "Dead neurons against tokens seen"),

@@ -8,9 +8,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from neuronstats.drawing import Draw, Drawing, NamedRun, NoDataError, basis, new_figure, panels
+from neuronstats.drawing import (
+    COLOURS,
+    Draw,
+    Drawing,
+    NamedRun,
+    NoDataError,
+    basis,
+    new_figure,
+    panels,
+)
 from neuronstats.figures_layers import NO_BITMAPS, WORDS
 from neuronstats.loaded import LoadedRun
 from neuronstats.position_types import TYPES
@@ -126,6 +136,8 @@ def circles(panel: Axes, run: LoadedRun) -> None:
         ylabel="positional neurons of the layer",
         xlim=(-0.5, run.layout.num_layers - 0.5),
     )
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     panel.set_ylim(bottom=-0.7, top=max(ranks.values(), default=0) + 0.7)
     if not kinds:
         panel.text(0.5, 0.5, "no positional neurons", transform=panel.transAxes, ha="center")
@@ -154,7 +166,7 @@ def _circles_figure(
             [], [], linestyle="", marker="o", color="0.3", alpha=WEAK_ALPHA, label="(pale: weak)"
         )
     )
-    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     thresholds = sorted({f"{named.run.setting('positional_mi', 0.05):g}" for named in runs})
     caption = (
         "Every neuron whose activation and position share more than"
@@ -204,7 +216,9 @@ def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
             continue
         share = 100 * np.bincount(kept, minlength=len(named.run.layout.domains) + 1) / len(kept)
         places = np.arange(len(share)) + (index - (len(runs) - 1) / 2) * width
-        axes.bar(places, share, width, label=f"{named.label}, {len(kept)} neurons")
+        words = f"{named.label}, {len(kept)} neurons"
+        axes.bar(places, share, width, label=words, color=COLOURS[index % len(COLOURS)])
+        axes.set_xticks(range(len(share)))
         drawn += 1
     if not drawn:
         raise NoDataError("no run has positional neurons and more than one domain")

@@ -1,7 +1,7 @@
 """A reduced run, opened for reading: its tables, curves, tokens and bits, each when asked for."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
-from neuronstats import tables
+from neuronstats import bits, tables
 from neuronstats.checkpoint import Dtype, ModelSettings
 from neuronstats.errors import UserError
 from neuronstats.store import Run, Shard
@@ -215,10 +215,28 @@ class LoadedRun:
             )
         return self.run.read_bits(layer, neurons, self.shards)
 
+    def activated(self, layer: int, neuron: int) -> NDArray[np.bool_]:
+        """Return the tokens on which a neuron was activated, bool [sequence, position].
+
+        Raises:
+            UserError: the run keeps no bitmaps for this layer.
+        """
+        bitmap = self.bits(layer, slice(neuron, neuron + 1))[0]
+        return bits.unpack(bitmap, self.layout.num_positions)
+
+    def curve(self, layer: int, neuron: int) -> NDArray[np.float64]:
+        """Return a neuron's activation frequency at each position, float64 [position]."""
+        counts = self.position_counts(layer, slice(neuron, neuron + 1))[:, 0]
+        return counts / self.num_sequences
+
     @cached_property
     def texts(self) -> Texts:
         """Writes token ids as text."""
         return Texts(ModelSettings(**{**self.run.info["settings"]["model"], "dtype": Dtype.auto}))
+
+    def words(self, tokens: Sequence[Any]) -> list[str]:
+        """Write single tokens as text, given as ids or as text already."""
+        return [token if isinstance(token, str) else self.texts([int(token)]) for token in tokens]
 
 
 def labels(runs: list[LoadedRun]) -> list[str]:

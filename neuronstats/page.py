@@ -113,7 +113,7 @@ def _figure(drawing: Drawing) -> str:
 def index_html(runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> str:
     """Write the overview: what this is, key numbers, figures, settings."""
     names = ", ".join(named.label for named in runs)
-    tokens = ", ".join(f"{short(named.run.tokens)} tokens of {named.run.data}" for named in runs)
+    tokens = ", ".join(f"{short(named.run.tokens)} tokens ({named.run.data})" for named in runs)
     numbers = "".join(
         f"<section><h3>{escape(named.label)}</h3>{_table(key_numbers(named))}"
         "<details><summary>settings and versions</summary>"
@@ -186,8 +186,21 @@ def write_page(
     runs: Sequence[NamedRun],
     figures: Sequence[Drawing],
     settings: ReportSettings,
+    *,
+    live: bool = False,
 ) -> str:
-    """Write the page, its static files and its data; return what was left out, in words."""
+    """Write the page, its static files and its data.
+
+    Args:
+        folder: the report.
+        runs: the runs, in the page's order.
+        figures: drawn or not.
+        settings: which neurons get detail, and how much.
+        live: the page may ask a server for the details that it does not hold.
+
+    Returns:
+        What was left out, in words.
+    """
     for name in ASSET_FILES:
         folder.write(f"assets/{name}", asset(name))
     budget = Budget(settings.max_bytes)
@@ -195,6 +208,6 @@ def write_page(
         write_run(folder, named.run, number, settings, budget) for number, named in enumerate(runs)
     ]
     words = left_out_words(runs, written, budget, settings)
-    folder.write("data/info.js", info_script(runs, written, words))
+    folder.write("data/info.js", info_script(runs, written, words, live=live))
     folder.write("index.html", index_html(runs, figures).encode())
     return words

@@ -154,6 +154,15 @@ def groups(rows: Ints, width: int) -> Iterator[tuple[int, list[int]]]:
         start = end
 
 
+def neuron_script(
+    run: LoadedRun, number: int, layer: int, neuron: int, settings: ReportSettings
+) -> bytes | None:
+    """Write one neuron's detail; None where the run has no such neuron."""
+    if layer >= run.layout.num_layers or neuron >= run.layout.num_neurons:
+        return None
+    return script("NS.detail", number, layer, detail(run, layer, [neuron], settings))
+
+
 @dataclass
 class Budget:
     """Bytes that details may still take, over all runs."""

@@ -35,6 +35,9 @@ class PositionSettings:
     min_crossings: int = 3
     """Times an oscillatory curve goes through its middle: two rises or two falls. A plateau goes
     twice, two periods of a wave at least three times."""
+    shortest_half: float = 0.0078125
+    """Shortest stay on one side of the middle that counts, as a share of the positions (1/128):
+    the first few positions of a sequence are often special."""
     swing_share: float = 0.25
     """How far a curve must go past its middle on either side to have gone through it, as a share of
     its height (its 95th percentile less its 5th, after smoothing)."""
@@ -204,7 +207,9 @@ def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) 
     above = smoothed > (middle + swing)[:, None]
     below = smoothed < (middle - swing)[:, None]
     sides = above.astype(np.int8) - below
-    before, after = fill(sides), fill(sides[:, ::-1])[:, ::-1]
+    first, last = run_ends(np.where(fill(sides) == _fill_back(sides), fill(sides), 0))
+    sides[last - first + 1 < settings.shortest_half * curves.shape[1]] = 0
+    before, after = fill(sides), _fill_back(sides)
     crossed = (before[:, 1:] != before[:, :-1]) & (before[:, :-1] != 0)
     num_crossings = crossed.sum(axis=1)
 
@@ -218,6 +223,11 @@ def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) 
         above=np.where(before == after, before > 0, smoothed > middle[:, None]),
         oscillatory=(num_crossings >= settings.min_crossings) & (signal > 0) & kept,
     )
+
+
+def _fill_back(sides: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """Give each 0 the side that the curve is on next; 0 after the last."""
+    return fill(sides[:, ::-1])[:, ::-1]
 
 
 def _exact_waves(curves: Floats, side: npt.NDArray[np.int8], exact: float) -> Bools:

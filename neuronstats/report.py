@@ -1,5 +1,6 @@
 """The report job: reduced runs -> a folder with figures and a page."""
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from neuronstats.errors import SettingsError
 from neuronstats.figures import all_figures
 from neuronstats.folder import RunFolder
 from neuronstats.loaded import LoadedRun, labels
+from neuronstats.pieces import neuron_script
+from neuronstats.serve import make_server
 
 MARKER = "report.json"  # what a report folder is known by
 
@@ -63,19 +66,38 @@ def report(settings: ReportJob, console: Console) -> int:
     """Do the job; return its exit code."""
     start = time.monotonic()
     runs = open_runs(settings.runs)
-    folder = open_out(settings.out or f"{runs[0].run.location.rstrip('/')}/report")
+    location = settings.out or f"{runs[0].run.location.rstrip('/')}/report"
+    if settings.serve and "://" in location:
+        raise SettingsError(f"serve=true needs a local folder to serve from, not out={location}.")
+    folder = open_out(location)
     folder.write(MARKER, _marker(runs))
     for stale in ("figures", "data"):
         folder.clear(stale)
     figures = all_figures(runs)
     write_figures(folder, figures)
-    console.say(page.write_page(folder, runs, figures, settings.report))
+    console.say(page.write_page(folder, runs, figures, settings.report, live=settings.serve))
     drawn = sum(1 for drawing in figures if not drawing.reason)
     console.say(
         f"report: {len(runs)} runs, {drawn} figures ({len(figures) - drawn} without data),"
         f" {duration(time.monotonic() - start)}: {folder.location}/index.html"
     )
+    if settings.serve:
+        _serve(settings, runs, Path(folder.location), console)
     return 0
+
+
+def _serve(settings: ReportJob, runs: Sequence[NamedRun], folder: Path, console: Console) -> None:
+    """Serve the page until interrupted."""
+
+    def detail(number: int, layer: int, neuron: int) -> bytes | None:
+        if number >= len(runs):
+            return None
+        return neuron_script(runs[number].run, number, layer, neuron, settings.report)
+
+    with make_server(folder, detail, settings.port) as server:
+        console.say(f"serving http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _marker(runs: Sequence[NamedRun]) -> bytes:

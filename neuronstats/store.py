@@ -193,7 +193,8 @@ class Run:
                 root, "tokens", corpus.tokens.shape, corpus.tokens.dtype, ("sequence", "position")
             )
             root["tokens"][:] = corpus.tokens
-            for name, values in {"domain": corpus.domain, "row": corpus.row}.items():
+            columns: dict[str, NDArray[Any]] = {"domain": corpus.domain, "row": corpus.row}
+            for name, values in columns.items():
                 _array(root, name, values.shape, values.dtype, ("sequence",))
                 root[name][:] = values
             root["domain"].attrs["domains"] = list(corpus.domains)
@@ -380,14 +381,14 @@ class ShardWriter:
         where = f"{shard}, layer {layer} of {self._run.folder.location}"
         total = int(position_counts.sum(dtype=np.int64))
         counts = self._run.array(self._root, "position_counts", layer)
-        kept = None if bitmap is None else self._run.array(self._root, "bitmaps", layer)
+        bitmaps = self._run.array(self._root, "bitmaps", layer) if bitmap is not None else None
         try:
             counts[shard.index] = position_counts.astype(layout.count_dtype)
-            if bitmap is not None:
+            if bitmap is not None and bitmaps is not None:
                 if shard.num_sequences < layout.shard_sequences:  # an object is written whole
                     short = layout.shard_sequences - shard.num_sequences
                     bitmap = np.pad(bitmap, ((0, 0), (0, short), (0, 0)))
-                kept[:, shard.index] = bitmap
+                bitmaps[:, shard.index] = bitmap
         except Exception as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             raise UserError(

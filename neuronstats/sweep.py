@@ -188,7 +188,7 @@ class Sweep:
                 real = fc1_output[: valid * num_positions]
                 bits.pack_rows(real, num_positions, rows[start : start + valid])
                 if last:  # no output to look at: NaN and +inf show in the largest value
-                    largest = real.unflatten(0, (valid, num_positions)).amax((1, 2))
+                    largest = real.view(valid, -1).amax(1)
                     finite[start : start + valid] = torch.isfinite(largest)
 
             batch = hidden[start : start + self._batch]

@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,15 +74,19 @@ class ShardWorker:
         log.info("%s: start", shard)
         writer = self._run.writer(shard)
         pending: Future[None] | None = None
-        for record in self._sweep(self._tokens[shard.sequences], str(shard)):
-            waiting = time.monotonic()
-            if pending is not None:  # one layer is written while the next is computed, no more
-                pending.result()
-            waited += time.monotonic() - waiting
-            pending = self._writing.submit(
-                writer.write_layer, record.layer, record.bitmap, record.position_counts
-            )
-            del record
+        try:
+            for record in self._sweep(self._tokens[shard.sequences], str(shard)):
+                waiting = time.monotonic()
+                if pending is not None:  # one layer is written while the next is computed, no more
+                    pending.result()
+                waited += time.monotonic() - waiting
+                pending = self._writing.submit(
+                    writer.write_layer, record.layer, record.bitmap, record.position_counts
+                )
+                del record
+        finally:
+            if pending is not None:  # after an error too: nothing is written behind its back
+                wait([pending])
         assert pending is not None
         pending.result()
         writer.commit()

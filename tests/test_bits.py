@@ -501,13 +501,15 @@ def test_what_triton_needs(
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    found = None if missing == "package triton" else "spec"
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
-    monkeypatch.setattr("shutil.which", lambda name: None if missing == "C compiler" else name)
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     if missing != "Python's C headers":
         (tmp_path / "Python.h").touch()
-    assert bits._find_triton.__wrapped__() == (missing is None)
+    found = None if missing == "package triton" else "spec"
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: found)
+        patch.setattr("shutil.which", lambda name: None if missing == "C compiler" else name)
+        patch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+        usable = bits._find_triton.__wrapped__()
+    assert usable == (missing is None)
     assert (missing or "") in caplog.text
     assert bool(caplog.text) == (missing is not None)
 

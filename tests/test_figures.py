@@ -132,7 +132,7 @@ def test_every_figure_is_drawn_or_says_why(named):
     for drawing in found:
         shown = [drawing.figure is not None, bool(drawing.rows), bool(drawing.reason)]
         assert sum(shown) == 1, drawing.name
-        assert "tokens of tokens" in drawing.caption  # how many, of which data
+        assert "tokens (tokens)" in drawing.caption  # how many, of which data
     assert {d.name: d.reason for d in found}["10"].startswith("it sets runs of one architecture")
 
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "neuronstats"
 MODULES = {path.stem: path for path in sorted((ROOT / PACKAGE).glob("*.py"))}
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
-DRIVERS = {"collect", "prepare", "reduce", "report", "bench"}  # the jobs' bodies, which take their settings
+# The jobs' bodies, which take their settings.
+DRIVERS = {"collect", "prepare", "reduce", "report", "bench"}
 
 
 def imported(path: Path) -> Iterator[str]:

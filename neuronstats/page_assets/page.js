@@ -70,7 +70,7 @@ const NS = (() => {
     if (details[run][key]) return details[run][key];
     const piece = layers[run][index].piece[neuron];
     if (piece >= 0) await load(`data/r${run}/d${pad(piece, 5)}.js`);
-    else if (info.live) await load(`live/${run}/${index}/${neuron}.js`);
+    else if (location.protocol.startsWith("http") && info.live) await load(`live/${run}/${index}/${neuron}.js`);
     return details[run][key] || null;
   }
 
