@@ -45,7 +45,6 @@ def bench(settings: BenchJob, console: Console) -> int:
     finally:
         torch.set_num_threads(before)
     report.show(console)
-    report.write(out)
     console.say(f"measured: {out}/bench.md, {out}/bench.json")
     return FAILED if any(report.mismatches.values()) else DONE
 
@@ -76,7 +75,8 @@ def _measure(settings: BenchJob, console: Console, device: torch.device, scratch
             tell=_slowly(lambda words, name=name: console.say(f"  {name}: {words}")),  # type: ignore[misc]
         )
         report.parts[name] = PARTS[name](sizes, subject, rounds, scratch)
-    machine["load_average_end"] = list(os.getloadavg())
+        machine["load_average_end"] = list(os.getloadavg())
+        report.write(Path(settings.out).expanduser())  # what is measured stays, whatever comes
     return report
 
 

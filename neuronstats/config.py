@@ -86,6 +86,9 @@ class CollectJob:
 class ReduceSettings(NgramSettings, PositionSettings):
     """Thresholds: they can be changed without running the model again."""
 
+    centred: bool = False
+    """Take a projection's mean over the vocabulary off, which softmax does not see."""
+
     def __post_init__(self) -> None:
         """Refuse thresholds that cannot be meant."""
         NgramSettings.__post_init__(self)

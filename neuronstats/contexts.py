@@ -24,11 +24,11 @@ def spread_out(activated: NDArray[np.bool_], count: int, reach: int) -> list[tup
     places = np.flatnonzero(activated)
     if not len(places) or not count:
         return []
-    picks = np.unique(np.linspace(0, len(places) - 1, min(4 * count, len(places))).astype(np.int64))
-    # every fourth first, then those between, so that a dense stretch does not use up the count
-    order = np.concatenate([picks[start::4] for start in (0, 2, 1, 3)])
+    # evenly first; then more of them, where some were too near to others
+    steps = [np.linspace(0, len(places) - 1, number) for number in (count, 4 * count)]
+    order = dict.fromkeys(np.concatenate(steps).astype(np.int64).tolist())
     taken: list[tuple[int, int]] = []
-    for place in places[order]:
+    for place in places[list(order)]:
         sequence, position = divmod(int(place), activated.shape[1])
         near = (s == sequence and abs(p - position) <= reach for s, p in taken)
         if not any(near):

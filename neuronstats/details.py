@@ -1,17 +1,23 @@
 """One neuron's detail for the page: curves, domains, n-grams, update, contexts."""
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from neuronstats import bits
 from neuronstats.contexts import example_contexts
 from neuronstats.loaded import LoadedRun
 
 CURVE_POINTS = 256  # of a curve on the page, at most
 DOMAIN_POINTS = 64  # of a domain's curve
+DENSE = 3  # neurons are read together where they are at least one in so many
 TOP = 10  # n-grams shown of each length
+
+
+Arrays = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_] | None]
 
 
 class DetailSettings(Protocol):
@@ -57,9 +63,7 @@ def detail(
         for name in ("domains", "triggers", "ngrams", "suppression")
     }
     found: dict[str, Any] = {}
-    for neuron in neurons:
-        counts = run.position_counts(layer, slice(neuron, neuron + 1))[:, 0]
-        by_domain = run.position_counts_by_domain(layer, slice(neuron, neuron + 1))[:, :, 0]
+    for neuron, counts, by_domain, activated in _arrays(run, layer, neurons):
         sequences = run.domain_sequences
         entry: dict[str, Any] = {
             "curve": thin_out(counts, run.num_sequences, CURVE_POINTS),
@@ -72,13 +76,31 @@ def detail(
             if table is not None:
                 rows = table.filter(pc.equal(table["neuron"], neuron))
                 entry[name] = _clean(run, rows.drop_columns(["layer", "neuron"]).to_pylist())
-        if layer < run.layout.num_bitmaps:
-            activated = run.activated(layer, neuron)
+        if activated is not None:
             entry["contexts"] = example_contexts(
                 run, activated, settings.contexts, settings.context_tokens
             )
         found[str(neuron)] = entry
     return found
+
+
+def _arrays(run: LoadedRun, layer: int, neurons: list[int]) -> Iterator[Arrays]:
+    """Yield each neuron with its counts [position], [domain, position], and bits or None.
+
+    Neurons that are close together are read together: they share chunks.
+    """
+    dense = neurons[-1] - neurons[0] < DENSE * len(neurons)
+    for part in [neurons] if dense else [[neuron] for neuron in neurons]:
+        first, span = part[0], slice(part[0], part[-1] + 1)
+        counts = run.position_counts(layer, span)
+        by_domain = run.position_counts_by_domain(layer, span)
+        bitmaps = run.bits(layer, span) if layer < run.layout.num_bitmaps else None
+        for neuron in part:
+            i = neuron - first
+            activated = None
+            if bitmaps is not None:
+                activated = bits.unpack(bitmaps[i], run.layout.num_positions)
+            yield neuron, counts[:, i], by_domain[:, :, i], activated
 
 
 def _clean(run: LoadedRun, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -119,18 +119,23 @@ def circles(panel: Axes, run: LoadedRun) -> None:
     strong = found["position_strong"].to_pylist()
     layer = found["layer"].to_numpy()
     information = found["position_mi"].to_numpy()
-    places = list(TYPE_COLOURS)
+    ordered = list(TYPE_COLOURS)
     order = sorted(
         range(len(kinds)),
-        key=lambda i: (layer[i], places.index(kinds[i]), not strong[i], -information[i]),
+        key=lambda i: (layer[i], ordered.index(kinds[i]), not strong[i], -information[i]),
     )
     ranks: dict[int, int] = {}
+    dots: dict[tuple[str, bool], list[tuple[int, int]]] = {}
     for i in order:
         rank = ranks.get(int(layer[i]), 0)
         ranks[int(layer[i])] = rank + 1
-        alpha = 1.0 if strong[i] else WEAK_ALPHA
-        size = 30 if len(kinds) < 400 else 10
-        panel.scatter(layer[i], rank, size, color=TYPE_COLOURS[kinds[i]], alpha=alpha, linewidths=0)
+        dots.setdefault((kinds[i], bool(strong[i])), []).append((int(layer[i]), rank))
+    size = 30 if len(kinds) < 400 else 10
+    for (kind, full), places in dots.items():
+        alpha = 1.0 if full else WEAK_ALPHA
+        panel.scatter(
+            *np.array(places).T, size, color=TYPE_COLOURS[kind], alpha=alpha, linewidths=0
+        )
     panel.set(
         xlabel="layer",
         ylabel="positional neurons of the layer",

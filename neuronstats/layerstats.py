@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from neuronstats.position_types import TYPES
 from neuronstats.store import Layout
+from neuronstats.suppress import SCHEMA, LayerSuppression, LayerTokens, layer_tokens
+from neuronstats.tables import masked
 
-NEVER_SEEN_BOUND = (
-    3.0  # one-sided 95 % upper bound of a count of which none was seen (rule of three)
-)
+NEVER_SEEN_BOUND = 3.0  # one-sided 95 % upper bound of a count of which none was seen
 
 Counts = NDArray[np.int64]
 Ngram = tuple[int, ...]
@@ -54,6 +54,9 @@ class Merge:
         self._loose: dict[int, Counts] = {n: np.zeros(layout.num_layers, np.int64) for n in ngrams}
         self._activations: list[Counts | int] = [0] * layout.num_layers
         self._never: list[Counts | int] = [0] * layout.num_layers
+        self._tokens_detected: list[dict[int, list[int]]] = [{} for _ in range(layout.num_layers)]
+        self._top_tokens: list[dict[int, list[int]]] = [{} for _ in range(layout.num_layers)]
+        self._suppression: dict[int, LayerSuppression] = {}
 
     def add(self, layer: int, result: BlockResult) -> None:
         """Take one block's result."""
@@ -66,6 +69,26 @@ class Merge:
             result.ngrams["n"].to_pylist(), result.ngrams["token_ids"].to_pylist(), strict=True
         ):
             self._detected[n][layer].add(tuple(ids))
+        _gather(self._tokens_detected[layer], result.ngrams)
+        _gather(self._top_tokens[layer], result.triggers)
+
+    def layer_tokens(self) -> list[LayerTokens]:
+        """Return the layers with token detectors, and what is to be projected in each."""
+        tasks = []
+        for layer, detected in enumerate(self._tokens_detected):
+            if detected:
+                top = self._top_tokens[layer]
+                tasks.append(layer_tokens(layer, detected, top, sorted(top)))
+        return tasks
+
+    def add_suppression(self, layer: int, found: LayerSuppression) -> None:
+        """Take what one layer's detectors write on their tokens."""
+        self._suppression[layer] = found
+
+    def suppression(self) -> pa.Table:
+        """Return suppression.parquet: a row per token detector."""
+        tables = [self._suppression[layer].table for layer in sorted(self._suppression)]
+        return pa.concat_tables([SCHEMA.empty_table(), *tables])
 
     @property
     def activations(self) -> Counts:
@@ -74,7 +97,20 @@ class Merge:
 
     def neurons(self) -> pa.Table:
         """Return neurons.parquet, sorted by layer and neuron."""
-        return pa.concat_tables([table for layer in self._neurons for table in layer])
+        whole = pa.concat_tables([table for layer in self._neurons for table in layer])
+        means = np.full(len(whole), np.nan)
+        for layer, found in self._suppression.items():
+            means[layer * self._layout.num_neurons + np.array(found.neurons)] = (
+                found.trigger_projection
+            )
+        judged = ~np.isnan(means)
+        for name, values, kind in [
+            ("suppresses", means < 0, pa.bool_()),
+            ("trigger_projection", means, pa.float64()),
+        ]:
+            column = masked(values, judged, kind)
+            whole = whole.set_column(whole.schema.get_field_index(name), name, column)
+        return whole
 
     def dead_curve(self, tokens: Sequence[int]) -> pa.Table:
         """Return neurons that were never activated by tokens seen, by layer.
@@ -113,6 +149,8 @@ class Merge:
                 ("alive_frequency", pa.float64()),
                 *[(f"{name}_{n}", pa.int64()) for n in self._ngrams for name in per_n],
                 ("suppressing_share", pa.float64()),
+                ("suppressing_shuffled_share", pa.float64()),
+                ("suppressing_control_share", pa.float64()),
                 ("positional", pa.int64()),
                 *[(kind, pa.int64()) for kind in TYPES],
                 *[(f"{kind}_strong", pa.int64()) for kind in TYPES],
@@ -134,6 +172,9 @@ class Merge:
             "suppressing_share": pc.mean(rows["suppresses"].cast(pa.float64())).as_py(),
             "positional": len(rows) - rows["position_type"].null_count,
         }
+        if layer in self._suppression:
+            row["suppressing_shuffled_share"] = self._suppression[layer].shuffled_share
+            row["suppressing_control_share"] = self._suppression[layer].control_share
         if layer < self._layout.num_bitmaps:
             for n in self._ngrams:
                 row |= self._ngram_counts(layer, n, rows)
@@ -162,6 +203,14 @@ class Merge:
             f"new_overall_{n}": len(here - below),
             f"new_to_previous_{n}": len(here - previous),
         }
+
+
+def _gather(tokens: dict[int, list[int]], rows: pa.Table) -> None:
+    """Add the tokens of a table's unigrams to those of their neurons, in the rows' order."""
+    single = rows.filter(pc.equal(rows["n"], 1))
+    ids = pc.list_flatten(single["token_ids"]).to_pylist()
+    for neuron, token in zip(single["neuron"].to_pylist(), ids, strict=True):
+        tokens.setdefault(neuron, []).append(token)
 
 
 def summary(neurons: pa.Table) -> str:

@@ -37,6 +37,11 @@ def fill(sides: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     return np.take_along_axis(sides, last, axis=1)
 
 
+def fill_back(sides: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """Give each 0 the side that the curve is on next; 0 after the last."""
+    return fill(sides[:, ::-1])[:, ::-1]
+
+
 def run_ends(
     values: npt.NDArray[np.generic],
 ) -> tuple[Places, Places]:
@@ -51,3 +56,17 @@ def run_ends(
     first = np.maximum.accumulate(starts, axis=1)
     last = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
     return first, last
+
+
+def thin(curves: Floats, num_sequences: int, share: float) -> Bools:
+    """Tell which curves' points are predicted by their neighbours, as far as noise allows.
+
+    The mean square distance of a point to the mean of its neighbours is 1.5 times the variance of
+    independent points (Gasser, Sroka and Jennen-Steinmetz 1986).
+    """
+    noise = noise_of(curves, num_sequences)
+    signal = curves.var(axis=1) - noise
+    apart = curves[:, 1:-1] - (curves[:, :-2] + curves[:, 2:]) / 2
+    unpredicted = (apart**2).mean(axis=1) / 1.5 - noise
+    predicted: Bools = (signal > 0) & (signal - unpredicted >= share * signal)
+    return predicted

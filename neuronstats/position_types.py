@@ -11,7 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from neuronstats.errors import SettingsError, UserError
-from neuronstats.position_curves import Bools, Places, fill, noise_of, run_ends, smooth, window_sums
+from neuronstats.position_curves import (
+    Bools,
+    Places,
+    fill,
+    fill_back,
+    noise_of,
+    run_ends,
+    smooth,
+    thin,
+    window_sums,
+)
 from neuronstats.positions import Counts, Floats, check_counts
 
 TYPES = ("oscillatory", "both_extremes", "one_extreme", "other")
@@ -38,7 +48,7 @@ class PositionSettings:
     shortest_half: float = 0.0078125
     """Shortest stay on one side of the middle that counts, as a share of the positions (1/128):
     the first few positions of a sequence are often special."""
-    swing_share: float = 0.25
+    swing_share: float = 0.15
     """How far a curve must go past its middle on either side to have gone through it, as a share of
     its height (its 95th percentile less its 5th, after smoothing)."""
     swing_errors: float = 4.0
@@ -191,7 +201,7 @@ def _classify_block(
             exactly_zero & exactly_one,
             np.where(at_zero, exactly_zero, exactly_one),
         ],
-        _thin(curves, num_sequences, settings.thin),
+        thin(curves, num_sequences, settings.thin),
     )
     return types.astype(np.int8), strong.astype(np.bool_)
 
@@ -207,9 +217,9 @@ def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) 
     above = smoothed > (middle + swing)[:, None]
     below = smoothed < (middle - swing)[:, None]
     sides = above.astype(np.int8) - below
-    first, last = run_ends(np.where(fill(sides) == _fill_back(sides), fill(sides), 0))
+    first, last = run_ends(np.where(fill(sides) == fill_back(sides), fill(sides), 0))
     sides[last - first + 1 < settings.shortest_half * curves.shape[1]] = 0
-    before, after = fill(sides), _fill_back(sides)
+    before, after = fill(sides), fill_back(sides)
     crossed = (before[:, 1:] != before[:, :-1]) & (before[:, :-1] != 0)
     num_crossings = crossed.sum(axis=1)
 
@@ -223,11 +233,6 @@ def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) 
         above=np.where(before == after, before > 0, smoothed > middle[:, None]),
         oscillatory=(num_crossings >= settings.min_crossings) & (signal > 0) & kept,
     )
-
-
-def _fill_back(sides: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    """Give each 0 the side that the curve is on next; 0 after the last."""
-    return fill(sides[:, ::-1])[:, ::-1]
 
 
 def _exact_waves(curves: Floats, side: npt.NDArray[np.int8], exact: float) -> Bools:
@@ -286,17 +291,3 @@ def _level(
     )
     approach = (middle - edge)[:, 0] / np.minimum(before, after)
     return within.any(axis=1) & (np.abs(slope) <= settings.level * approach)
-
-
-def _thin(curves: Floats, num_sequences: int, thin: float) -> Bools:
-    """Tell which curves' points are predicted by their neighbours, as far as noise allows.
-
-    The mean square distance of a point to the mean of its neighbours is 1.5 times the variance of
-    independent points (Gasser, Sroka and Jennen-Steinmetz 1986).
-    """
-    noise = noise_of(curves, num_sequences)
-    signal = curves.var(axis=1) - noise
-    apart = curves[:, 1:-1] - (curves[:, :-2] + curves[:, 2:]) / 2
-    unpredicted = (apart**2).mean(axis=1) / 1.5 - noise
-    predicted: Bools = (signal > 0) & (signal - unpredicted >= thin * signal)
-    return predicted

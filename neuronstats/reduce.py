@@ -24,6 +24,7 @@ from neuronstats.ngram_ids import NgramIds, build_ngram_ids
 from neuronstats.ngrams import NgramCounts, NgramRows, count_ngrams
 from neuronstats.position_types import MIN_POSITIONS, OTHER, TYPES, classify
 from neuronstats.store import REPAIR, Run, Shard
+from neuronstats.suppress import SuppressionWorker
 from neuronstats.vocabulary import Texts
 
 BLOCK_BYTES = 96 << 20  # bits and position counts that a task holds at a time
@@ -305,10 +306,17 @@ def reduce(settings: ReduceJob, console: Console) -> int:
                     "stopped; the old tables are as they were. The same command starts again."
                 )
                 return INTERRUPTED
-        _check_records(merged.activations, activations, shards)
+            _check_records(merged.activations, activations, shards)
+            tasks = merged.layer_tokens()
+            judge = (model, run.info["identity"]["model.weights"], settings.reduce.centred)
+            for task, found in pool.run(SuppressionWorker, judge, tasks):
+                merged.add_suppression(task.layer, found)
+            if len(merged.suppression()) < sum(len(task.detected) for task in tasks):
+                return INTERRUPTED
         neurons = merged.neurons()
         files.append("neurons", neurons)
         files.append("layers", merged.layers(neurons))
+        files.append("suppression", merged.suppression())
         files.append("dead_curve", merged.dead_curve(_tokens_seen(run, shards)))
         files.finish()
     marked = "" if complete else f" of {len(shards)} of {len(run.layout.shards)} shards (partial)"

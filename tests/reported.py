@@ -9,7 +9,7 @@ import planted
 import pytest
 from serial import collect_job, quiet, save_tokens, serial
 
-MARKUP = '</script><b class="x">&amp;'  # must be text wherever it shows up
+MARKUP = '</script><b/class="x">&amp;'  # must be text wherever it shows up
 MARKED = 8  # the token that is written so
 
 

@@ -97,7 +97,8 @@ def test_dead_curve_ends_at_the_dead_share(named):
 
 def test_every_positional_neuron_is_a_circle(named):
     drawing = figures_neurons.types([named])
-    found = Counter(float(dots.get_offsets()[0, 0]) for dots in drawing.figure.axes[0].collections)
+    dots = [d.get_offsets() for d in drawing.figure.axes[0].collections]
+    found = Counter(float(layer) for layer, _ in np.concatenate(dots))
     assert found == Counter(
         float(r["layer"]) for r in rows(named) if r["position_type"] is not None
     )

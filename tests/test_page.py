@@ -4,7 +4,11 @@ import base64
 import json
 import re
 import shutil
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import planted
@@ -15,6 +19,7 @@ from jobs import run_job
 from neuronstats import pieces
 from neuronstats.contexts import example_contexts, spread_out
 from neuronstats.loaded import LoadedRun
+from neuronstats.serve import make_server
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -44,7 +49,7 @@ def report(run_folder, tmp_path_factory):
     return out
 
 
-def piece(report, run, layer, neuron):
+def piece(report, layer, neuron):
     """A neuron's detail, as the files have it."""
     columns = json.loads(
         (report / f"data/r0/n{layer:03d}.js").read_text()[len("NS.layer(0,0,") : -3]
@@ -141,7 +146,7 @@ def test_contexts_mark_exactly_the_activated_tokens(run):
     for neuron in (1, 3, 12):
         for context in example_contexts(run, bits[neuron], 6, 9):
             row, first = context["sequence"], context["first"]
-            marks = [isinstance(part, list) for part in context["text"] for _ in [0]]
+            marks = [isinstance(part, list) for part in context["text"]]
             last = min(tokens.shape[1], context["position"] + 10)
             assert sum(marks) == bits[neuron, row, first:last].sum()
             words = [w for p in context["text"] for w in (p if isinstance(p, list) else p.split())]
@@ -162,7 +167,7 @@ def test_contexts_are_spread_out():
 
 
 def test_a_detail_holds_the_tables_rows(report, run):
-    found = piece(report, run, 0, 1)  # detects the token MARKED
+    found = piece(report, 0, 1)  # detects the token MARKED
     assert [r["text"] for r in found["ngrams"] if r["n"] == 1] == [MARKUP]
     assert found["triggers"][0]["occurrences"] == int((run.token_ids == MARKED).sum())
     assert {d["domain"] for d in found["domains"]} == set(planted.DOMAINS)
@@ -170,6 +175,13 @@ def test_a_detail_holds_the_tables_rows(report, run):
     assert found["curve"]["values"] == pytest.approx(counts / run.num_sequences, abs=1e-4)
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """The job without its figures, which take most of its time."""
+    monkeypatch.setattr("neuronstats.report.all_figures", lambda runs: [])
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_a_limit_of_bytes_is_kept_and_told(run_folder, tmp_path):
     limit = 20_000
     code, said, _ = run_job(
@@ -183,19 +195,22 @@ def test_a_limit_of_bytes_is_kept_and_told(run_folder, tmp_path):
 def test_nothing_on_the_page_is_markup_but_the_pages_own(report):
     page = (report / "index.html").read_text()
     assert MARKUP not in page
-    assert "&lt;/script&gt;&lt;b class=&quot;x&quot;&gt;&amp;amp;" in page
+    assert "&lt;/script&gt;&lt;b/class=&quot;x&quot;&gt;&amp;amp;" in page
     assert not re.search(r"(src|href)=\"(https?:)?//", page)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_second_report_leaves_nothing_of_the_first(run_folder, tmp_path):
     out = tmp_path / "out"
-    for sample in (40, 0):
-        arguments = (f"runs=[{run_folder}]", f"out={out}", f"report.sample={sample}")
-        assert run_job("report", *arguments, "report.neurons=none" if not sample else "")[0] == 0
-    assert not list((out / "data/r0").glob("d*.js"))
+    for chosen in ("all", "none"):
+        arguments = (f"runs=[{run_folder}]", f"out={out}", f"report.neurons={chosen}")
+        assert run_job("report", *arguments)[0] == 0
+        assert (out / "data/r0/d00000.js").exists() == (chosen == "all")
 
 
 # The browser.
+
+LOCAL = ("file://", "data:", "about:", "blob:", "chrome://")
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +228,8 @@ def browser(tmp_path_factory):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     driver.set_script_timeout(60)
+    driver.get("about:blank")
+    driver.get_log("performance")  # the browser's own start page
     yield driver
     driver.quit()
 
@@ -275,12 +292,7 @@ def page(browser, report):
     found = Page(browser, report)
     yield found
     assert found.complaints() == []
-    elsewhere = [
-        url
-        for url in found.requests()
-        if not url.startswith(("file://", "data:", "about:", "blob:"))
-    ]
-    assert elsewhere == []
+    assert [url for url in found.requests() if not url.startswith(LOCAL)] == []
 
 
 @browser_missing
@@ -335,16 +347,14 @@ def test_the_table_filters_sorts_and_searches(page, run):
 
 
 @browser_missing
-def test_a_link_names_a_neuron_and_its_panel_tells_of_it(page, report, run):
-    from urllib.parse import quote
-
+def test_a_link_names_a_neuron_and_its_panel_tells_of_it(page, report):
     page.open(f"#{quote(MARKUP, safe='')}/0/1")
     page.shown(0, 1)
     assert page.text("#name").endswith("layer 0, neuron 1")
     assert any("token detector" in text for text in page.texts(".tag"))
     assert any("Detects tokens" in text for text in page.texts("#why li"))
     assert page.js("return document.querySelectorAll('#curve canvas').length") == 1
-    contexts = piece(report, run, 0, 1)["contexts"]
+    contexts = piece(report, 0, 1)["contexts"]
     marks = [part[0] for context in contexts for part in context["text"] if isinstance(part, list)]
     assert page.texts("#contexts mark") == marks
     assert set(marks) == {MARKUP}
@@ -353,8 +363,6 @@ def test_a_link_names_a_neuron_and_its_panel_tells_of_it(page, report, run):
 
 @browser_missing
 def test_next_previous_random_and_keys(page):
-    from urllib.parse import quote
-
     name = quote(MARKUP, safe="")
     page.open(f"#{name}/0/1")
     page.shown(0, 1)
@@ -369,15 +377,68 @@ def test_next_previous_random_and_keys(page):
 
 
 @browser_missing
-def test_a_neuron_without_detail_says_so(page, report, run):
-    from urllib.parse import quote
-
-    bare = next(k for k in range(planted.WIDTH) if piece(report, run, 0, k) is None)
+def test_a_neuron_without_detail_says_so(page, report):
+    bare = next(k for k in range(planted.WIDTH) if piece(report, 0, k) is None)
     page.open(f"#{quote(MARKUP, safe='')}/0/{bare}")
     page.shown(0, bare)
     visible = "getComputedStyle(document.querySelector(arguments[0])).display !== 'none'"
     assert page.wait(visible, ".no-detail")
     assert not page.js("return " + visible, ".detail")
+
+
+@pytest.fixture(scope="module")
+def server(report, run, tmp_path_factory):
+    """The address of the page, served, with every neuron's detail."""
+    live = shutil.copytree(report, tmp_path_factory.mktemp("live") / "out")
+    info = live / "data/info.js"
+    info.write_text(info.read_text().replace('"live": false', '"live": true'))
+
+    def detail(number, layer, neuron):
+        if number:
+            return None
+        return pieces.neuron_script(run, 0, layer, neuron, pieces.ReportSettings())
+
+    with make_server(live, detail, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def ask(url, host=None):
+    request = urllib.request.Request(url, headers={"Host": host} if host else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+
+
+def test_the_server_gives_pages_and_details(server, report):
+    assert ask(server + "/index.html") == (200, (report / "index.html").read_bytes())
+    status, content = ask(server + "/live/0/0/0.js")
+    assert status == 200
+    assert content.startswith(b'NS.detail(0,0,{"0":')
+
+
+def test_the_server_gives_nothing_else(server):
+    assert ask(server + "/live/0/0/99999.js")[0] == 404
+    assert ask(server + "/live/0/-1/0.js")[0] == 404
+    assert ask(server + "/live/7/0/0.js")[0] == 404
+    assert ask(server + "/../run.yaml")[0] == 404
+    assert ask(server + "/data/")[0] == 404
+    assert ask(server + "/index.html", host="elsewhere.example")[0] == 403
+
+
+@browser_missing
+def test_a_served_page_has_every_neurons_detail(browser, server, report):
+    bare = next(k for k in range(planted.WIDTH) if piece(report, 0, k) is None)
+    found = Page(browser, report)
+    found.url = server + "/index.html"
+    found.open(f"#{quote(MARKUP, safe='')}/0/{bare}")
+    found.shown(0, bare)
+    found.wait("document.querySelectorAll('#curve canvas').length === 1")
+    assert found.complaints() == []
+    assert [url for url in found.requests() if not url.startswith((*LOCAL, server))] == []
 
 
 @browser_missing
@@ -389,8 +450,6 @@ def test_a_link_to_no_neuron_says_so(page):
 @browser_missing
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_window(page, width):
-    from urllib.parse import quote
-
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},

@@ -251,7 +251,8 @@ All sizes together:
 ## Curves that must not be called oscillatory
 
 Noise about a constant; frequencies drawn for each position by themselves; one period; a plateau
-whose first few positions are at 1 too. As many of each. Neurons of the first kind are not positional and get no type in the tables.
+whose first few positions are at 1 too. As many of each. Neurons of the first kind are not
+positional and get no type in the tables.
 
 {controls}
 

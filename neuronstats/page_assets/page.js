@@ -202,18 +202,21 @@ const NS = (() => {
     matches = Int32Array.from(found);
   }
 
+  // Numbers sort several times faster without a comparing function: each match becomes one number,
+  // its value above its place. Values are whole numbers below 2**30, or floats from 0 to 1, whose
+  // bits sort as they do and stay below 2**30 too; so there is room for 2**23 places.
   function sort(field, direction) {
     const run = Number(at("run").value);
     const width = info.runs[run].neurons;
-    if (field === "layer" || field === "neuron") {
-      const value = field === "layer" ? (key) => key : (key) => key % width;
-      matches.sort((a, b) => value(a) - value(b) || a - b);
-    } else {
-      const values = new Float64Array(matches.length);
-      matches.forEach((key, i) => { values[i] = layers[run][Math.floor(key / width)][field][key % width]; });
-      const order = Uint32Array.from(matches, (_, i) => i).sort((a, b) => values[a] - values[b] || a - b);
-      matches = Int32Array.from(order, (i) => matches[i]);
-    }
+    const float = new Float32Array(1), bits = new Uint32Array(float.buffer);
+    const value = {
+      layer: (key) => Math.floor(key / width),
+      neuron: (key) => key % width,
+    }[field] || ((key) => layers[run][Math.floor(key / width)][field][key % width]);
+    const ordinal = ["frequency", "mi"].includes(field) ? (v) => { float[0] = v; return bits[0]; } : (v) => v;
+    const room = 2 ** Math.ceil(Math.log2(matches.length + 1));
+    const numbers = Float64Array.from(matches, (key, place) => ordinal(value(key)) * room + place).sort();
+    matches = Int32Array.from(numbers, (n) => matches[n % room]);
     if (direction === "desc") matches.reverse();
   }
 
