@@ -74,10 +74,11 @@ def locate(settings: ModelSettings, *, weights: bool = True) -> Path:
             " or a hub id such as facebook/opt-125m."
         )
     try:
-        wanted = [*SMALL_FILES, *(_hub_weights(settings) if weights else [])]
-        return Path(
-            snapshot_download(settings.path, revision=settings.revision, allow_patterns=wanted)
-        )
+        where = {"repo_id": settings.path, "revision": settings.revision}
+        folder = Path(snapshot_download(**where, allow_patterns=SMALL_FILES))
+        if weights:
+            snapshot_download(**where, allow_patterns=_hub_weights(settings))
+        return folder
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(

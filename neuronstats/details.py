@@ -113,8 +113,9 @@ def _clean(run: LoadedRun, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if n is not None and seen[n] > TOP:
             continue
         row.pop("token_ids", None)
-        for side in {"promoted", "suppressed"} & set(row):
+        for side in {"promoted", "suppressed", "triggers"} & set(row):
             row[side] = run.words(row[side][:TOP])
+            row.pop(f"{side}_projection", None)
         kept.append({k: _round(v) for k, v in row.items()})
     return kept
 

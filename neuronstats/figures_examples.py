@@ -8,11 +8,12 @@ import pyarrow.compute as pc
 from neuronstats.drawing import Draw, Drawing, NamedRun, NoDataError, basis
 
 EXAMPLES = 12  # rows of each run
+WORDS = 8  # tokens of a cell
 
 
 def examples(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 5: what token detectors detect, promote and suppress."""
-    head = ("model", "layer", "neuron", "detected tokens", "top promoted", "top suppressed")
+    head = ("model", "layer", "neuron", "detected tokens (rank)", "top promoted", "top suppressed")
     rows: list[Sequence[str]] = []
     for named in runs:
         rows += _examples(named)
@@ -23,36 +24,34 @@ def examples(runs: Sequence[NamedRun]) -> Drawing:
     caption = (
         "Token detectors, the most often activated of each run: the tokens detected, and those"
         " whose projections of the neuron's update on the output embedding are highest (promoted)"
-        f" and lowest (suppressed). {basis(runs)}"
+        " and lowest (suppressed). Rank: tokens of the vocabulary with a lower projection; 0 is the"
+        f" most suppressed. {basis(runs)}"
     )
     return Drawing("5", "What token detectors promote and suppress", caption, rows=[head, *rows])
 
 
 def _examples(named: NamedRun) -> list[Sequence[str]]:
-    updates = named.run.table("suppression")
-    if updates is None or not {"promoted", "suppressed"} <= set(updates.column_names):
+    updates, neurons = named.run.table("suppression"), named.run.neurons
+    if updates is None or not named.run.has("detector_1"):
         return []
-    neurons = named.run.neurons
     detectors = neurons.filter(pc.fill_null(neurons["detector_1"], False))  # noqa: FBT003
     order = [("activations", "descending"), ("layer", "ascending"), ("neuron", "ascending")]
     rows: list[Sequence[str]] = []
     for neuron in detectors.sort_by(order).slice(0, EXAMPLES).to_pylist():
-        key = (neuron["layer"], neuron["neuron"])
-        found = of_neuron(updates, *key).to_pylist()
-        detected = named.run.rows("ngrams", key[0], key[1], key[1] + 1)
-        assert detected is not None
-        words = [quoted(row["text"]) for row in detected.to_pylist() if row["n"] == 1]
-        if found:
-            sides = (
-                ", ".join(map(quoted, named.run.words(found[0][side][:8])))
+        for update in _of_neuron(updates, neuron["layer"], neuron["neuron"]).to_pylist():
+            words = named.run.words(update["triggers"])
+            ranks = zip(words, update["trigger_rank"], strict=True)
+            detected = ", ".join(f"{quoted(word)} ({rank})" for word, rank in ranks)
+            promoted, suppressed = (
+                ", ".join(map(quoted, named.run.words(update[side][:WORDS])))
                 for side in ("promoted", "suppressed")
             )
-            rows.append((named.label, str(key[0]), str(key[1]), ", ".join(words), *sides))
+            place = (named.label, str(neuron["layer"]), str(neuron["neuron"]))
+            rows.append((*place, detected, promoted, suppressed))
     return rows
 
 
-def of_neuron(table: pa.Table, layer: int, neuron: int) -> pa.Table:
-    """Return a table's rows of one neuron."""
+def _of_neuron(table: pa.Table, layer: int, neuron: int) -> pa.Table:
     return table.filter(pc.and_(pc.equal(table["layer"], layer), pc.equal(table["neuron"], neuron)))
 
 

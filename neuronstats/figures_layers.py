@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from neuronstats.console import short
@@ -23,6 +24,7 @@ from neuronstats.drawing import (
 from neuronstats.layerstats import NEVER_SEEN_BOUND
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+LOG_FROM = 20  # runs whose tokens differ by more share a logarithmic axis
 CONTROLS = {  # of the suppressing share, in layers.parquet
     "suppressing_shuffled_share": ("others' triggers", "--"),
     "suppressing_control_share": ("neurons that detect none", "-."),
@@ -235,8 +237,13 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
         raise NoDataError(
             "the runs were reduced by a version that keeps no such table: reduce again"
         )
+    ends = [named.run.tokens for named in runs]
+    if max(ends) > LOG_FROM * min(ends):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda number, _: short(number))
-    axes.set_xlim(left=0)
     axes.set(xlabel="tokens seen", ylabel="neurons never activated yet, %")
     axes.set_ylim(bottom=0)
     axes.legend()

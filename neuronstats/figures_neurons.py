@@ -133,9 +133,8 @@ def circles(panel: Axes, run: LoadedRun) -> None:
     size = 30 if len(kinds) < 400 else 10
     for (kind, full), places in dots.items():
         alpha = 1.0 if full else WEAK_ALPHA
-        panel.scatter(
-            *np.array(places).T, size, color=TYPE_COLOURS[kind], alpha=alpha, linewidths=0
-        )
+        x, y = np.array(places).T
+        panel.scatter(x, y, size, color=TYPE_COLOURS[kind], alpha=alpha, linewidths=0)
     panel.set(
         xlabel="layer",
         ylabel="positional neurons of the layer",
@@ -143,7 +142,7 @@ def circles(panel: Axes, run: LoadedRun) -> None:
     )
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    panel.set_ylim(bottom=-0.7, top=max(ranks.values(), default=0) + 0.7)
+    panel.set_ylim(bottom=-0.7, top=max(ranks.values(), default=1) + 0.7)
     if not kinds:
         panel.text(0.5, 0.5, "no positional neurons", transform=panel.transAxes, ha="center")
 

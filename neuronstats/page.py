@@ -12,7 +12,7 @@ from neuronstats.console import short
 from neuronstats.drawing import Drawing, NamedRun
 from neuronstats.folder import RunFolder
 from neuronstats.layerstats import NEVER_SEEN_BOUND
-from neuronstats.pieces import Budget, ReportSettings, write_run
+from neuronstats.pieces import Advance, Budget, ReportSettings, write_run
 
 ASSETS = "page_assets"
 VENDORED = ("tabulator.min.js", "tabulator.min.css", "tabulator.LICENSE",
@@ -186,6 +186,7 @@ def write_page(
     runs: Sequence[NamedRun],
     figures: Sequence[Drawing],
     settings: ReportSettings,
+    advance: Advance,
     *,
     live: bool = False,
 ) -> str:
@@ -196,6 +197,7 @@ def write_page(
         runs: the runs, in the page's order.
         figures: drawn or not.
         settings: which neurons get detail, and how much.
+        advance: told of neurons whose detail is written.
         live: the page may ask a server for the details that it does not hold.
 
     Returns:
@@ -205,7 +207,8 @@ def write_page(
         folder.write(f"assets/{name}", asset(name))
     budget = Budget(settings.max_bytes)
     written = [
-        write_run(folder, named.run, number, settings, budget) for number, named in enumerate(runs)
+        write_run(folder, named.run, number, settings, budget, advance)
+        for number, named in enumerate(runs)
     ]
     words = left_out_words(runs, written, budget, settings)
     folder.write("data/info.js", info_script(runs, written, words, live=live))

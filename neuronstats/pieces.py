@@ -7,7 +7,7 @@ data/rR/dNNNNN.js a few neurons' details: curves, n-grams, updates, contexts
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ DEAD, SUPPRESS_KNOWN, SUPPRESSES, POSITIONAL, STRONG, COVERED = 1, 16, 32, 64, 1
 TYPE_SHIFT = 7  # three bits: 0 untyped, then TYPES from 1
 
 Ints = NDArray[np.int64]
+Advance = Callable[[int, str], None]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -175,9 +176,26 @@ class Budget:
 
 
 def write_run(
-    folder: RunFolder, run: LoadedRun, number: int, settings: ReportSettings, budget: Budget
+    folder: RunFolder,
+    run: LoadedRun,
+    number: int,
+    settings: ReportSettings,
+    budget: Budget,
+    advance: Advance,
 ) -> dict[str, Any]:
-    """Write a run's pieces; return what the page must know of them."""
+    """Write a run's pieces.
+
+    Args:
+        folder: the report.
+        run: the run.
+        number: its number in the report.
+        settings: which neurons get detail, and how much.
+        budget: bytes left for details; is used up.
+        advance: told of neurons newly done, and where things stand.
+
+    Returns:
+        What the page must know of the pieces.
+    """
     width = run.layout.num_neurons
     where = np.full(len(run.neurons), -1, np.int64)
     before = budget.details
@@ -191,6 +209,7 @@ def write_run(
         budget.details += len(neurons)
         where[layer * width + np.array(neurons)] = index
         folder.write(f"data/r{number}/d{index:05d}.js", content)
+        advance(len(neurons), f"layer {layer}")
     for layer in range(run.layout.num_layers):
         content = layer_script(run, number, layer, where[layer * width : (layer + 1) * width])
         folder.write(f"data/r{number}/n{layer:03d}.js", content)

@@ -14,7 +14,7 @@ from neuronstats.errors import SettingsError
 from neuronstats.figures import all_figures
 from neuronstats.folder import RunFolder
 from neuronstats.loaded import LoadedRun, labels
-from neuronstats.pieces import neuron_script
+from neuronstats.pieces import chosen, neuron_script
 from neuronstats.serve import make_server
 
 MARKER = "report.json"  # what a report folder is known by
@@ -75,7 +75,12 @@ def report(settings: ReportJob, console: Console) -> int:
         folder.clear(stale)
     figures = all_figures(runs)
     write_figures(folder, figures)
-    console.say(page.write_page(folder, runs, figures, settings.report, live=settings.serve))
+    total = sum(len(chosen(named.run, settings.report)) for named in runs)
+    with console.progress("report", total, "neurons") as advance:
+        left_out = page.write_page(
+            folder, runs, figures, settings.report, advance, live=settings.serve
+        )
+    console.say(left_out)
     drawn = sum(1 for drawing in figures if not drawing.reason)
     console.say(
         f"report: {len(runs)} runs, {drawn} figures ({len(figures) - drawn} without data),"

@@ -70,7 +70,7 @@ def train(
 
     Args:
         settings: the recipe.
-        documents: pairs of domain and text; read only while `out` holds no tokens yet.
+        documents: pairs of domain and text; not read again once `out` holds their tokens.
         out: folder for the tokenizer, the tokens, the state, `log.jsonl`, `checkpoint-N` (after N
             tokens) and `final`.
         origin: names the documents' content; a folder made from another one is refused.
@@ -87,8 +87,10 @@ def train(
     """
     _check_device(settings.device)
     with RunFolder(str(out), create=True).lock():
-        _check_same_settings(asdict(settings) | {"origin": origin}, out / "train.json")
-        if not (out / "final").is_dir():
+        noted = asdict(settings) | {"origin": origin}
+        if (out / "train.json").exists():
+            _check_same_settings(noted, out / "train.json")
+        else:  # written last: text that was refused does not bind the folder
             prepare(
                 documents,
                 out,
@@ -97,6 +99,8 @@ def train(
                 heldout_percent=settings.heldout_percent,
                 seed=settings.seed,
             )
+            _write_text(out / "train.json", json.dumps(noted, indent=2) + "\n")
+        if not (out / "final").is_dir():
             run = _Run(settings, out)
             run.resume()
             run.loop(progress)
@@ -252,10 +256,7 @@ def _check_device(device: str) -> None:
 
 
 def _check_same_settings(now: dict[str, Any], path: Path) -> None:
-    """Note the settings in a new folder; refuse a folder made by others."""
-    if not path.exists():
-        _write_text(path, json.dumps(now, indent=2) + "\n")
-        return
+    """Refuse a folder made by other settings."""
     before = json.loads(path.read_text(encoding="utf-8"))
     names = [name for name in now | before if now.get(name) != before.get(name)]
     listed = [f"{n}: {before.get(n)} there, {now.get(n)} now" for n in names if n not in FREE]

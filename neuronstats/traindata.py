@@ -34,10 +34,10 @@ def prepare(
     heldout_percent: int,
     seed: int,
 ) -> None:
-    """Train the tokenizer and write `train.npy` and `heldout.npy`, unless they are there.
+    """Train the tokenizer and write `train.npy` and `heldout.npy`.
 
     Args:
-        documents: pairs of domain and text, held in memory; not read if the files are there.
+        documents: pairs of domain and text, held in memory.
         out: gets both files, token ids [sequence, position], and the folder `tokenizer`.
         vocab_size: entries of the tokenizer.
         sequence_length: tokens in a sequence.
@@ -47,8 +47,6 @@ def prepare(
     Raises:
         UserError: too little text.
     """
-    if (out / "train.npy").exists():  # the last file to be written
-        return
     texts = [text for _, text in documents if text]
     held_out = [text for text in texts if is_held_out(text, heldout_percent)]
     trained = [text for text in texts if not is_held_out(text, heldout_percent)]
@@ -64,9 +62,7 @@ def prepare(
                 f"sequence of {sequence_length} tokens: give more text, shorter sequences or "
                 "another heldout_percent"
             )
-        partial = out / f"{name}.partial.npy"
-        np.save(partial, ids)
-        partial.replace(out / f"{name}.npy")
+        np.save(out / f"{name}.npy", ids)
 
 
 def is_held_out(text: str, percent: int) -> bool:

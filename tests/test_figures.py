@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from reported import planted_run
 
-from neuronstats import figures, figures_curves, figures_layers, figures_neurons
+from neuronstats import figures, figures_curves, figures_examples, figures_layers, figures_neurons
 from neuronstats.drawing import Drawing, NamedRun, NoDataError, draw
 from neuronstats.loaded import LoadedRun, labels
 
@@ -102,6 +102,16 @@ def test_every_positional_neuron_is_a_circle(named):
     assert found == Counter(
         float(r["layer"]) for r in rows(named) if r["position_type"] is not None
     )
+
+
+def test_examples_are_the_planted_detectors(named):
+    head, *found = figures_examples.examples([named]).rows
+    cells = {(int(row[1]), int(row[2])): dict(zip(head, row, strict=True)) for row in found}
+    assert set(cells) == {(p.layer, p.neuron) for p in planted.neurons(n=1)}
+    for p in planted.neurons(n=1):
+        words = [figures_examples.quoted(w) for w in named.run.words([t for (t,) in p.ngrams])]
+        shown = cells[p.layer, p.neuron]["detected tokens (rank)"]
+        assert all(word in shown for word in words)
 
 
 def test_ranges_are_where_the_wave_is_up():

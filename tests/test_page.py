@@ -15,9 +15,11 @@ import planted
 import pytest
 from reported import MARKED, MARKUP, planted_run
 
+import neuronstats
 from jobs import run_job
 from neuronstats import pieces
 from neuronstats.contexts import example_contexts, spread_out
+from neuronstats.errors import UserError
 from neuronstats.loaded import LoadedRun
 from neuronstats.serve import make_server
 
@@ -206,6 +208,17 @@ def test_a_second_report_leaves_nothing_of_the_first(run_folder, tmp_path):
         arguments = (f"runs=[{run_folder}]", f"out={out}", f"report.neurons={chosen}")
         assert run_job("report", *arguments)[0] == 0
         assert (out / "data/r0/d00000.js").exists() == (chosen == "all")
+
+
+def test_a_notebook_gets_bits_curves_and_tables(run_folder):
+    run = neuronstats.load(str(run_folder))
+    tokens = run.token_ids
+    assert (run.activated(1, 3) == planted.expected_bits(1, tokens)[3]).all()
+    assert run.curve(1, 3) == pytest.approx(run.activated(1, 3).mean(axis=0))
+    assert run.neurons.to_pandas()["dead"].sum() == sum(p.dead for p in planted.NEURONS)
+    assert run.table("no_such_table") is None
+    with pytest.raises(UserError, match="no bitmaps"):
+        run.activated(3, 0)
 
 
 # The browser.

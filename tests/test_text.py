@@ -123,6 +123,7 @@ def test_text_file_is_one_document_byte_for_byte(tmp_path: Path) -> None:
         ("a.txt", b"fine \xff\xfe", 5),
         ("a.txt", b"\xef\xbb\xbfab\xe2\x82", 5),
         ("a.jsonl", b'{"text": "fine"}\n{"text": "\xe9t\xe9"}\n', 27),
+        ("a.jsonl", b'{"text": "\xc3\xa9"}\n{"text": "\xff"}\n', 25),
         ("a.jsonl", b'\xef\xbb\xbf{"text": "\xff"}\n', 13),
     ],
 )

@@ -424,6 +424,16 @@ def test_job_refuses_wrong_settings_and_touches_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_job_says_what_is_wrong_with_the_text(run_job, tmp_path, capsys):
-    assert run_job(*local(tmp_path / "no.jsonl"), f"out={tmp_path / 'out'}") == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+def test_job_says_what_is_wrong_with_the_text(run_job, text_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_job(*local(tmp_path / "no.jsonl"), f"out={out}") == 2
+    assert "no.jsonl: there is no such file" in capsys.readouterr().err.splitlines()[-1]
+    assert not out.exists()
+    assert run_job(*local(text_file), f"out={out}", "data.text=speech") in (1, 2)
+    assert "speech" in capsys.readouterr().err.splitlines()[-1]
+    text_file.write_text('{"words": "short", "kind": "prose"}')
+    assert run_job(*local(text_file), f"out={out}") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: the heldout text (0 of 1 documents) gives less than one")
+    assert run_job(*local(text_file), f"out={out}", "train.seed=1") == 1  # the folder is not bound
+    assert "less than one" in capsys.readouterr().err

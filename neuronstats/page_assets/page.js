@@ -109,6 +109,8 @@ const NS = (() => {
     for (const n of info.runs[run].ngrams) {
       const limit = settings.max_cover[n];
       const cover = columns["cover_" + n][neuron];
+      const most = settings.cover_limit ?? Infinity;  // larger numbers were not counted to their end
+      const beyond = cover > most ? "more than " : "";
       if (!(flags & COVERED)) {
         if (n === 1) lines.push("n-grams were not counted in this layer: it has no bitmaps (collect.bitmaps).");
       } else if (flags & (1 << n)) {
@@ -118,7 +120,7 @@ const NS = (() => {
       } else if (cover === 0) {
         lines.push(`No ${WORDS[n]} detector: nothing that counts activated it (the begin-of-sequence token does not).`);
       } else if (cover > limit) {
-        lines.push(`No ${WORDS[n]} detector: it takes ${some(cover, WORDS[n])} to make up`
+        lines.push(`No ${WORDS[n]} detector: it takes ${beyond}${some(Math.min(cover, most), WORDS[n])} to make up`
           + ` ${percent(settings.cover_share)} of its activations; at most ${limit} may.`);
       } else {
         lines.push(`No ${WORDS[n]} detector: ${some(cover, WORDS[n])} make up`
@@ -321,8 +323,11 @@ const NS = (() => {
     const found = (entry.suppression || [])[0];
     if (!found) return null;
     const words = (list) => (list || []).map(visible).join(" · ");
-    return grid(["its update", "tokens"], [["promotes", words(found.promoted)], ["suppresses", words(found.suppressed)]]
-      .filter(([, list]) => list));
+    const ranks = (found.triggers || []).map((word, i) => `${visible(word)} (${number(found.trigger_rank[i])})`);
+    return grid(["its update", "tokens"], [
+      ["promotes most", words(found.promoted)], ["suppresses most", words(found.suppressed)],
+      ["detected tokens, with how many others it suppresses more", ranks.join(" · ")],
+    ].filter(([, list]) => list));
   }
 
   function contexts(entry) {
