@@ -61,6 +61,7 @@ class Outcome(NamedTuple):
     top_ids: Any  # uint32 [neuron, place], by falling activations
     top_counts: Any  # int64 [neuron, place]; 0 past the last
     bound: Any  # int64 [neuron]: no `cover_limit` n-grams of this or a larger n account for more
+    below: Any  # the bound of the next smaller n, which holds for this n too
     proven: Any  # bool [neuron]: known not to be covered by `cover_limit` n-grams, so not counted
 
 
@@ -208,7 +209,7 @@ def prune(words: Any, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -
             continue
         counted = active[neuron] - active_bits(words[neuron], corpus.holes)
         frequent = common_bits(words[neuron], corpus.frequent)
-        bound = min(out.bound[neuron], common, frequent + rest)
+        bound = min(out.bound[neuron], out.below[neuron], common, frequent + rest)
         out.bound[neuron] = bound
         out.counted[neuron] = counted
         # bound < needed activations, without the division
@@ -236,7 +237,7 @@ def count_ngrams(
         corpus: the n-gram ids, read only.
         rules: what to count.
         scratch: space.
-        out: rows of the neurons are set; `bound` is also read, from the next smaller n.
+        out: rows of the neurons are set; `bound` and `below` are also read.
     """
     limit = rules.cover_limit
     for k in range(offsets.shape[0] - 1):
@@ -245,7 +246,9 @@ def count_ngrams(
         if out.proven[neuron] or own.shape[0] == 0:
             continue
         needed = out.counted[neuron] * rules.cover_numerator  # 0 where `prune` was not asked
-        if limit >= 0 and out.bound[neuron] * rules.cover_denominator < needed:
+        bound = min(out.bound[neuron], out.below[neuron])
+        if limit >= 0 and bound * rules.cover_denominator < needed:
+            out.bound[neuron] = bound  # for longer n-grams
             out.cover[neuron] = limit + 1
             continue
         num_found, counted = distinct(
@@ -265,7 +268,7 @@ def count_ngrams(
         needed = -(-counted * rules.cover_numerator // rules.cover_denominator)
         cover = _cover(values, sizes, needed)
         if limit >= 0:
-            out.bound[neuron] = min(out.bound[neuron], _reach(values, sizes, limit)[0])
+            out.bound[neuron] = min(bound, _reach(values, sizes, limit)[0])
         out.cover[neuron] = cover if limit < 0 else min(cover, limit + 1)
         room = rules.num_triggers
         if cover <= rules.max_cover:

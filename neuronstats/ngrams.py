@@ -142,8 +142,11 @@ def count_ngrams(
     num_neurons, num_bits = len(words), words.shape[1] * 64
     rules = {n: _rules(n, settings) for n in lengths}
     grams = {n: _grams(corpus[n], words.shape[1]) for n in lengths}
-    bound = np.full(num_neurons, num_bits, np.int64)
-    out = {n: _outcome(rules[n], len(corpus[n].occurrences), bound) for n in lengths}
+    out: dict[int, ngram_rules.Outcome] = {}
+    below = np.full(num_neurons, num_bits, np.int64)
+    for n in lengths:  # a bound holds for longer n-grams, never for shorter ones
+        out[n] = _outcome(rules[n], len(corpus[n].occurrences), below)
+        below = out[n].bound
     if settings.cover_limit is not None and settings.top_triggers == 0:
         active = np.zeros(num_neurons, np.int64)
         ngram_kernels.count_bits(words, active)
@@ -239,9 +242,9 @@ def _grams(ids: NgramIds, num_words: int) -> ngram_rules.Corpus:
     )
 
 
-def _outcome(rules: ngram_rules.Rules, num_ngrams: int, bound: Integers) -> ngram_rules.Outcome:
+def _outcome(rules: ngram_rules.Rules, num_ngrams: int, below: Integers) -> ngram_rules.Outcome:
     """Make room for what is found about a block's neurons by one length."""
-    num_neurons = len(bound)
+    num_neurons = len(below)
     places = min(max(rules.max_cover, rules.num_triggers), num_ngrams)
     return ngram_rules.Outcome(
         np.zeros(num_neurons, np.int64),
@@ -249,7 +252,8 @@ def _outcome(rules: ngram_rules.Rules, num_ngrams: int, bound: Integers) -> ngra
         np.zeros(num_neurons, np.int64),
         np.zeros((num_neurons, places), np.uint32),
         np.zeros((num_neurons, places), np.int64),
-        bound,
+        np.full(num_neurons, below.max(initial=0), np.int64),
+        below,
         np.zeros(num_neurons, np.bool_),
     )
 

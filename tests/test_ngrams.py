@@ -476,8 +476,27 @@ def test_bits_of_another_corpus_are_refused():
         count_ngrams(np.zeros((1, 3, 2), np.uint8), corpus, NgramSettings())
     with pytest.raises(UserError, match="expected uint8"):
         count_ngrams(np.zeros((1, 2, 2), np.int64), corpus, NgramSettings())
+    options = NgramSettings(ngrams=[4], max_cover={4: 50})
     with pytest.raises(UserError, match="4-grams"):
-        options = NgramSettings(ngrams=[4], max_cover={4: 50})
         count_ngrams(np.zeros((1, 2, 2), np.uint8), corpus, options)
     with pytest.raises(UserError, match="expected integers"):
         build_ngram_ids(np.zeros((2, 2)), BOS, [1])
+
+
+def test_pruning_longer_ngrams_does_not_touch_shorter_ones():
+    """A token detector of many activations, all lengths pruned together."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, 400, (200, 512)).astype(np.uint16)
+    tokens[:, 0] = BOS
+    tokens[rng.random(tokens.shape) < 0.05] = 399
+    fired = np.isin(tokens, [7, 8, 399])
+    assert fired.sum() >= 4096
+    row = np.packbits(fired, axis=-1, bitorder="little")[None]
+    corpus = build_ngram_ids(tokens, BOS, [1, 2, 3])
+    exact = count_ngrams(row, corpus, NgramSettings())
+    pruned = count_ngrams(row, corpus, NgramSettings(cover_limit=50, top_triggers=0))
+    for n in (1, 2, 3):
+        assert pruned[n].cover[0] == min(exact[n].cover[0], 51)
+        assert pruned[n].detector[0] == exact[n].detector[0]
+    assert exact[1].detector[0]
+    assert exact[3].cover[0] > 50
