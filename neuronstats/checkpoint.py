@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,10 @@ def locate(settings: ModelSettings, *, weights: bool = True) -> Path:
             " or a hub id such as facebook/opt-125m."
         )
     try:
-        where = {"repo_id": settings.path, "revision": settings.revision}
-        folder = Path(snapshot_download(**where, allow_patterns=SMALL_FILES))
+        fetch = partial(snapshot_download, settings.path, revision=settings.revision)
+        folder = Path(fetch(allow_patterns=SMALL_FILES))
         if weights:
-            snapshot_download(**where, allow_patterns=_hub_weights(settings))
+            fetch(allow_patterns=_hub_weights(settings))
         return folder
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
