@@ -23,8 +23,10 @@ from numba.extending import intrinsic
 WORD_BLOCK = 64
 # Free entries that the positions need past their last one: a block's worth.
 SLACK = 64 * WORD_BLOCK + 8
-# Ids of one bucket: 64 kB of uint32 counters. Up to 2^16 ids are counted as one bucket.
-BUCKET_SHIFT = 14
+# Positions of the corpus whose n-gram ids are looked at together, for all neurons: 256 kB.
+SEGMENT = 1 << 16
+# Ids of one bucket: 128 kB of uint32 counters. Up to 2^16 ids are counted as one bucket.
+BUCKET_SHIFT = 15
 SINGLE_SHIFT = 16
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -112,6 +114,36 @@ def decode_positions(words: Any, first: int, left_out: Any, positions: Any, offs
 
 
 @compiled
+def gather_ids(
+    positions: Any, offsets: Any, left_out: Any, ids: Any, cursors: Any, gathered: Any
+) -> None:
+    """Look up the n-gram that ends at each position of each neuron.
+
+    All neurons take what they need of one segment of the corpus before any goes on to the next:
+    each neuron by itself would fetch most of the corpus from memory again.
+
+    Args:
+        positions: of the neurons, one after the other, each ascending, uint32.
+        offsets: where each neuron's positions begin, and the last one's end, int64.
+        left_out: bool [neuron]: not looked up.
+        ids: the corpus's n-gram ids, uint32.
+        cursors: space for a number per neuron, int64.
+        gathered: filled like positions, uint32.
+    """
+    num_neurons = offsets.shape[0] - 1
+    for neuron in range(num_neurons):
+        cursors[neuron] = offsets[neuron + 1] if left_out[neuron] else offsets[neuron]
+    for start in range(0, ids.shape[0], SEGMENT):
+        stop = start + SEGMENT
+        for neuron in range(num_neurons):
+            place, end = cursors[neuron], offsets[neuron + 1]
+            while place < end and positions[place] < stop:
+                gathered[place] = ids[positions[place]]
+                place += 1
+            cursors[neuron] = place
+
+
+@compiled
 def _partition(gathered: Any, shift: int, starts: Any, parted: Any) -> None:
     """Bring ids [activation] into buckets of equal id >> shift; set each bucket's end in starts."""
     shift32 = np.uint32(shift)
@@ -158,33 +190,30 @@ def _count_bucket(bucket: Any, base: Any, histogram: Any, found: Any, counts: An
 
 @compiled
 def distinct(
-    positions: Any, ids: Any, num_ids: int, histogram: Any, starts: Any, scratch: Any
+    gathered: Any, num_ids: int, histogram: Any, starts: Any, parted: Any, counts: Any
 ) -> tuple[int, int]:
-    """Find the distinct n-grams at some positions, and how often each occurs there.
+    """Find the distinct n-grams of a neuron, and how often each is there.
 
     Args:
-        positions: uint32 [activation], into ids.
-        ids: the corpus's n-gram ids, num_ids standing for "no n-gram ends here".
+        gathered: ids [activation], uint32, num_ids standing for "no n-gram ends here"; on return
+            its front holds the distinct ones.
         num_ids: the number of distinct n-grams of the corpus.
         histogram: zeros, uint32 [2^SINGLE_SHIFT]; zeros again afterwards.
         starts: space for a number per bucket and one more, int64.
-        scratch: uint32 [3, activation + 1]; on return its first row holds the distinct ids and its
-            last the counts.
+        parted: space for as many ids, uint32.
+        counts: filled at its front: how often each distinct n-gram is there, uint32.
 
     Returns:
         How many distinct n-grams, and the activations that they sum to.
     """
-    num = positions.shape[0]
-    gathered, parted, counts = scratch[0, : num + 1], scratch[1], scratch[2]
-    for j in range(num):
-        gathered[j] = ids[positions[j]]
+    num = gathered.shape[0]
     end: Any = np.int64(0)  # typed as it goes on, so that the callee is compiled once
     last: Any = end
     if num_ids < histogram.shape[0]:
         all_ids = histogram[: num_ids + 1]
-        end = _count_bucket(gathered[:num], np.int64(0), all_ids, gathered, counts, end)
+        end = _count_bucket(gathered, np.int64(0), all_ids, gathered, counts, end)
     else:
-        _partition(gathered[:num], BUCKET_SHIFT, starts, parted)
+        _partition(gathered, BUCKET_SHIFT, starts, parted)
         bucket_ids = histogram[: 1 << BUCKET_SHIFT]
         start = 0
         for b in range(starts.shape[0] - 1):

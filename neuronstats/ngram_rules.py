@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuronstats.ngram_kernels import active_bits, common_bits, compiled, distinct
+from neuronstats.ngram_kernels import active_bits, common_bits, compiled, distinct, gather_ids
 
 # n-grams with fewer activations are tallied by count, the others inserted: there are few.
 TALLY = 1024
@@ -46,7 +46,10 @@ class Scratch(NamedTuple):
 
     histogram: Any  # uint32 [2^SINGLE_SHIFT], zeros
     starts: Any  # int64 [bucket + 1]
-    lists: Any  # uint32 [3, activation + 1]
+    gathered: Any  # uint32 [activation], of several neurons
+    parted: Any  # uint32 [activation], of one
+    counts: Any  # uint32 [activation], of one
+    cursors: Any  # int64 [neuron]
     tally: Any  # int64 [4, TALLY], zeros
     values: Any  # int64 [level]
     sizes: Any  # int64 [level]
@@ -62,7 +65,7 @@ class Outcome(NamedTuple):
     top_counts: Any  # int64 [neuron, place]; 0 past the last
     bound: Any  # int64 [neuron]: no `cover_limit` n-grams of this or a larger n account for more
     below: Any  # the bound of the next smaller n, which holds for this n too
-    proven: Any  # bool [neuron]: known not to be covered by `cover_limit` n-grams, so not counted
+    settled: Any  # bool [neuron]: known not to be covered by `cover_limit` n-grams, so not counted
 
 
 @compiled
@@ -184,6 +187,21 @@ def _loose(found: Any, counts: Any, occurrences: Any, rules: Rules) -> int:
 
 
 @compiled
+def _settle(out: Outcome, rules: Rules, first: int, num_neurons: int) -> None:
+    """Settle neurons whose shorter n-grams have shown that few n-grams of this n cannot cover them.
+
+    Neurons that were not asked for in `prune` have 0 counted activations so far.
+    """
+    for neuron in range(first, first + num_neurons):
+        out.bound[neuron] = min(out.bound[neuron], out.below[neuron])
+        # bound < needed activations, without the division
+        needed = out.counted[neuron] * rules.cover_numerator
+        if out.bound[neuron] * rules.cover_denominator < needed:
+            out.settled[neuron] = True
+            out.cover[neuron] = rules.cover_limit + 1
+
+
+@compiled
 def prune(words: Any, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -> None:
     """Find neurons that few n-grams cannot cover, without a look at which n-grams they are.
 
@@ -196,7 +214,7 @@ def prune(words: Any, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -
         active: their set bits, int64 [neuron].
         corpus: the n-grams of one n.
         rules: with a `cover_limit`.
-        out: `proven`, `counted` and `cover` are set where there is a proof; `bound` is read, from
+        out: `settled`, `counted` and `cover` are set where there is a proof; `bound` is read, from
             the next smaller n, and lowered.
     """
     limit, num_ids = rules.cover_limit, corpus.occurrences.shape[0]
@@ -209,13 +227,9 @@ def prune(words: Any, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -
             continue
         counted = active[neuron] - active_bits(words[neuron], corpus.holes)
         frequent = common_bits(words[neuron], corpus.frequent)
-        bound = min(out.bound[neuron], out.below[neuron], common, frequent + rest)
-        out.bound[neuron] = bound
+        out.bound[neuron] = min(out.bound[neuron], common, frequent + rest)
         out.counted[neuron] = counted
-        # bound < needed activations, without the division
-        if bound * rules.cover_denominator < counted * rules.cover_numerator:
-            out.proven[neuron] = True
-            out.cover[neuron] = limit + 1
+    _settle(out, rules, 0, words.shape[0])
 
 
 @compiled
@@ -239,36 +253,34 @@ def count_ngrams(
         scratch: space.
         out: rows of the neurons are set; `bound` and `below` are also read.
     """
-    limit = rules.cover_limit
-    for k in range(offsets.shape[0] - 1):
+    limit, num_neurons = rules.cover_limit, offsets.shape[0] - 1
+    if limit >= 0:
+        _settle(out, rules, first, num_neurons)
+    settled = out.settled[first : first + num_neurons]
+    gather_ids(positions, offsets, settled, corpus.ids, scratch.cursors, scratch.gathered)
+    for k in range(num_neurons):
         neuron = first + k
-        own = positions[offsets[k] : offsets[k + 1]]
-        if out.proven[neuron] or own.shape[0] == 0:
+        if settled[k] or offsets[k] == offsets[k + 1]:
             continue
-        needed = out.counted[neuron] * rules.cover_numerator  # 0 where `prune` was not asked
-        bound = min(out.bound[neuron], out.below[neuron])
-        if limit >= 0 and bound * rules.cover_denominator < needed:
-            out.bound[neuron] = bound  # for longer n-grams
-            out.cover[neuron] = limit + 1
-            continue
+        found = scratch.gathered[offsets[k] : offsets[k + 1]]
         num_found, counted = distinct(
-            own,
-            corpus.ids,
+            found,
             corpus.occurrences.shape[0],
             scratch.histogram,
             scratch.starts,
-            scratch.lists,
+            scratch.parted,
+            scratch.counts,
         )
         out.counted[neuron] = counted
         if counted == 0:
             continue
-        found, counts = scratch.lists[0, :num_found], scratch.lists[2, :num_found]
+        found, counts = found[:num_found], scratch.counts[:num_found]
         levels = _tally_levels(counts, scratch.tally, scratch.values, scratch.sizes)
         values, sizes = scratch.values[:levels], scratch.sizes[:levels]
         needed = -(-counted * rules.cover_numerator // rules.cover_denominator)
         cover = _cover(values, sizes, needed)
         if limit >= 0:
-            out.bound[neuron] = min(bound, _reach(values, sizes, limit)[0])
+            out.bound[neuron] = min(out.bound[neuron], _reach(values, sizes, limit)[0])
         out.cover[neuron] = cover if limit < 0 else min(cover, limit + 1)
         room = rules.num_triggers
         if cover <= rules.max_cover:

@@ -152,8 +152,8 @@ def count_ngrams(
         ngram_kernels.count_bits(words, active)
         for n in lengths:
             ngram_rules.prune(words, active, grams[n], rules[n], out[n])
-    settled = np.all([out[n].proven for n in lengths], axis=0)
-    scratch = _scratch(num_bits, max(len(corpus[n].occurrences) for n in lengths))
+    settled = np.all([out[n].settled for n in lengths], axis=0)
+    scratch = _scratch(num_neurons, num_bits, max(len(corpus[n].occurrences) for n in lengths))
     positions = np.empty(num_bits + ngram_kernels.SLACK, np.uint32)
     offsets = np.zeros(num_neurons + 1, np.int64)
     first = 0
@@ -258,15 +258,19 @@ def _outcome(rules: ngram_rules.Rules, num_ngrams: int, below: Integers) -> ngra
     )
 
 
-def _scratch(num_bits: int, most_ngrams: int) -> ngram_rules.Scratch:
-    """Make room for the lists and counters of one neuron."""
+def _scratch(num_neurons: int, num_bits: int, most_ngrams: int) -> ngram_rules.Scratch:
+    """Make room for ids and counters."""
+    num_levels = ngram_rules.TALLY + num_bits // ngram_rules.TALLY + 1
     return ngram_rules.Scratch(
         np.zeros(1 << ngram_kernels.SINGLE_SHIFT, np.uint32),
         np.zeros((most_ngrams >> ngram_kernels.BUCKET_SHIFT) + 2, np.int64),
-        np.empty((3, num_bits + 1), np.uint32),
+        np.empty(num_bits + ngram_kernels.SLACK, np.uint32),
+        np.empty(num_bits, np.uint32),
+        np.empty(num_bits, np.uint32),
+        np.zeros(num_neurons, np.int64),
         np.zeros((4, ngram_rules.TALLY), np.int64),
-        np.zeros(ngram_rules.TALLY + num_bits // ngram_rules.TALLY + 1, np.int64),
-        np.zeros(ngram_rules.TALLY + num_bits // ngram_rules.TALLY + 1, np.int64),
+        np.zeros(num_levels, np.int64),
+        np.zeros(num_levels, np.int64),
     )
 
 

@@ -66,20 +66,7 @@ def read_corpus(
             f"data.sequence_length={length} is longer than the model's {max_positions} positions"
         )
     if settings.kind == "tokens":
-        assert settings.path is not None
-        corpus = load_npy(
-            settings.path,
-            vocab_size=vocab_size,
-            max_positions=max_positions,
-            max_tokens=settings.max_tokens,
-            shares=settings.shares,
-        )
-        if length not in (None, corpus.tokens.shape[1]):
-            raise SettingsError(
-                f"data.sequence_length={length}, but the array's sequences have "
-                f"{corpus.tokens.shape[1]} tokens; leave it null for data=tokens"
-            )
-        return corpus
+        return _read_array(settings, vocab_size, max_positions)
     shares = domain_shares(settings)
     if shares is None and settings.max_tokens is not None:
         shares = _plentiful_shares(settings, settings.max_tokens)
@@ -96,6 +83,24 @@ def read_corpus(
         shares=shares,
         full=full,
     )
+
+
+def _read_array(settings: DataSettings, vocab_size: int, max_positions: int) -> Corpus:
+    assert settings.path is not None
+    corpus = load_npy(
+        settings.path,
+        vocab_size=vocab_size,
+        max_positions=max_positions,
+        max_tokens=settings.max_tokens,
+        shares=settings.shares,
+    )
+    length = corpus.tokens.shape[1]
+    if settings.sequence_length not in (None, length):
+        raise SettingsError(
+            f"data.sequence_length={settings.sequence_length}, but the array's sequences have "
+            f"{length} tokens; leave it null for data=tokens"
+        )
+    return corpus
 
 
 def _plentiful_shares(settings: DataSettings, max_tokens: int) -> dict[str, float] | None:
