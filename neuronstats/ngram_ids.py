@@ -40,9 +40,9 @@ class NgramIds:
     """[ngram]: its place when all are sorted by ascending token ids."""
     holes: npt.NDArray[np.uint32]
     """[hole]: indices into ids of the positions where none ends."""
-    frequent: npt.NDArray[np.uint8]
-    """[sequence * byte], laid out like a neuron's bytes: set where one of the `NUM_FREQUENT` most
-    frequent n-grams ends."""
+    frequent: npt.NDArray[np.uint64]
+    """[word], laid out like a neuron's bits: set where one of the `NUM_FREQUENT` most frequent
+    n-grams ends."""
 
 
 def build_ngram_ids(
@@ -167,6 +167,7 @@ def _by_frequency(
     valid = places != _NONE
     ids[:, :num_positions][valid] = ranks[places[valid]]
     sequence, position = np.nonzero(~valid)
+    frequent = np.packbits(ids.ravel() < min(NUM_FREQUENT, num_ngrams), bitorder="little")
     return NgramIds(
         n=n,
         ids=ids.ravel(),
@@ -174,5 +175,5 @@ def _by_frequency(
         token_ids=token_ids[order],
         lexical=order,
         holes=(sequence * ids.shape[1] + position).astype(np.uint32),
-        frequent=np.packbits(ids.ravel() < min(NUM_FREQUENT, num_ngrams), bitorder="little"),
+        frequent=np.pad(frequent, (0, -len(frequent) % 8)).view("<u8").astype(np.uint64),
     )

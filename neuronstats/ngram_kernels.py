@@ -25,6 +25,8 @@ WORD_BLOCK = 64
 SLACK = 64 * WORD_BLOCK + 8
 # Positions of the corpus whose n-gram ids are looked at together, for all neurons: 256 kB.
 SEGMENT = 1 << 16
+# Positions looked up at once where so many lie in the segment.
+BATCH = 64
 # Ids of one bucket: 128 kB of uint32 counters. Up to 2^16 ids are counted as one bucket.
 BUCKET_SHIFT = 15
 SINGLE_SHIFT = 16
@@ -137,6 +139,11 @@ def gather_ids(
         stop = start + SEGMENT
         for neuron in range(num_neurons):
             place, end = cursors[neuron], offsets[neuron + 1]
+            while place + BATCH <= end and positions[place + BATCH - 1] < stop:
+                wanted, batch = positions[place : place + BATCH], gathered[place : place + BATCH]
+                for j in range(BATCH):
+                    batch[j] = ids[wanted[j]]
+                place += BATCH
             while place < end and positions[place] < stop:
                 gathered[place] = ids[positions[place]]
                 place += 1
@@ -246,14 +253,16 @@ def active_bits(words: Any, positions: Any) -> Any:
 
 
 @compiled
-def count_bits(words: Any, counts: Any) -> None:
-    """Set counts int64 [neuron] to the set bits of words uint64 [neuron, word]."""
+def count_bits(words: Any) -> Any:
+    """Count the set bits of each row of words uint64 [neuron, word]: int64 [neuron]."""
+    counts = np.zeros(words.shape[0], np.int64)
     for neuron in range(words.shape[0]):
         row = words[neuron]
         active = np.uint64(0)
         for i in range(row.shape[0]):
             active += _popcount(row[i])
         counts[neuron] = active
+    return counts
 
 
 @compiled

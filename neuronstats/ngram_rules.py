@@ -225,11 +225,13 @@ def prune(words: Any, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -
     for neuron in range(words.shape[0]):
         if active[neuron] < PRUNE_LEAST:
             continue
-        counted = active[neuron] - active_bits(words[neuron], corpus.holes)
-        frequent = common_bits(words[neuron], corpus.frequent)
-        out.bound[neuron] = min(out.bound[neuron], common, frequent + rest)
-        out.counted[neuron] = counted
-    _settle(out, rules, 0, words.shape[0])
+        out.counted[neuron] = active[neuron] - active_bits(words[neuron], corpus.holes)
+        out.bound[neuron] = min(out.bound[neuron], common)
+        _settle(out, rules, neuron, 1)
+        if not out.settled[neuron]:
+            frequent = common_bits(words[neuron], corpus.frequent)
+            out.bound[neuron] = min(out.bound[neuron], frequent + rest)
+            _settle(out, rules, neuron, 1)
 
 
 @compiled

@@ -120,8 +120,8 @@ def count_ngrams(
 ) -> dict[int, NgramCounts]:
     """Count the n-grams that activate each neuron of a block, and draw what follows from them.
 
-    Exact, in integers; a neuron's results do not depend on the others of its block. Cost is
-    proportional to activations. Takes no threads and releases the GIL.
+    Exact, in integers; a neuron's results do not depend on the others of its block. The cost is
+    proportional to activations.
 
     Args:
         bits: uint8 [neuron, sequence, byte], eight positions to a byte, the first in the lowest
@@ -135,25 +135,25 @@ def count_ngrams(
     Raises:
         UserError: the bits do not fit the corpus.
 
-    Source: Voita et al. 2023, sec. 4 and app. A; method.md, "N-gram-detecting neurons".
+    Source: Voita et al. 2023, sec. 4 and app. A.
     """
     lengths = sorted(settings.ngrams)
     words = _words(bits, corpus, lengths)
     num_neurons, num_bits = len(words), words.shape[1] * 64
     rules = {n: _rules(n, settings) for n in lengths}
-    grams = {n: _grams(corpus[n], words.shape[1]) for n in lengths}
+    grams = {n: _grams(corpus[n]) for n in lengths}
     out: dict[int, ngram_rules.Outcome] = {}
     below = np.full(num_neurons, num_bits, np.int64)
     for n in lengths:  # a bound holds for longer n-grams, never for shorter ones
         out[n] = _outcome(rules[n], len(corpus[n].occurrences), below)
         below = out[n].bound
+    settled = np.zeros(num_neurons, np.bool_)
     if settings.cover_limit is not None and settings.top_triggers == 0:
-        active = np.zeros(num_neurons, np.int64)
-        ngram_kernels.count_bits(words, active)
+        active = ngram_kernels.count_bits(words)
         for n in lengths:
             ngram_rules.prune(words, active, grams[n], rules[n], out[n])
-    settled = np.all([out[n].settled for n in lengths], axis=0)
-    scratch = _scratch(num_neurons, num_bits, max(len(corpus[n].occurrences) for n in lengths))
+        settled = np.all([out[n].settled for n in lengths], axis=0) | (active == 0)
+    scratch = _scratch(num_neurons, num_bits, max(len(g.occurrences) for g in grams.values()))
     positions = np.empty(num_bits + ngram_kernels.SLACK, np.uint32)
     offsets = np.zeros(num_neurons + 1, np.int64)
     first = 0
@@ -178,8 +178,7 @@ def projected_bytes(
         settings: lengths and thresholds.
 
     Returns:
-        Bytes by name; the sum is the peak. `activations` is for a neuron that is always activated
-        and is touched only so far as the most active neuron needs it.
+        Bytes by name; the sum is the peak, reached by a neuron that is always activated.
     """
     num_bits = 64 * -(-num_sequences * 8 * -(-num_positions // 8) // 64)
     places = sum(max(settings.max_cover[n], settings.top_triggers) for n in settings.ngrams)
@@ -229,17 +228,10 @@ def _rules(n: int, settings: NgramSettings) -> ngram_rules.Rules:
     )
 
 
-def _grams(ids: NgramIds, num_words: int) -> ngram_rules.Corpus:
-    """Hand over one length's n-grams; the bits of frequent ones as words like a neuron's."""
-    frequent = np.zeros(num_words * 8, np.uint8)
-    frequent[: len(ids.frequent)] = ids.frequent
-    return ngram_rules.Corpus(
-        np.asarray(ids.ids),
-        np.asarray(ids.occurrences),
-        np.asarray(ids.lexical),
-        np.asarray(ids.holes),
-        frequent.view("<u8").astype(np.uint64, copy=False),
-    )
+def _grams(ids: NgramIds) -> ngram_rules.Corpus:
+    """Hand one length's n-grams to the loops, which take plain arrays."""
+    arrays = (ids.ids, ids.occurrences, ids.lexical, ids.holes, ids.frequent)
+    return ngram_rules.Corpus(*(np.asarray(array) for array in arrays))
 
 
 def _outcome(rules: ngram_rules.Rules, num_ngrams: int, below: Integers) -> ngram_rules.Outcome:
