@@ -215,12 +215,9 @@ def _words(
 
 def _rules(n: int, settings: NgramSettings) -> ngram_rules.Rules:
     """Put the settings of one length into the numbers that the loops take."""
-    share, rate = exact(settings.cover_share), exact(settings.detect_rate)
     return ngram_rules.Rules(
-        share.numerator,
-        share.denominator,
-        rate.numerator,
-        rate.denominator,
+        *exact(settings.cover_share).as_integer_ratio(),
+        *exact(settings.detect_rate).as_integer_ratio(),
         settings.min_count,
         settings.max_cover[n],
         settings.top_triggers,

@@ -394,6 +394,31 @@ def test_pruned_equals_full_for_detectors_and_busy_neurons(seed):
                 np.testing.assert_array_equal(found, expected)
 
 
+def covers(tokens, own):
+    """Covering numbers of the neuron that detects its own tokens: exact, and above 50 pruned."""
+    corpus, bits = build_ngram_ids(tokens[None], BOS, [1]), pack(np.isin(tokens, own)[None, None])
+    options = {"ngrams": [1], "top_triggers": 0}
+    found = [
+        count_ngrams(bits, corpus, NgramSettings(**options, cover_limit=limit))[1].cover[0]
+        for limit in (None, 50)
+    ]
+    assert (bits.shape[0], np.bitwise_count(bits).sum() >= ngram_rules.PRUNE_LEAST) == (1, True)
+    return found
+
+
+def test_a_bound_that_is_just_enough_proves_nothing():
+    # The 50 most frequent tokens have exactly 95 % of the activations, and cover.
+    tokens = np.concatenate([np.repeat(np.arange(3, 53), 95), np.arange(53, 303)])
+    assert covers(tokens, np.arange(3, 303)) == [50, 50]
+    assert covers(tokens, np.arange(3, 303)[1:]) == [54, 51]  # 4655 of 4905, 5 more
+
+
+def test_a_neuron_on_infrequent_tokens_alone_is_counted():
+    # 600 tokens, equally often; the neuron detects the last ones, which are none of the 512.
+    tokens = np.repeat(np.arange(3, 603), 100)
+    assert covers(tokens, np.arange(553, 603)) == [48, 48]
+
+
 def test_a_longer_ngram_can_have_the_smaller_cover():
     # Why pruning compares activations, not covering numbers: position 1 ends a token but no bigram
     # (the one there holds the begin-of-sequence token), so its tokens drop out for n = 2.

@@ -63,6 +63,11 @@ def test_flat_curves_tell_exactly_nothing(num_sequences, data, num_positions):
     assert mutual_information(counts, num_sequences).tolist() == [0, 0, 0]
 
 
+def test_rounding_makes_no_information_negative():
+    counts = np.full((52, 52), 19052385) + np.eye(52, dtype=int)
+    assert mutual_information(counts, 97291144).min() == 0
+
+
 @pytest.mark.parametrize("num_positions", [2, 64, 2048])
 def test_a_perfect_half_indicator_tells_one_bit(num_positions):
     counts = np.zeros((num_positions, 1), np.int64)
