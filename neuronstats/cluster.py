@@ -24,6 +24,7 @@ import torch
 
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.machine import Machine, probe
+from neuronstats.plan import SPARE, size
 
 ATTEMPTS = 4  # of one task, counting only losses of its worker
 WORKER_START_SECONDS = 600.0  # for a first worker to load its model
@@ -39,11 +40,12 @@ class RaySettings:
     address: str | None = None
     """null: this machine; auto, HOST:PORT or ray://HOST:PORT: a cluster."""
     workers: int | str = "auto"
-    """Workers; auto: one per GPU, or one where there is none."""
+    """Workers; auto: to collect, one per GPU, or one where there is none; to reduce, one per core,
+    as far as memory goes."""
     gpus_per_worker: int | str = "auto"
-    """auto: 1 where there are GPUs, else 0."""
+    """auto: to collect, 1 where there are GPUs, else 0."""
     cpus_per_worker: int | str = "auto"
-    """Cores, and torch threads, of a worker; auto: the smallest machine's, shared out."""
+    """Cores of a worker; auto: to collect, the smallest machine's, shared out; to reduce, one."""
 
     def __post_init__(self) -> None:
         """Refuse what is no number."""
@@ -217,10 +219,17 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def connect(settings: RaySettings, *, tell: Callable[[str], None]) -> Iterator[Pool]:
+def connect(
+    settings: RaySettings, *, tell: Callable[[str], None], worker_bytes: int | None = None
+) -> Iterator[Pool]:
     """Start Ray on this machine, or join a cluster, and check that it has what is asked for.
 
     SIGINT and SIGTERM then ask the pool to stop, until the end of the context.
+
+    Args:
+        settings: where, and how many workers.
+        tell: called with a line when a signal is taken.
+        worker_bytes: see `local_workers`.
 
     Raises:
         SettingsError: the resources asked for are not there.
@@ -234,7 +243,10 @@ def connect(settings: RaySettings, *, tell: Callable[[str], None]) -> Iterator[P
     _init(ray, settings)
     old = {}
     try:
-        workers = _preflight(ray.nodes(), settings)
+        if settings.address is None:
+            workers = local_workers(settings, probe(), worker_bytes)
+        else:
+            workers = _preflight(ray.nodes(), settings, worker_bytes)
         pool = Pool(ray, workers)
         if threading.current_thread() is threading.main_thread():
             # After ray.init, which sets handlers of its own.
@@ -311,54 +323,78 @@ def _check_reachable(ray: Any, address: str) -> None:
         ) from error
 
 
-def local_workers(settings: RaySettings, machine: Machine) -> Workers:
+def local_workers(
+    settings: RaySettings, machine: Machine, worker_bytes: int | None = None
+) -> Workers:
     """Say what workers this machine will be given, before Ray is started.
+
+    Args:
+        settings: how many, or auto.
+        machine: this one.
+        worker_bytes: for work on one core and no GPU, host memory that a worker takes: auto is then
+            one worker per core, as far as memory goes. None: one per GPU, or one with all cores.
 
     Raises:
         SettingsError: it lacks what is asked for.
     """
-    resources = {"CPU": machine.cores, "GPU": machine.gpus}
-    return _preflight([{"Alive": True, "Resources": resources}], settings)
+    free = int(SPARE * machine.host_bytes)
+    resources = {"CPU": machine.cores, "GPU": machine.gpus, "memory": free}
+    return _preflight([{"Alive": True, "Resources": resources}], settings, worker_bytes)
 
 
-def _preflight(nodes: Sequence[dict[str, Any]], settings: RaySettings) -> Workers:
+def _preflight(
+    nodes: Sequence[dict[str, Any]], settings: RaySettings, worker_bytes: int | None
+) -> Workers:
     """Resolve auto against the machines, and refuse what they lack: ray would wait for ever."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     all_gpus = sum(int(node.get("GPU", 0)) for node in alive)
-    gpus = (
-        int(all_gpus > 0) if settings.gpus_per_worker == "auto" else int(settings.gpus_per_worker)
-    )
-    if settings.workers != "auto":
-        count = int(settings.workers)
-    else:
-        count = max(1, all_gpus // gpus) if gpus else 1
-    cpus = settings.cpus_per_worker
+    gpus, cpus, count = settings.gpus_per_worker, settings.cpus_per_worker, settings.workers
+    if gpus == "auto":
+        gpus = int(all_gpus > 0 and worker_bytes is None)
+    if worker_bytes is not None:
+        cpus = 1 if cpus == "auto" else cpus
+        if count == "auto":
+            count = max(1, _places(alive, int(cpus), int(gpus), worker_bytes))
+    elif count == "auto":
+        count = max(1, all_gpus // int(gpus)) if gpus else 1
     if cpus == "auto":
-        with_gpus = [node for node in alive if node.get("GPU", 0) >= gpus] or alive
-        shared = [
-            node.get("CPU", 1)
-            / max(1, _share(count, len(alive)) if not gpus else int(node.get("GPU", 0)) // gpus)
-            for node in with_gpus
-        ]
-        cpus = max(1, int(min(shared, default=1)))
-    places = sum(
-        min(
-            int(node.get("CPU", 0) // int(cpus)),
-            int(node.get("GPU", 0) // gpus) if gpus else count,
-        )
-        for node in alive
-    )
-    if places < count:
-        have = (
-            f"{sum(int(n.get('CPU', 0)) for n in alive)} cores and {all_gpus} GPUs on {len(alive)}"
-        )
+        cpus = _shared_cpus(alive, int(count), int(gpus))
+    workers = Workers(count=int(count), gpus=int(gpus), cpus=int(cpus))
+    places = _places(alive, workers.cpus, workers.gpus, worker_bytes)
+    if places < workers.count:
+        memory = sum(int(node.get("memory", 0)) for node in alive)
+        each = "" if worker_bytes is None else f" and {size(worker_bytes)} of memory"
+        free = "" if worker_bytes is None else f" and {size(memory)} of memory to be used"
         raise SettingsError(
-            f"ray.workers={count} with {cpus} cores and {gpus} GPUs each do not fit: there are"
-            f" {have} machine(s), which is enough for {places}. Set ray.workers,"
-            " ray.cpus_per_worker or ray.gpus_per_worker lower."
+            f"ray.workers={workers.count} with {workers.cpus} cores, {workers.gpus} GPUs{each} each"
+            f" do not fit: there are {sum(int(n.get('CPU', 0)) for n in alive)} cores, {all_gpus}"
+            f" GPUs{free} on {len(alive)} machine(s), which is enough for {places}. Set"
+            " ray.workers, ray.cpus_per_worker or ray.gpus_per_worker lower."
         )
-    return Workers(count=count, gpus=gpus, cpus=int(cpus))
+    return workers
 
 
-def _share(count: int, machines: int) -> int:
-    return -(-count // max(1, machines))
+def _places(
+    machines: Sequence[dict[str, Any]], cpus: int, gpus: int, worker_bytes: int | None
+) -> int:
+    """Count the workers for which there is room."""
+    places = 0
+    for machine in machines:
+        rooms = [machine.get("CPU", 0) // cpus]
+        if gpus:
+            rooms.append(machine.get("GPU", 0) // gpus)
+        if worker_bytes is not None:
+            rooms.append(machine.get("memory", 0) // worker_bytes)
+        places += int(min(rooms))
+    return places
+
+
+def _shared_cpus(machines: Sequence[dict[str, Any]], count: int, gpus: int) -> int:
+    """Share out the smallest machine's cores."""
+    able = [machine for machine in machines if machine.get("GPU", 0) >= gpus] or machines
+    each = -(-count // max(1, len(machines)))
+    shares = [
+        machine.get("CPU", 1) / max(1, int(machine.get("GPU", 0)) // gpus if gpus else each)
+        for machine in able
+    ]
+    return max(1, int(min(shares, default=1)))

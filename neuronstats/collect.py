@@ -42,19 +42,10 @@ def show_plan(plan: Plan, machine: Machine, console: Console, *, exact: bool) ->
         ("work", f"{short(plan.flop)} FLOP"),
     ]
     if plan.device:
-        rows.append(("GPU memory, each worker", _sum(plan.device, plan.device_bytes)))
-    rows.append(("host memory, each worker", _sum(plan.host, plan.host_bytes)))
-    rows.append(("disk, expected", _sum(plan.disk, plan.disk_bytes)))
+        rows.append(("GPU memory, each worker", planning.written(plan.device)))
+    rows.append(("host memory, each worker", planning.written(plan.host)))
+    rows.append(("disk, expected", planning.written(plan.disk)))
     console.table("plan", rows)
-
-
-def _sum(terms: tuple[planning.Term, ...], total: int) -> str:
-    parts = [
-        f"{term.name} {size(term.bytes)}"
-        for term in sorted(terms, key=lambda t: -t.bytes)
-        if term.bytes
-    ]
-    return f"{size(total)} = {' + '.join(parts)}"
 
 
 def collect(settings: CollectJob, console: Console) -> int:

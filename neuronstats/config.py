@@ -20,15 +20,14 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neuronstats.blocks import ReduceSettings
 from neuronstats.checkpoint import ModelSettings
 from neuronstats.cluster import RaySettings
 from neuronstats.errors import SettingsError, UserError
-from neuronstats.ngrams import NgramSettings
 from neuronstats.pieces import ReportSettings
-from neuronstats.position_types import PositionSettings
 from neuronstats.text import DataSettings
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -82,29 +81,22 @@ class CollectJob:
         return location if "://" in location else str(Path(location).expanduser())
 
 
-@dataclass(kw_only=True)
-class ReduceSettings(NgramSettings, PositionSettings):
-    """Thresholds: they can be changed without running the model again."""
-
-    centred: bool = False
-    """Take a projection's mean over the vocabulary off, which softmax does not see."""
-
-    def __post_init__(self) -> None:
-        """Refuse thresholds that cannot be meant."""
-        NgramSettings.__post_init__(self)
-        PositionSettings.__post_init__(self)
-
-
 @dataclass(kw_only=True, slots=True)
 class ReduceJob:
     """Merge a run's bitmaps and counts into tables."""
 
-    run: str = MISSING
+    run: str | None = None
     """The run folder, or an object-store URL."""
+    runs: list[str] = field(default_factory=list)
+    """Several instead, reduced one after another and compared: [DIR,DIR2]."""
     reduce: ReduceSettings = field(default_factory=ReduceSettings)
     ray: RaySettings = field(default_factory=RaySettings)
+    layers: int | str = "all"
+    """Layers to reduce, of those collected: all, first_half or a number of first layers."""
     partial: bool = False
     """Go on although shards are missing; the tables are marked."""
+    plan: bool = False
+    """Print what it would take, and reduce nothing."""
 
 
 @dataclass(kw_only=True, slots=True)

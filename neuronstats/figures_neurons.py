@@ -22,10 +22,10 @@ from neuronstats.drawing import (
     panels,
 )
 from neuronstats.figures_layers import NO_BITMAPS, WORDS
+from neuronstats.layerstats import COVER_BINS
 from neuronstats.loaded import LoadedRun
 from neuronstats.position_types import TYPES
 
-BINS = (0, 1, 6, 51, 501, 5001)  # first number of each bin of covering n-grams
 BIN_COLOURS = (
     "#bbbbbb",
     "#440154",
@@ -48,19 +48,16 @@ def cover_bins(run: LoadedRun, n: int) -> tuple[NDArray[np.int64], NDArray[np.in
     """Group alive neurons of layers with bitmaps by the number of n-grams that cover them.
 
     Returns:
-        Layers int64 [layer], and neurons int64 [bin, layer], bins as in BINS; None without data.
+        Layers int64 [layer], and neurons int64 [bin, layer], bins as in COVER_BINS; None without
+        data.
     """
-    if not run.has(f"cover_{n}"):
+    name = f"cover_bins_{n}"
+    if name not in run.layers.column_names:
         return None
-    known = run.neurons.filter(
-        pc.and_(pc.is_valid(run.neurons[f"cover_{n}"]), pc.invert(run.neurons["dead"]))
-    )
-    layer, cover = known["layer"].to_numpy(), known[f"cover_{n}"].to_numpy()
-    layers = np.arange(run.layout.num_bitmaps)
-    which = np.searchsorted(BINS, cover, side="right") - 1
-    counts = np.zeros((len(BINS), len(layers)), np.int64)
-    np.add.at(counts, (which, layer), 1)
-    return layers, counts
+    known = run.layers.filter(pc.is_valid(run.layers[name]))
+    if not len(known):
+        return None
+    return known["layer"].to_numpy().astype(np.int64), np.array(known[name].to_pylist()).T
 
 
 def covers(runs: Sequence[NamedRun], n: int, name: str, title: str) -> Drawing:
@@ -101,10 +98,10 @@ def covers(runs: Sequence[NamedRun], n: int, name: str, title: str) -> Drawing:
 
 def bin_name(index: int) -> str:
     """Name a bin of covering n-grams."""
-    if index == len(BINS) - 1:
-        return f"over {BINS[index] - 1}"
-    last = BINS[index + 1] - 1
-    return str(last) if last == BINS[index] else f"{BINS[index]} to {last}"
+    if index == len(COVER_BINS) - 1:
+        return f"over {COVER_BINS[index] - 1}"
+    last = COVER_BINS[index + 1] - 1
+    return str(last) if last == COVER_BINS[index] else f"{COVER_BINS[index]} to {last}"
 
 
 def positional(run: LoadedRun) -> pa.Table:
@@ -138,7 +135,7 @@ def circles(panel: Axes, run: LoadedRun) -> None:
     panel.set(
         xlabel="layer",
         ylabel="positional neurons of the layer",
-        xlim=(-0.5, run.layout.num_layers - 0.5),
+        xlim=(-0.5, run.num_layers - 0.5),
     )
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))

@@ -74,14 +74,19 @@ class LoadedRun:
         return int(self.run.info["model"]["num_layers"])
 
     @property
+    def num_layers(self) -> int:
+        """The first layers, which were reduced."""
+        return len(self.layers)
+
+    @property
     def has_positions(self) -> bool:
         """Tell whether the model has positional embeddings."""
         return bool(self.run.info["model"].get("has_positions", True))
 
     @property
     def depth(self) -> NDArray[np.float64]:
-        """Each recorded layer relative to the model's depth: 0 the first, 1 the last."""
-        return np.arange(self.layout.num_layers) / max(1, self.model_layers - 1)
+        """Each layer relative to the model's depth: 0 the first, 1 the last."""
+        return np.arange(self.num_layers) / max(1, self.model_layers - 1)
 
     @property
     def bos_id(self) -> int:

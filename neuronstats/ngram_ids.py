@@ -39,10 +39,26 @@ class NgramIds:
     lexical: npt.NDArray[np.uint32]
     """[ngram]: its place when all are sorted by ascending token ids."""
     holes: npt.NDArray[np.uint32]
-    """[hole]: indices into ids of the positions where none ends."""
+    """[hole]: indices into ids where none ends."""
     frequent: npt.NDArray[np.uint64]
     """[word], laid out like a neuron's bits: set where one of the `NUM_FREQUENT` most frequent
     n-grams ends."""
+
+    @classmethod
+    def derive(
+        cls,
+        n: int,
+        ids: npt.NDArray[np.uint32],
+        occurrences: Integers,
+        token_ids: npt.NDArray[np.int32],
+        lexical: npt.NDArray[np.uint32],
+    ) -> "NgramIds":
+        """Complete what follows from the ids."""
+        num_ngrams = len(occurrences)
+        frequent = np.packbits(ids < min(NUM_FREQUENT, num_ngrams), bitorder="little")
+        words = np.pad(frequent, (0, -len(frequent) % 8)).view("<u8").astype(np.uint64)
+        holes = np.flatnonzero(ids == num_ngrams).astype(np.uint32)
+        return cls(n, ids, occurrences, token_ids, lexical, holes, words)
 
 
 def build_ngram_ids(
@@ -166,14 +182,4 @@ def _by_frequency(
     ids = np.full((num_sequences, 8 * -(-num_positions // 8)), num_ngrams, np.uint32)
     valid = places != _NONE
     ids[:, :num_positions][valid] = ranks[places[valid]]
-    sequence, position = np.nonzero(~valid)
-    frequent = np.packbits(ids.ravel() < min(NUM_FREQUENT, num_ngrams), bitorder="little")
-    return NgramIds(
-        n=n,
-        ids=ids.ravel(),
-        occurrences=occurrences[order],
-        token_ids=token_ids[order],
-        lexical=order,
-        holes=(sequence * ids.shape[1] + position).astype(np.uint32),
-        frequent=np.pad(frequent, (0, -len(frequent) % 8)).view("<u8").astype(np.uint64),
-    )
+    return NgramIds.derive(n, ids.ravel(), occurrences[order], token_ids[order], order)

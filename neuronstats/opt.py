@@ -4,8 +4,8 @@ The mathematics is transformers' own: OPTDecoderLayer, built without weights and
 checkpoint. What is recorded is the input of its activation function.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -44,6 +44,11 @@ class Shape:
             embedding=config.word_embed_proj_dim,
             positions=config.max_position_embeddings,
         )
+
+    @classmethod
+    def read(cls, model: Mapping[str, Any]) -> "Shape":
+        """Read the sizes from a run's `model`."""
+        return cls(**{item.name: model[item.name] for item in fields(cls)})
 
     @property
     def layer_weights(self) -> int:

@@ -44,7 +44,7 @@ def key_numbers(named: NamedRun) -> list[tuple[str, str]]:
         ),
         (
             "layers recorded",
-            f"{run.layout.num_layers}, with bitmaps: first {run.layout.num_bitmaps}",
+            f"{run.num_layers}, with bitmaps: first {run.layout.num_bitmaps}",
         ),
         ("neurons", f"{len(neurons):,}"),
         (
@@ -143,7 +143,7 @@ def info_script(
     entries = [
         {
             "label": named.label,
-            "layers": named.run.layout.num_layers,
+            "layers": named.run.num_layers,
             "neurons": named.run.layout.num_neurons,
             "tokens": named.run.tokens,
             "ngrams": named.run.ngrams,

@@ -159,7 +159,7 @@ def neuron_script(
     run: LoadedRun, number: int, layer: int, neuron: int, settings: ReportSettings
 ) -> bytes | None:
     """Write one neuron's detail; None where the run has no such neuron."""
-    if layer >= run.layout.num_layers or neuron >= run.layout.num_neurons:
+    if layer >= run.num_layers or neuron >= run.layout.num_neurons:
         return None
     return script("NS.detail", number, layer, detail(run, layer, [neuron], settings))
 
@@ -210,7 +210,7 @@ def write_run(
         where[layer * width + np.array(neurons)] = index
         folder.write(f"data/r{number}/d{index:05d}.js", content)
         advance(len(neurons), f"layer {layer}")
-    for layer in range(run.layout.num_layers):
+    for layer in range(run.num_layers):
         content = layer_script(run, number, layer, where[layer * width : (layer + 1) * width])
         folder.write(f"data/r{number}/n{layer:03d}.js", content)
     content, unsearchable = search_script(run, number)

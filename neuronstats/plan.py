@@ -21,7 +21,7 @@ GPU_BATCH_TOKENS = 16384
 CPU_SHARD_TOKENS = 1 << 16
 GPU_SHARD_TOKENS = 1 << 18  # above some 80k tokens, reading weights hides behind the work
 COMPRESSED = 0.4  # of raw bits: zstd level 1 at 5 % activity
-SLACK_BYTES, SLACK_SHARE = 112 << 20, 0.08  # what the allocator and the libraries hold on top
+SLACK_BYTES, SLACK_SHARE = 112 << 20, 0.08  # see allocator()
 SPARE = 0.9  # of the memory that is free may be planned with
 WRITERS = 4  # objects compressed at a time
 
@@ -226,8 +226,22 @@ def make_plan(work: Work) -> Plan:
         Term("position counts", counts * (1 if work.shard_sequences < 256 else 2)),
         Term("tokens", work.corpus.token_bytes),
     ]
-    slack = SLACK_BYTES + int(SLACK_SHARE * sum(term.bytes for term in host[1:]))
-    return Plan(work, (*host, Term("allocator", slack)), tuple(device), tuple(disk))
+    return Plan(work, (*host, allocator(host)), tuple(device), tuple(disk))
+
+
+def allocator(host: Sequence[Term]) -> Term:
+    """What the allocator and the libraries hold on top of a process and its other terms."""
+    return Term("allocator", SLACK_BYTES + int(SLACK_SHARE * sum(term.bytes for term in host[1:])))
+
+
+def written(terms: Sequence[Term]) -> str:
+    """Write a sum of terms for people, the largest first."""
+    parts = [
+        f"{term.name} {size(term.bytes)}"
+        for term in sorted(terms, key=lambda term: -term.bytes)
+        if term.bytes
+    ]
+    return f"{size(sum(term.bytes for term in terms))} = {' + '.join(parts)}"
 
 
 def choose(

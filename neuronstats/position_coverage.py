@@ -30,6 +30,13 @@ class Coverage:
     redundancy: float
     """Mean number of neurons over the positions that any indicates; NaN where none does."""
 
+    @classmethod
+    def of(cls, by_position: npt.NDArray[np.int64]) -> "Coverage":
+        """Sum up how many neurons indicate each position."""
+        covered = by_position[1:] > 0
+        redundancy = by_position[1:][covered].mean() if covered.any() else np.nan
+        return cls(by_position, float(covered.mean()), float(redundancy))
+
 
 def consistency(
     counts_by_domain: Counts,
@@ -93,9 +100,7 @@ def coverage(
     if chosen.any():
         waves = find_waves(position_counts[:, chosen], num_sequences, settings)
         by_position[1:] = waves.above.sum(axis=0)
-    covered = by_position[1:] > 0
-    redundancy = by_position[1:][covered].mean() if covered.any() else np.nan
-    return Coverage(by_position, float(covered.mean()), float(redundancy))
+    return Coverage.of(by_position)
 
 
 def indicated_ranges(above: Bools) -> npt.NDArray[np.int64]:

@@ -21,6 +21,7 @@ from neuronstats.corpus import Corpus
 from neuronstats.errors import SettingsError
 from neuronstats.folder import LOCK, RunFolder
 from neuronstats.machine import Machine, free_disk_bytes
+from neuronstats.ngram_store import NGRAMS
 from neuronstats.opt import Shape, check_weights, num_first_layers
 from neuronstats.plan import Plan, Work
 from neuronstats.store import Layout, Run, make_shards
@@ -29,7 +30,7 @@ from neuronstats.textfiles import find_files
 from neuronstats.tokens import read_corpus
 from neuronstats.worker import LOGS
 
-OWN_NAMES = {LOCK, LOGS, store.ZARR, tables.TABLES, tables.PARTIAL, "report"}  # beside run.yaml
+OWN_NAMES = {LOCK, LOGS, store.ZARR, NGRAMS, tables.TABLES, tables.PARTIAL, "report"}
 ESTIMATE_FROM_BYTES = 64 << 20  # a plan of more text than this guesses its tokens
 BYTES_PER_TOKEN = 4.0  # of English text under OPT's vocabulary, for such a guess
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
@@ -210,7 +211,7 @@ class Collect:
             "model": {
                 **dataclasses.asdict(self.shape),
                 "bos_token_id": config.bos_token_id,
-                "has_positions": True,
+                "has_positions": bool(self.checkpoint.tensor("embed_positions.weight").any()),
             },
             "settings": settings,
             "versions": versions(),

@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 
 from neuronstats.checkpoint import Checkpoint, ModelSettings, locate
 from neuronstats.errors import UserError
-from neuronstats.suppression import Triggers, Vocabulary, draw_controls, judge, mean_projections
+from neuronstats.opt import Shape
+from neuronstats.plan import PROCESS_BYTES, Term, allocator
+from neuronstats.suppression import (
+    JUDGE_BLOCK,
+    TOKEN_BLOCK_BYTES,
+    Triggers,
+    Vocabulary,
+    draw_controls,
+    judge,
+    mean_projections,
+)
 
 NUM_TOP = 20
 
@@ -80,6 +90,18 @@ def layer_tokens(
         for neuron, length in zip(drawn, lengths, strict=False)
     }
     return LayerTokens(layer, detected, controls)
+
+
+def memory_terms(shape: Shape) -> tuple[Term, ...]:
+    """Bound the memory of a worker, by what it is for."""
+    block = min(TOKEN_BLOCK_BYTES, 8 * shape.vocabulary * shape.embedding)
+    terms = [
+        Term("process", PROCESS_BYTES),
+        Term("output embedding", 2 * 4 * shape.vocabulary * shape.embedding),  # as stored, too
+        Term("fc2", 2 * 4 * shape.hidden * shape.neurons),
+        Term("projections", 8 * shape.vocabulary * min(shape.neurons, JUDGE_BLOCK) + 3 * block),
+    ]
+    return (*terms, allocator(terms))
 
 
 class SuppressionWorker:

@@ -61,6 +61,7 @@ def neuron_schema(ngrams: Sequence[int]) -> pa.Schema:
             ("position_mi_corrected", pa.float64()),
             ("position_type", pa.string()),
             ("position_strong", pa.bool_()),
+            ("position_consistency", pa.float64()),
         ]
     )
 

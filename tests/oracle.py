@@ -1,7 +1,8 @@
 """Every number of the tables, counted the slow way: loops, Counter, whole numbers, nothing shared.
 
     rows = tables(bits, tokens, domains, bos=2, embedding=E, fc2=[W0, W1], project_out=None)
-    rows["neurons"], rows["ngrams"], rows["triggers"], rows["domains"], rows["layers"]
+    rows["neurons"], rows["ngrams"], rows["triggers"], rows["domains"], rows["layers"],
+    rows["suppression"]
 
 Each table is a list of dicts, its rows in the order of their keys: layer; neuron; n; n-grams by
 falling activations, then rising ids; domains by their names. None stands for null. The definitions
@@ -31,6 +32,7 @@ class Settings:
     max_cover: dict[int, int] = field(default_factory=lambda: {1: 5, 2: 50, 3: 50})
     min_count: int = 1
     positional_mi: float = 0.05
+    few_occurrences: int = 10
     centred: bool = False
 
 
@@ -71,11 +73,12 @@ def tables(
     found: dict[str, list[Row]] = {
         name: [] for name in ("neurons", "ngrams", "triggers", "domains")
     }
-    found["layers"] = []
+    found |= {"layers": [], "suppression": []}
     detected_before: list[dict[int, set[Ngram]]] = []
     for number, layer in enumerate(layers):
         detected_here: dict[int, set[Ngram]] = {n: set() for n in settings.ngrams}
         loose_here = dict.fromkeys(settings.ngrams, 0)
+        few_here = dict.fromkeys(settings.ngrams, 0)
         rows = []
         for neuron, fires in enumerate(layer):
             key = {"layer": number, "neuron": neuron}
@@ -94,6 +97,8 @@ def tables(
                     found["triggers"] += [key | {"n": n} | r for r in top]
                     if result.detector:
                         detected_here[n] |= set(result.detected)
+                        evidence = sum(occurrences[n][ids] for ids in result.detected)
+                        few_here[n] += evidence < settings.few_occurrences
                         kept = ngram_rows(result.detected, counts, occurrences[n])
                         found["ngrams"] += [key | {"n": n} | r for r in kept]
                     if result.detector and n == 1 and embedding is not None:
@@ -106,6 +111,8 @@ def tables(
                         values = [projection[ids[0]] for ids in result.detected]
                         mean = math.fsum(values) / len(values)
                         row |= {"suppresses": mean < 0, "trigger_projection": mean}
+                        triggers = [ids[0] for ids in result.detected]
+                        found["suppression"].append(key | suppression_row(projection, triggers))
             rows.append(row)
         found["neurons"] += rows
         summary = {"layer": number} | layer_row(rows, settings)
@@ -114,6 +121,9 @@ def tables(
                 below = [layer_below[n] for layer_below in detected_before]
                 summary |= ngram_summary(rows, n, detected_here[n], below)
                 summary[f"detectors_loose_{n}"] = loose_here[n]
+                summary[f"detectors_few_{n}"] = few_here[n]
+                alive = [row for row in rows if not row["dead"]]
+                summary[f"cover_bins_{n}"] = cover_bins([row[f"cover_{n}"] for row in alive])
             else:
                 summary |= dict.fromkeys(_summary_names(n))
         detected_before.append(detected_here)
@@ -173,6 +183,7 @@ def domain_rows(fires: list[list[bool]], domains) -> list[Row]:
                 "tokens": num_tokens,
                 "activations": activations,
                 "frequency": activations / num_tokens,
+                "position_mi": position_information(members),
             }
         )
     return rows
@@ -311,6 +322,21 @@ def project(
     return [value - mean for value in values]
 
 
+def suppression_row(projection: list[float], triggers: list[int], num_top: int = 20) -> Row:
+    """A token detector's triggers among all tokens, and the ends of its projection."""
+    rising = sorted(range(len(projection)), key=lambda token: (projection[token], token))
+    fallen = sorted(range(len(projection)), key=lambda token: (-projection[token], token))
+    promoted, suppressed = fallen[:num_top], rising[:num_top]
+    return {
+        "triggers": triggers,
+        "trigger_rank": [rising.index(token) for token in triggers],
+        "promoted": promoted,
+        "promoted_projection": [projection[token] for token in promoted],
+        "suppressed": suppressed,
+        "suppressed_projection": [projection[token] for token in suppressed],
+    }
+
+
 # Layers.
 
 
@@ -345,6 +371,15 @@ def ngram_summary(rows: list[Row], n: int, here: set[Ngram], below: list[set[Ngr
     }
 
 
+def cover_bins(covers: list[int]) -> list[int]:
+    """Alive neurons by covering number: 0 (only BOS), to 5, to 50, to 500, to 5000, more."""
+    ranges = [(0, 0), (1, 5), (6, 50), (51, 500), (501, 5000), (5001, math.inf)]
+    return [sum(low <= cover <= high for cover in covers) for low, high in ranges]
+
+
 def _summary_names(n: int) -> list[str]:
-    names = "detectors detectors_loose detected detected_cumulative new_overall new_to_previous"
+    names = (
+        "detectors detectors_loose detectors_few detected detected_cumulative new_overall"
+        " new_to_previous cover_bins"
+    )
     return [f"{name}_{n}" for name in names.split()]

@@ -27,7 +27,7 @@ def serial(monkeypatch, reverse=False):
     """Let collect and reduce run without Ray inside this context."""
 
     @contextlib.contextmanager
-    def connect(settings, tell):
+    def connect(settings, tell, worker_bytes=None):
         yield SerialPool(reverse)
 
     with monkeypatch.context() as patch:

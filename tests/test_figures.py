@@ -57,7 +57,7 @@ def test_runs_are_overlaid_on_relative_depth(named):
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_covers_group_every_alive_neuron_once(named, n):
     layers, counts = figures_neurons.cover_bins(named.run, n)
-    edges = [*figures_neurons.BINS, float("inf")]
+    edges = [*figures_neurons.COVER_BINS, float("inf")]
     for layer in layers:
         covers = [r[f"cover_{n}"] for r in rows(named) if r["layer"] == layer and not r["dead"]]
         bins = [sum(a <= c < b for c in covers) for a, b in pairwise(edges)]
@@ -65,7 +65,7 @@ def test_covers_group_every_alive_neuron_once(named, n):
 
 
 def test_bins_are_named_by_what_they_hold():
-    names = [figures_neurons.bin_name(i) for i in range(len(figures_neurons.BINS))]
+    names = [figures_neurons.bin_name(i) for i in range(len(figures_neurons.COVER_BINS))]
     assert names == ["0", "1 to 5", "6 to 50", "51 to 500", "501 to 5000", "over 5000"]
 
 

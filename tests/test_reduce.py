@@ -9,17 +9,24 @@ import oracle
 import planted
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zarr
 from serial import collect_job, quiet, save_tokens, serial
+from transformers import OPTForCausalLM
 
 from neuronstats import tables
+from neuronstats.blocks import ReduceSettings, spread
+from neuronstats.checkpoint import EMBEDDED, ModelSettings
 from neuronstats.collect import collect
-from neuronstats.config import ReduceJob, ReduceSettings
+from neuronstats.config import CollectJob, CollectSettings, ReduceJob
 from neuronstats.errors import UserError
+from neuronstats.position_types import TYPES, classify
+from neuronstats.positions import mutual_information
 from neuronstats.reduce import reduce
 from neuronstats.store import Run
+from neuronstats.text import DataSettings
 
-TABLES = ("neurons", "domains", "ngrams", "triggers", "layers")
+TABLES = ("neurons", "domains", "ngrams", "triggers", "layers", "suppression")
 COLLECT_ALL = {"collect__bitmaps": "all"}
 
 
@@ -42,8 +49,12 @@ def assert_same(found, expected, keys):
     for row, wanted in zip(found, expected, strict=True):
         for key in keys:
             value, want = row[key], wanted[key]
-            if isinstance(want, float):
-                assert math.isclose(value, want, rel_tol=1e-9, abs_tol=1e-12), (key, row, wanted)
+            floats = want if isinstance(want, list) else [want]
+            if floats and all(isinstance(number, float) for number in floats):
+                values = value if isinstance(want, list) else [value]
+                pairs = zip(values, floats, strict=True)
+                close = all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in pairs)
+                assert close, (key, row, wanted)
             else:
                 value = tuple(value) if isinstance(value, list) else value
                 want = tuple(want) if isinstance(want, list) else want
@@ -142,6 +153,68 @@ def test_the_dead_curve_ends_at_the_dead(planted_run):
         assert layer["dead_frequency_bound"] == 3 / own[-1]["tokens"]
 
 
+def test_the_dead_curve_is_counted_shard_by_shard(planted_run, planted_corpus):
+    tokens, _ = planted_corpus
+    corpus = planted_run.corpus()
+    order = spread(planted_run.layout.shards)
+    assert sorted(order) == list(range(len(planted_run.layout.shards)))
+    curve = iter(read(planted_run, "dead_curve").to_pylist())
+    for layer in range(planted_run.layout.num_layers):
+        bits = planted.expected_bits(layer, corpus.tokens)
+        seen, awake = 0, set()
+        for index in order:
+            shard = planted_run.layout.shards[index]
+            seen += shard.num_sequences * tokens.shape[1]
+            own = bits[:, shard.sequences]
+            awake |= {neuron for neuron in range(len(own)) if own[neuron].any()}
+            row = next(curve)
+            assert (row["layer"], row["tokens"], row["dead"]) == (
+                layer,
+                seen,
+                len(own) - len(awake),
+            )
+    assert next(curve, None) is None
+
+
+def test_positions_hold_in_every_domain_and_the_waves_cover_what_they_say(
+    planted_run, planted_corpus
+):
+    settings = ReduceSettings()
+    root = zarr.open_group(f"{planted_run.folder.location}/tables/positions.zarr", mode="r")
+    sequences = np.array(root["counts_by_domain"].attrs["sequences"])
+    neurons = read(planted_run, "neurons").to_pylist()
+    width = planted_run.layout.num_neurons
+    waves = 0
+    for row in read(planted_run, "layers").to_pylist():
+        layer = row["layer"]
+        own = neurons[layer * width : (layer + 1) * width]
+        positional = [r for r in own if r["position_type"] is not None]
+        assert all(r["position_consistency"] is None for r in own if r["position_type"] is None)
+        for r in positional:
+            holds = []
+            for domain, count in enumerate(sequences):
+                counts = root["counts_by_domain"][domain, layer][:, [r["neuron"]]]
+                (kind,), _ = classify(counts, count, settings)
+                (mi,) = mutual_information(counts, count)
+                corrected = mi - (len(counts) - 1) / (2 * count * len(counts))
+                if count >= settings.min_domain_sequences:
+                    holds.append(TYPES[kind] == r["position_type"] and corrected > 0.05)
+            assert r["position_consistency"] == (np.mean(holds) if holds else None)
+        strong = [r for r in positional if r["position_type"] == "oscillatory"]
+        strong = [r["neuron"] for r in strong if r["position_strong"]]
+        assert (row["oscillatory_coverage"] is None) == (not strong)
+        if strong:
+            curves = root["counts"][layer][1:, strong] / sequences.sum()
+            low, high = np.quantile(curves, [0.05, 0.95], axis=0)
+            above = curves > (low + high) / 2  # the planted waves are square: no smoothing
+            share = above.any(axis=1).mean()
+            waves += 1
+            assert row["oscillatory_coverage"] == pytest.approx(share, abs=0.1)
+            redundancy = above.sum(axis=1)[above.any(axis=1)].mean()
+            assert row["oscillatory_redundancy"] == pytest.approx(redundancy, abs=0.15)
+    assert waves
+
+
 def test_texts_are_the_tokens(planted_run):
     for row in read(planted_run, "triggers").to_pylist()[:50]:
         assert row["text"].split() == [f"w{token}" for token in row["token_ids"]]
@@ -193,6 +266,38 @@ def test_random_models_equal_the_oracle(order, positions, tiny_model, tiny_check
     assert_equals_oracle(run, expected, skip=("positional",))
 
 
+def test_a_slice_of_opt_mini_equals_the_oracle(tmp_path, monkeypatch):
+    job = CollectJob(
+        model=ModelSettings(name="opt-mini", path="embedded:opt-mini"),
+        data=DataSettings(
+            name="sample", kind="sample", domain="domain", sequence_length=48, max_tokens=480
+        ),
+        collect=CollectSettings(bitmaps=1, shard_sequences=4),
+        run=str(tmp_path / "run"),
+    )
+    run = run_jobs(monkeypatch, job, max_cover={1: 5, 2: 50, 3: 50}, detect_rate=0.9)
+    corpus = run.corpus()
+    assert len(corpus.domains) == 5
+    model = OPTForCausalLM.from_pretrained(EMBEDDED / "opt-mini", dtype=torch.float32)
+    decoder = model.model.decoder
+    bits = models.fire_bits(models.hf_fc1_outputs(model, corpus.tokens))[:1]
+    expected = oracle.tables(
+        [layer[:300] for layer in bits],
+        corpus.tokens,
+        [corpus.domains[index] for index in corpus.domain],
+        bos=model.config.bos_token_id,
+        settings=oracle.Settings(detect_rate=0.9),
+        embedding=decoder.embed_tokens.weight.detach().numpy(),
+        fc2=[layer.fc2.weight.detach().numpy()[:, :300] for layer in decoder.layers[:1]],
+    )
+    assert len(expected["ngrams"]) > 100
+    for name in ("neurons", "domains", "ngrams", "triggers", "suppression"):
+        rows = [r for r in read(run, name).to_pylist() if r["layer"] == 0 and r["neuron"] < 300]
+        by_key = sorted(rows, key=lambda r: (r["neuron"], r.get("domain", "")))
+        wanted = sorted(expected[name], key=lambda r: (r["neuron"], r.get("domain", "")))
+        assert_same(by_key, wanted, [key for key in wanted[0] if key != "positional"])
+
+
 def test_shards_batches_blocks_and_order_change_nothing(
     tiny_checkpoint, planted_run, tmp_path, monkeypatch
 ):
@@ -202,7 +307,7 @@ def test_shards_batches_blocks_and_order_change_nothing(
     for index, (shard, reverse, block) in enumerate(
         [(10, False, 96 << 20), (1, True, 1), (3, True, 2000)]
     ):
-        monkeypatch.setattr("neuronstats.reduce.BLOCK_BYTES", block)
+        monkeypatch.setattr("neuronstats.blocks.BLOCK_BYTES", block)
         monkeypatch.setattr("neuronstats.store.CHUNK_BYTES", 64)
         job = collect_job(
             tmp_path / f"run{index}",
