@@ -14,6 +14,7 @@ from neuronstats.checkpoint import ModelSettings
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.folder import told
 from neuronstats.layerstats import BlockResult
+from neuronstats.machine import peak_host_bytes
 from neuronstats.ngram_store import NgramStore
 from neuronstats.ngrams import NgramCounts, NgramRows, NgramSettings, count_ngrams
 from neuronstats.plan import PROCESS_BYTES, Term, allocator
@@ -165,6 +166,7 @@ class BlockWorker:
             activations=by_shard.sum(axis=1),
             never=(np.cumsum(by_shard[spread(self._shards)], axis=0) == 0).sum(axis=1),
             indicated=curves.indicated,
+            peak_bytes=peak_host_bytes(),
         )
 
     def _resting_on_few(self, found: NgramCounts) -> int:

@@ -362,16 +362,22 @@ def _preflight(
     workers = Workers(count=int(count), gpus=int(gpus), cpus=int(cpus))
     places = _places(alive, workers.cpus, workers.gpus, worker_bytes)
     if places < workers.count:
+        cores = sum(int(node.get("CPU", 0)) for node in alive)
         memory = sum(int(node.get("memory", 0)) for node in alive)
-        each = "" if worker_bytes is None else f" and {size(worker_bytes)} of memory"
-        free = "" if worker_bytes is None else f" and {size(memory)} of memory to be used"
         raise SettingsError(
-            f"ray.workers={workers.count} with {workers.cpus} cores, {workers.gpus} GPUs{each} each"
-            f" do not fit: there are {sum(int(n.get('CPU', 0)) for n in alive)} cores, {all_gpus}"
-            f" GPUs{free} on {len(alive)} machine(s), which is enough for {places}. Set"
-            " ray.workers, ray.cpus_per_worker or ray.gpus_per_worker lower."
+            f"ray.workers={workers.count} with {_amounts(workers.cpus, workers.gpus, worker_bytes)}"
+            f" each do not fit: there are"
+            f" {_amounts(cores, all_gpus, None if worker_bytes is None else memory)} on"
+            f" {len(alive)} machine(s), which is enough for {places}. Set ray.workers,"
+            " ray.cpus_per_worker or ray.gpus_per_worker lower."
         )
     return workers
+
+
+def _amounts(cpus: int, gpus: int, memory: int | None) -> str:
+    if memory is None:
+        return f"{cpus} cores and {gpus} GPUs"
+    return f"{cpus} cores, {gpus} GPUs and {size(memory)} of memory"
 
 
 def _places(

@@ -43,6 +43,8 @@ class BlockResult:
     """Neurons not yet activated after each shard, in the order of `spread`."""
     indicated: Counts
     """Strong oscillatory neurons that indicate each position, int64 [position]."""
+    peak_bytes: int
+    """Memory that the worker has held at most so far."""
 
 
 @dataclass
@@ -83,12 +85,15 @@ class Merge:
         self._layout, self._ngrams, self._tokens = layout, ngrams, num_tokens
         self._layers = [_LayerSums() for _ in range(num_layers)]
         self._suppression: dict[int, LayerSuppression] = {}
+        self.peak_bytes = 0
+        """Memory that any worker has held at most."""
         self.layer_tokens: list[LayerTokens] = []
         """Of the layers that are whole and have token detectors: what is to be projected."""
 
     def add(self, layer: int, result: BlockResult) -> None:
         """Take one block's result."""
         sums = self._layers[layer]
+        self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
         sums.neurons.append(result.neurons)
         sums.activations = sums.activations + result.activations
         sums.never = sums.never + result.never

@@ -31,7 +31,7 @@ from neuronstats.layerstats import BlockResult
 from neuronstats.machine import probe
 from neuronstats.ngram_store import NgramStore
 from neuronstats.opt import Shape, num_first_layers
-from neuronstats.plan import PROCESS_BYTES, Term, allocator, written
+from neuronstats.plan import PROCESS_BYTES, Term, allocator, size, written
 from neuronstats.store import REPAIR, Run, Shard
 from neuronstats.suppress import SuppressionWorker
 from neuronstats.suppress import memory_terms as projection_memory
@@ -183,11 +183,13 @@ class _Reduction:
             files.append("suppression", merged.suppression())
             files.append("dead_curve", merged.dead_curve(_tokens_seen(run, self._shards)))
             files.finish()
+        planned = sum(term.bytes for term in self._terms["merging"])
         marked = "" if metadata["complete"] else f" of {len(self._shards)} of {num_shards} shards"
         marked += "" if metadata["complete"] else " (partial)"
         self._console.say(
             f"reduced: {short(self._num_tokens)} tokens{marked}, {layerstats.summary(neurons)},"
-            f" {duration(time.monotonic() - start)}: {run.folder.location}/{tables.TABLES}"
+            f" {duration(time.monotonic() - start)}, peak memory {size(merged.peak_bytes)} of"
+            f" {size(planned)} planned: {run.folder.location}/{tables.TABLES}"
         )
         return True
 

@@ -170,6 +170,26 @@ def test_auto_workers(cores, gpus, settings, expected):
 
 
 @pytest.mark.parametrize(
+    ("cores", "gpus", "settings", "expected"),
+    [
+        (2, 0, {}, Workers(2, 0, 1)),
+        (16, 2, {}, Workers(9, 0, 1)),  # 9.0 GB may be used
+        (16, 0, {"workers": 3}, Workers(3, 0, 1)),
+        (16, 0, {"cpus_per_worker": 8}, Workers(2, 0, 8)),
+    ],
+)
+def test_auto_workers_of_one_core_each_as_far_as_memory_goes(cores, gpus, settings, expected):
+    machine = Machine(cores=cores, host_bytes=10 * GB, gpus=gpus, gpu_bytes=GB)
+    assert local_workers(RaySettings(**settings), machine, GB) == expected
+
+
+def test_too_little_memory_is_refused():
+    machine = Machine(cores=16, host_bytes=GB, gpus=0, gpu_bytes=0)
+    with pytest.raises(SettingsError, match=r"1 cores, 0 GPUs and 1\.07 GB of memory each do not"):
+        local_workers(RaySettings(), machine, GB)
+
+
+@pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"gpus_per_worker": 1}, "0 GPUs"),

@@ -1,7 +1,10 @@
 """collect and reduce together, against the planted truth and the brute-force oracle."""
 
 import dataclasses
+import io
 import math
+import re
+from pathlib import Path
 
 import models
 import numpy as np
@@ -19,7 +22,10 @@ from neuronstats.blocks import ReduceSettings, spread
 from neuronstats.checkpoint import EMBEDDED, ModelSettings
 from neuronstats.collect import collect
 from neuronstats.config import CollectJob, CollectSettings, ReduceJob
-from neuronstats.errors import UserError
+from neuronstats.console import Console
+from neuronstats.errors import SettingsError, UserError
+from neuronstats.loaded import LoadedRun
+from neuronstats.machine import Machine
 from neuronstats.position_types import TYPES, classify
 from neuronstats.positions import mutual_information
 from neuronstats.reduce import reduce
@@ -372,3 +378,103 @@ def test_changed_bits_are_never_counted(tiny_checkpoint, tmp_path, monkeypatch):
             collect(job, quiet())
         collect(dataclasses.replace(job, repair=True), quiet())
         assert reduce(ReduceJob(run=job.run), quiet()) == 0
+
+
+@pytest.fixture
+def collected(tiny_checkpoint, tmp_path, monkeypatch):
+    file = save_tokens(tmp_path / "tokens.npy", models.random_tokens(8, 24, seed=2))
+    jobs = [
+        collect_job(tmp_path / f"run{i}", tiny_checkpoint(order), file, **COLLECT_ALL)
+        for i, order in enumerate(("pre", "post"))
+    ]
+    with serial(monkeypatch):
+        for job in jobs:
+            assert collect(job, quiet()) == 0
+    return [job.run for job in jobs]
+
+
+def test_the_first_layers_alone_are_the_whole_s_first_rows(collected, monkeypatch):
+    run = Run.open(collected[0])
+    with serial(monkeypatch):
+        assert reduce(ReduceJob(run=collected[0]), quiet()) == 0
+        whole = {name: read(run, name) for name in (*TABLES, "dead_curve")}
+        assert reduce(ReduceJob(run=collected[0], layers=1), quiet()) == 0
+    for name, table in whole.items():
+        rows = [row for row in table.to_pylist() if row["layer"] == 0]
+        found = read(run, name)
+        assert found.to_pylist() == rows, name
+        assert tables.table_metadata(found)["layers"] == 1
+    loaded = LoadedRun(collected[0])
+    assert (loaded.num_layers, loaded.depth.tolist()) == (1, [0.0])
+    assert loaded.curve(0, 3).tolist() == loaded.activated(0, 3).mean(axis=0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        ({}, "run=None, runs=[]"),
+        ({"run": "a", "runs": ["b"]}, "run=a, runs=['b']"),
+        ({"runs": ["a", "a"]}, "expected one run=DIR"),
+    ],
+)
+def test_which_runs(job, says):
+    with pytest.raises(SettingsError, match=re.escape(says)):
+        reduce(ReduceJob(**job), quiet())
+
+
+@pytest.mark.parametrize("layers", [0, 99, "last"])
+def test_layers_that_are_none(collected, layers, monkeypatch):
+    with serial(monkeypatch), pytest.raises(SettingsError, match=f"layers={layers}: expected"):
+        reduce(ReduceJob(run=collected[0], layers=layers), quiet())
+
+
+def test_nothing_is_touched_where_one_of_several_runs_is_none(collected, tmp_path, monkeypatch):
+    with serial(monkeypatch), pytest.raises(SettingsError, match="does not exist"):
+        reduce(ReduceJob(runs=[collected[0], str(tmp_path / "none")]), quiet())
+    assert not (Path(collected[0]) / "tables").exists()
+
+
+def test_a_plan_reduces_nothing(collected, monkeypatch):
+    said = io.StringIO()
+    with serial(monkeypatch):
+        assert reduce(ReduceJob(run=collected[0], plan=True), Console(said)) == 0
+    assert "memory, merging" in said.getvalue()
+    assert {path.name for path in Path(collected[0]).iterdir()} & {"tables", "ngrams"} == set()
+
+
+def test_too_little_memory_is_said_before_anything_starts(collected, monkeypatch):
+    machine = Machine(cores=2, host_bytes=600 << 20, gpus=0, gpu_bytes=0)
+    monkeypatch.setattr("neuronstats.reduce.probe", lambda: machine)
+    with serial(monkeypatch), pytest.raises(SettingsError, match="of memory each do not fit"):
+        reduce(ReduceJob(run=collected[0]), quiet())
+    assert not (Path(collected[0]) / "ngrams").exists()
+
+
+def test_several_runs_are_compared(collected, monkeypatch):
+    said = io.StringIO()
+    with serial(monkeypatch):
+        settings = ReduceSettings(detect_rate=0.3, cover_share=0.3, positional_mi=0.02)
+        assert reduce(ReduceJob(runs=collected, reduce=settings), Console(said)) == 0
+    rows = pq.read_table(f"{collected[0]}/comparison.parquet").to_pylist()
+    assert len(rows) == 2
+    for row, location in zip(rows, collected, strict=True):
+        assert row["location"] == location
+        assert row["run"] in said.getvalue()
+        neurons = read(Run.open(location), "neurons").to_pylist()
+        assert row["neurons"] == len(neurons)
+        assert row["dead_share"] == sum(r["dead"] for r in neurons) / len(neurons)
+        for n in (1, 2, 3):
+            assert row[f"detectors_{n}"] == sum(r[f"detector_{n}"] for r in neurons)
+        judged = [r["suppresses"] for r in neurons if r["suppresses"] is not None]
+        assert len(judged) == row["detectors_1"] > 0
+        assert row["suppressing_share"] == sum(judged) / len(judged)
+        kinds = [r["position_type"] for r in neurons if r["position_type"] is not None]
+        assert row["positional"] == len(kinds) > 0
+        assert {kind: row[kind] for kind in TYPES} == {k: kinds.count(k) for k in TYPES}
+        shares = [
+            (layer["suppressing_control_share"], layer["detectors_1"])
+            for layer in read(Run.open(location), "layers").to_pylist()
+            if layer["suppressing_control_share"] is not None
+        ]
+        mean = sum(share * count for share, count in shares) / sum(count for _, count in shares)
+        assert row["suppressing_control_share"] == pytest.approx(mean)
