@@ -21,8 +21,22 @@ from neuronstats.console import PLAIN_SECONDS, Console
 from neuronstats.errors import SettingsError
 from neuronstats.opt import Shape
 
-FULL = Sizes(layers=None, sequences=8, reduce_tokens=5_000_000, reduce_neurons=40)
-SHORT = Sizes(layers=2, sequences=4, reduce_tokens=500_000, reduce_neurons=20)
+FULL = Sizes(
+    layers=None,
+    sequences=8,
+    reduce_tokens=5_000_000,
+    reduce_neurons=40,
+    merge_layers=6,
+    merge_neurons=3072,
+)
+SHORT = Sizes(
+    layers=2,
+    sequences=4,
+    reduce_tokens=500_000,
+    reduce_neurons=20,
+    merge_layers=3,
+    merge_neurons=100,
+)
 GPU_TIMES = 32  # as many sequences on a GPU
 
 

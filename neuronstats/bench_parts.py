@@ -8,6 +8,7 @@ import torch
 
 from neuronstats import bits
 from neuronstats.bench_forward import Bare, Bitmaps, Swept, mismatches
+from neuronstats.bench_merge import Work, merging
 from neuronstats.bench_model import Subject
 from neuronstats.bench_pack import packing
 from neuronstats.bench_reduce import reduction
@@ -31,6 +32,8 @@ class Sizes:
     sequences: int
     reduce_tokens: int
     reduce_neurons: int
+    merge_layers: int
+    merge_neurons: int
 
 
 def forward(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
@@ -146,6 +149,12 @@ def reduce(sizes: Sizes, _subject: Subject, rounds: Rounds, _scratch: Path) -> F
     return reduction(here, num_tokens=sizes.reduce_tokens, num_neurons=sizes.reduce_neurons)
 
 
+def merge(sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
+    """Measure the merge of a whole synthetic run, on one core."""
+    work = Work(sizes.merge_layers, sizes.merge_neurons, sizes.reduce_tokens)
+    return merging(rounds, work, subject.folder, scratch)
+
+
 def stream(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
     """Measure weights read from disk against weights in memory."""
     resident, streamed = Swept(subject), Streamed(subject)
@@ -199,5 +208,6 @@ PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "forward": forward,
     "pack": pack,
     "reduce": reduce,
+    "merge": merge,
     "stream": stream,
 }

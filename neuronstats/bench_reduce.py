@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +26,11 @@ DETECTORS = 2  # of each twenty: activated on all occurrences of one to three to
 GROUP = 20
 SHARE = (19, 20)  # of the default cover_share
 GOALS = {"exact": (12.0, 40.0), "limited": (50.0, 150.0)}  # against np.unique, against Counter
+LENGTH_GOALS = {1: 10.0, 2: 4.0, 3: 4.0}  # against np.unique, at ONE_PERCENT
+ONE_PERCENT, ONE_PERCENT_NEURONS = 1e-2, 10
 
 Covers = list[list[int]]  # by length, of each neuron
+Result = TypeVar("Result")
 CountsOf = Callable[[NDArray[np.uint32]], list[int]]
 
 
@@ -46,8 +51,8 @@ def reduction(rounds: Rounds, *, num_tokens: int, num_neurons: int) -> Findings:
     calls: dict[str, Callable[[], Covers]] = {
         "exact covers": lambda: _ours(bitmap, corpus, exact),
         f"cover_limit={LIMIT}": lambda: _ours(bitmap, corpus, limited),
-        "np.unique": lambda: baseline(bitmap, corpus, _by_unique),
-        "Counter": lambda: baseline(bitmap, corpus, _by_counter),
+        "np.unique": lambda: baseline(bitmap, corpus, by_unique),
+        "Counter": lambda: baseline(bitmap, corpus, by_counter),
     }
     names = list(calls)
     contestants = [Contestant(name, activations, call) for name, call in calls.items()]
@@ -58,6 +63,7 @@ def reduction(rounds: Rounds, *, num_tokens: int, num_neurons: int) -> Findings:
             findings.ratios.append(
                 rounds.ratio(f"{ours} / {theirs}", timings[ours], timings[theirs], goal=goal)
             )
+    _by_length(findings, rounds, tokens, corpus)
     num_sequences, num_positions = tokens.shape
     terms = projected_bytes(num_neurons, num_sequences, num_positions, exact)
     bound = sum(terms.values())
@@ -68,14 +74,48 @@ def reduction(rounds: Rounds, *, num_tokens: int, num_neurons: int) -> Findings:
     ]
     results = {}
     for name, call in calls.items():
-        results[name], peak = _with_peak(call)
-        if peak is not None:
-            findings.facts.append((f"peak memory of {name}", f"{peak / 1e6:.0f} MB"))
+        _, before = peak_of(lambda: None)
+        results[name], peak = peak_of(call)
+        if peak is not None and before is not None:
+            findings.facts.append((f"peak memory of {name}", f"{(peak - before) / 1e6:.0f} MB"))
     truth = np.array(results["np.unique"])
     wanted = dict.fromkeys(names, truth) | {names[1]: np.minimum(truth, LIMIT + 1)}
     for name, found in results.items():
         findings.mismatches[f"covers, {name}"] = int((np.array(found) != wanted[name]).sum())
     return findings
+
+
+def _by_length(
+    findings: Findings, rounds: Rounds, tokens: NDArray[np.uint16], corpus: dict[int, NgramIds]
+) -> None:
+    """Measure each length by itself, on neurons that are activated on one token of a hundred."""
+    generator = np.random.default_rng(2)
+    bitmap = np.stack(
+        [
+            bits.pack(generator.random(tokens.shape, np.float32) < ONE_PERCENT)
+            for _ in range(ONE_PERCENT_NEURONS)
+        ]
+    )
+    activations = int(bits.count(bitmap).sum())
+    for n, goal in LENGTH_GOALS.items():
+        alone = NgramSettings(ngrams=[n])
+        calls: dict[str, Callable[[], Covers]] = {
+            f"n={n}, 1 %": lambda alone=alone, n=n: _ours(bitmap, corpus, alone, [n]),  # type: ignore[misc]
+            f"n={n}, np.unique": lambda n=n: baseline(bitmap, corpus, by_unique, [n]),  # type: ignore[misc]
+            f"n={n}, Counter": lambda n=n: baseline(bitmap, corpus, by_counter, [n]),  # type: ignore[misc]
+        }
+        contestants = [Contestant(name, activations, call) for name, call in calls.items()]
+        timings = rounds.measure(contestants, "activations")
+        findings.timings += timings.values()
+        ours, *theirs = timings
+        for other, least in zip(theirs, (goal, None), strict=True):
+            findings.ratios.append(
+                rounds.ratio(f"{ours} / {other}", timings[ours], timings[other], goal=least)
+            )
+        covers = {name: call() for name, call in calls.items()}
+        for other in theirs:
+            differ = np.array(covers[ours]) != np.array(covers[other])
+            findings.mismatches[f"covers, {other}"] = int(differ.sum())
 
 
 def zipf_tokens(num_sequences: int, num_positions: int) -> NDArray[np.uint16]:
@@ -113,28 +153,38 @@ def mixed_bits(tokens: NDArray[np.uint16], num_neurons: int) -> NDArray[np.uint8
 
 
 def _ours(
-    bitmap: NDArray[np.uint8], corpus: dict[int, NgramIds], settings: NgramSettings
+    bitmap: NDArray[np.uint8],
+    corpus: dict[int, NgramIds],
+    settings: NgramSettings,
+    lengths: Sequence[int] = LENGTHS,
 ) -> Covers:
     found = count_ngrams(bitmap, corpus, settings)
-    return [found[n].cover.tolist() for n in LENGTHS]
+    return [found[n].cover.tolist() for n in lengths]
 
 
-def baseline(bitmap: NDArray[np.uint8], corpus: dict[int, NgramIds], counts_of: CountsOf) -> Covers:
+def baseline(
+    bitmap: NDArray[np.uint8],
+    corpus: dict[int, NgramIds],
+    counts_of: CountsOf,
+    lengths: Sequence[int] = LENGTHS,
+) -> Covers:
     """Count n-grams neuron by neuron, with the n-gram ids already there."""
-    covers: Covers = [[] for _ in LENGTHS]
+    covers: Covers = [[] for _ in lengths]
     for row in bitmap:
         positions = np.flatnonzero(np.unpackbits(row.reshape(-1), bitorder="little"))
-        for n, own in zip(LENGTHS, covers, strict=True):
+        for n, own in zip(lengths, covers, strict=True):
             ids = corpus[n].ids[positions]
             own.append(_cover(counts_of(ids[ids < len(corpus[n].occurrences)])))
     return covers
 
 
-def _by_unique(ids: NDArray[np.uint32]) -> list[int]:
+def by_unique(ids: NDArray[np.uint32]) -> list[int]:
+    """Count the distinct ids with np.unique; give the counts, falling."""
     return np.sort(np.unique(ids, return_counts=True)[1])[::-1]  # type: ignore[return-value]
 
 
-def _by_counter(ids: NDArray[np.uint32]) -> list[int]:
+def by_counter(ids: NDArray[np.uint32]) -> list[int]:
+    """Count the distinct ids with collections.Counter; give the counts, falling."""
     return sorted(Counter(ids.tolist()).values(), reverse=True)
 
 
@@ -144,14 +194,24 @@ def _cover(falling: list[int]) -> int:
     return int(np.searchsorted(sums * SHARE[1], sums[-1] * SHARE[0])) + 1 if len(sums) else 0
 
 
-def _with_peak(call: Callable[[], Covers]) -> tuple[Covers, int | None]:
-    """Call, and give the memory held at most on the way beyond what was held before."""
+def peak_of(
+    call: Callable[[], Result], clock: list[tuple[float, float]] | None = None
+) -> tuple[Result, int | None]:
+    """Call, and give the most memory that the process held meanwhile; None where not told.
+
+    Args:
+        call: what to call.
+        clock: its seconds by the clock and of the processor are appended.
+    """
     with contextlib.suppress(AttributeError):  # glibc's: what is free must not hide what is taken
         ctypes.CDLL(None).malloc_trim(0)
+    told = True
     try:
         Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
     except OSError:
-        return call(), None
-    before = peak_host_bytes()
+        told = False
+    wall, cpu = time.perf_counter(), time.process_time()
     result = call()
-    return result, peak_host_bytes() - before
+    if clock is not None:
+        clock.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return result, peak_host_bytes() if told else None

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
 
 from neuronstats import bits, ngrams, positions, tables
 from neuronstats.checkpoint import ModelSettings
@@ -116,6 +117,45 @@ def memory_terms(
         )
         terms.append(Term("counting n-grams", sum(counting.values())))
     return (*terms, allocator(terms))
+
+
+def create_positions(
+    run: Run, shards: Sequence[Shard], work: Sequence[Block], metadata: Mapping[str, Any]
+) -> None:
+    """Lay down positions.zarr beside the old tables, for the workers to fill.
+
+    Args:
+        run: the run.
+        shards: those that count.
+        work: all blocks, in order.
+        metadata: becomes the group's attributes.
+    """
+    layout = run.layout
+    store = run.folder.zarr_store(f"{tables.PARTIAL}/{tables.POSITIONS}", read_only=False)
+    root = zarr.create_group(store, overwrite=True, attributes=dict(metadata))
+    shape = (work[-1].layer + 1, layout.num_positions, layout.num_neurons)
+    chunks = (1, layout.num_positions, work[0].last)
+    codec = ZstdCodec(level=1, checksum=True)
+    names = ("layer", "position", "neuron")
+    root.create_array(
+        "counts",
+        shape=shape,
+        chunks=chunks,
+        dtype=np.int64,
+        dimension_names=names,
+        compressors=codec,
+    )
+    by_domain = root.create_array(
+        "counts_by_domain",
+        shape=(len(layout.domains), *shape),
+        chunks=(1, *chunks),
+        dtype=np.int64,
+        dimension_names=("domain", *names),
+        compressors=codec,
+    )
+    sequences = sequences_by_domain(run, shards)
+    by_domain.attrs["domains"] = list(sequences)
+    by_domain.attrs["sequences"] = list(sequences.values())
 
 
 class BlockWorker:

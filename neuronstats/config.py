@@ -118,9 +118,11 @@ class ReportJob:
 class BenchSettings:
     """What is measured, and on how much."""
 
-    parts: list[str] = field(default_factory=lambda: ["forward", "pack", "reduce", "stream"])
+    parts: list[str] = field(
+        default_factory=lambda: ["forward", "pack", "reduce", "merge", "stream"]
+    )
     """forward: bare models, hooks, the sweep, the store; pack: packing and counting alone; reduce:
-    the n-grams; stream: weights read from disk."""
+    the n-grams; merge: a whole synthetic run reduced; stream: weights read from disk."""
     short: bool = False
     """Smaller sizes where none are given: two minutes."""
     shape: str = "opt-125m"
@@ -140,6 +142,10 @@ class BenchSettings:
     """Of the reduction's corpus; null: 5 million, in the short form 500 thousand."""
     reduce_neurons: int | None = None
     """Of the reduction, a multiple of 20; null: 40, in the short form 20."""
+    merge_layers: int | None = None
+    """Of the run that is merged, at least 2; null: 6, in the short form 3."""
+    merge_neurons: int | None = None
+    """Of each of its layers; null: 3072 (as in opt-125m), in the short form 100."""
     rounds: int = 5
     """Rounds that count; in each, every way is taken once."""
     warmups: int = 1
@@ -151,8 +157,9 @@ class BenchSettings:
 
     def __post_init__(self) -> None:
         """Refuse sizes that are no sizes."""
-        names = ("layers", "sequences", "batch_sequences", "reduce_tokens", "reduce_neurons")
-        for name in ("positions", "rounds", "warmups", "threads", *names):
+        sizes = ["layers", "sequences", "batch_sequences", "positions", "rounds", "warmups"]
+        sizes += ["threads", "reduce_tokens", "reduce_neurons", "merge_neurons"]
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"bench.{name}={value}: expected a number from 1.")
@@ -160,6 +167,8 @@ class BenchSettings:
             raise SettingsError(
                 f"bench.reduce_neurons={self.reduce_neurons}: expected a multiple of 20."
             )
+        if self.merge_layers is not None and self.merge_layers < 2:  # the first one warms up
+            raise SettingsError(f"bench.merge_layers={self.merge_layers}: expected at least 2.")
         if not 0 < self.active < 1:
             raise SettingsError(f"bench.active={self.active}: expected a share between 0 and 1.")
 

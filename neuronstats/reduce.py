@@ -2,21 +2,18 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from neuronstats import layerstats, ngram_ids, tables
 from neuronstats.blocks import (
     Block,
     BlockWorker,
     changed,
+    create_positions,
     cut_blocks,
-    sequences_by_domain,
     spread,
 )
 from neuronstats.blocks import memory_terms as block_memory
@@ -163,7 +160,7 @@ class _Reduction:
                 NgramStore(run, self._shards).prepare(lengths)
             files = tables.TableFiles(run.folder, metadata)
             with told("write", f"{run.folder.location}/{tables.PARTIAL}"):
-                self._create_positions(metadata)
+                create_positions(run, self._shards, self._blocks, metadata)
             merged = layerstats.Merge(run.layout, self._num_layers, lengths, self._num_tokens)
             with connect(
                 self._settings.ray, tell=self._console.say, worker_bytes=self._worker_bytes
@@ -221,31 +218,6 @@ class _Reduction:
             merged.add_suppression(task.layer, found)
             done += 1
         return done == len(tasks)
-
-    def _create_positions(self, metadata: Mapping[str, Any]) -> None:
-        layout = self.opened.layout
-        store = self.opened.folder.zarr_store(
-            f"{tables.PARTIAL}/{tables.POSITIONS}", read_only=False
-        )
-        root = zarr.create_group(store, overwrite=True, attributes=dict(metadata))
-        shape = (self._num_layers, layout.num_positions, layout.num_neurons)
-        chunks = (1, layout.num_positions, self._blocks[0].last)
-        options: dict[str, Any] = {
-            "dtype": np.int64,
-            "compressors": ZstdCodec(level=1, checksum=True),
-        }
-        names = ("layer", "position", "neuron")
-        root.create_array("counts", shape=shape, chunks=chunks, dimension_names=names, **options)
-        by_domain = root.create_array(
-            "counts_by_domain",
-            shape=(len(layout.domains), *shape),
-            chunks=(1, *chunks),
-            dimension_names=("domain", *names),
-            **options,
-        )
-        sequences = sequences_by_domain(self.opened, self._shards)
-        by_domain.attrs["domains"] = list(sequences)
-        by_domain.attrs["sequences"] = list(sequences.values())
 
 
 def _in_order(

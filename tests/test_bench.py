@@ -25,12 +25,16 @@ from neuronstats.errors import SettingsError
 from neuronstats.opt import Shape
 
 TINY = {"shape": "tiny", "short": True, "positions": 64, "batch_sequences": 2, "device": "cpu"}
-FEW = {"rounds": 2, "reduce_tokens": 20_000}
+FEW = {"rounds": 2, "reduce_tokens": 20_000, "merge_neurons": 40}
 TYPES = ("float32", "bfloat16", "float16")
 PATHS = {  # all that is compared with the plain way of doing it
     "forward": {"sweep", "first half", "store, one core", "store, thread"},
     "pack": {"counts", "position counts", *(f"packing, {t}" for t in TYPES)},
-    "reduce": {f"covers, {w}" for w in ("exact covers", "cover_limit=50", "np.unique", "Counter")},
+    "reduce": {
+        *(f"covers, {way}" for way in ("exact covers", "cover_limit=50", "np.unique", "Counter")),
+        *(f"covers, n={n}, {way}" for n in (1, 2, 3) for way in ("np.unique", "Counter")),
+    },
+    "merge": {"covers, np.unique", "covers, Counter"},
     "stream": {"streamed"},
 }
 
@@ -149,7 +153,7 @@ def test_synthetic_corpus_has_the_mix():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"parts": ["forwards"]}, "expected some of forward, pack, reduce, stream"),
+        ({"parts": ["forwards"]}, "expected some of forward, pack, reduce, merge, stream"),
         ({"parts": []}, "expected some of"),
         ({"positions": 60}, "a multiple of 8"),
         ({"positions": 4096}, "at most the model's 2048"),
@@ -157,6 +161,7 @@ def test_synthetic_corpus_has_the_mix():
         ({"device": "tpu"}, "bench.device=tpu"),
         ({"rounds": 0}, "bench.rounds=0"),
         ({"reduce_neurons": 30}, "a multiple of 20"),
+        ({"merge_layers": 1}, "bench.merge_layers=1"),
         ({"active": 1.0}, "bench.active=1.0"),
     ],
 )
