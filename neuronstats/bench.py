@@ -15,11 +15,12 @@ from neuronstats.bench_model import Subject
 from neuronstats.bench_parts import PARTS, Sizes
 from neuronstats.bench_report import Report, describe_machine
 from neuronstats.bench_rounds import Rounds
-from neuronstats.checkpoint import Checkpoint, Dtype, locate
+from neuronstats.checkpoint import Checkpoint, Dtype, ModelSettings, locate
 from neuronstats.config import DONE, FAILED, BenchJob
 from neuronstats.console import PLAIN_SECONDS, Console
 from neuronstats.errors import SettingsError
 from neuronstats.opt import Shape
+from neuronstats.store import Run
 
 FULL = Sizes(
     layers=None,
@@ -128,11 +129,16 @@ def make_subject(settings: BenchJob, device: torch.device, scratch: Path) -> Sub
     auto = torch.float16 if on_gpu else torch.float32
     dtype: torch.dtype = auto if chosen is Dtype.auto else getattr(torch, chosen.value)
     sizes = _sizes(settings)
-    if settings.model.path is None:
+    run = None if options.run is None else Run.open(options.run)
+    model = settings.model
+    if run is not None:
+        model = ModelSettings(**{**run.info["settings"]["model"], "dtype": chosen})
+        options = dataclasses.replace(options, positions=run.layout.num_positions)
+    if model.path is None:
         folder = scratch / "model"
         bench_model.write_random(folder, options.shape, sizes.layers, options.active, dtype)
     else:
-        folder = locate(settings.model)
+        folder = locate(model)
     shape = Shape.of(Checkpoint(folder).config)
     if options.positions % 8 or not 0 < options.positions <= shape.positions:
         raise SettingsError(
@@ -142,18 +148,24 @@ def make_subject(settings: BenchJob, device: torch.device, scratch: Path) -> Sub
     batch = options.batch_sequences or bench_model.batch_sequences(options.positions, on_gpu=on_gpu)
     wanted = sizes.sequences * (GPU_TIMES if on_gpu and options.sequences is None else 1)
     num_sequences = -(-wanted // batch) * batch
-    tokens = bench_model.random_tokens(num_sequences, options.positions, shape.vocabulary)
+    if run is None:
+        tokens = bench_model.random_tokens(num_sequences, options.positions, shape.vocabulary)
+    else:
+        tokens = bench_model.spread_tokens(run.corpus().tokens, num_sequences)
     return Subject(folder, shape, dtype, device, tokens, batch)
 
 
 def _described(settings: BenchJob, subject: Subject) -> dict[str, object]:
     shape = subject.shape
-    random = f"random weights in the shape of {settings.bench.shape}"
+    random, run = f"random weights in the shape of {settings.bench.shape}", settings.bench.run
+    model, ids = (random if settings.model.path is None else settings.model.name), "random ids"
+    if run is not None:
+        model, ids = f"the model of {run}", "spread over its text"
     return {
-        "model": random if settings.model.path is None else settings.model.name,
+        "model": model,
         "layers": f"{shape.num_layers} of d={shape.hidden}, {shape.neurons} neurons each",
         "type": str(subject.dtype).removeprefix("torch."),
-        "tokens": f"{subject.tokens.shape[0]} sequences of {subject.tokens.shape[1]}, random ids",
+        "tokens": f"{subject.tokens.shape[0]} sequences of {subject.tokens.shape[1]}, {ids}",
         "our_batch": f"{subject.batch_sequences} sequences",
         "rounds": f"{settings.bench.rounds}, after {settings.bench.warmups} to warm up",
     }

@@ -29,6 +29,9 @@ SHAPES = {  # layers, d, heads, vocabulary
 }
 
 
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+
+
 @dataclass(frozen=True)
 class Subject:
     """The model and the tokens that every contestant gets."""
@@ -37,7 +40,7 @@ class Subject:
     shape: Shape
     dtype: torch.dtype
     device: torch.device
-    tokens: NDArray[np.uint16] | NDArray[np.uint32]
+    tokens: Tokens
     """[sequence, position], all of one shard."""
     batch_sequences: int
     """Of the sweep, and of hooks; the sequences are a whole number of batches."""
@@ -107,6 +110,12 @@ def write_random(
         "dtype": str(dtype).removeprefix("torch."),
     }
     (folder / "config.json").write_text(json.dumps(described, indent=2))
+
+
+def spread_tokens(tokens: Tokens, num_sequences: int) -> Tokens:
+    """Take sequences from all over a corpus [sequence, position], repeated where it is short."""
+    rows = np.arange(num_sequences) * len(tokens) // num_sequences
+    return tokens[rows]
 
 
 def random_tokens(

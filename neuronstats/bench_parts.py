@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from neuronstats import bits
+from neuronstats.bench_flips import flips
 from neuronstats.bench_forward import Bare, Bitmaps, Swept, mismatches
 from neuronstats.bench_merge import Work, merging
 from neuronstats.bench_model import Subject
@@ -204,10 +205,16 @@ def _read(call: Callable[[], object], num_tokens: int, weights: int) -> str:
     return f"{read / num_tokens:.0f} B a token, {read / weights:.2f} times the weights"
 
 
+def flip(_sizes: Sizes, subject: Subject, _rounds: Rounds, _scratch: Path) -> Findings:
+    """Count the bits that half precision flips; nothing is timed."""
+    return flips(subject)
+
+
 PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "forward": forward,
     "pack": pack,
     "reduce": reduce,
     "merge": merge,
     "stream": stream,
+    "flips": flip,
 }

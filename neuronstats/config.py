@@ -122,7 +122,10 @@ class BenchSettings:
         default_factory=lambda: ["forward", "pack", "reduce", "merge", "stream"]
     )
     """forward: bare models, hooks, the sweep, the store; pack: packing and counting alone; reduce:
-    the n-grams; merge: a whole synthetic run reduced; stream: weights read from disk."""
+    the n-grams; merge: a whole synthetic run reduced; stream: weights read from disk; flips: bits
+    that float16 and bfloat16 flip against float32."""
+    run: str | None = None
+    """A collected run: its model and sequences from all over its text are taken instead."""
     short: bool = False
     """Smaller sizes where none are given: two minutes."""
     shape: str = "opt-125m"

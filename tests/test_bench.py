@@ -6,9 +6,12 @@ Nothing here asserts a speed.
 import io
 import json
 
+import models
 import numpy as np
 import pytest
 import torch
+from serial import collect_job, quiet, save_tokens, serial
+from transformers import OPTForCausalLM
 
 from jobs import run_job
 from neuronstats import bench_model
@@ -19,6 +22,7 @@ from neuronstats.bench_reduce import mixed_bits, zipf_tokens
 from neuronstats.bench_rounds import Contestant, Rounds, Timing
 from neuronstats.bits import count
 from neuronstats.checkpoint import Checkpoint, Dtype, ModelSettings
+from neuronstats.collect import collect
 from neuronstats.config import BenchJob, BenchSettings
 from neuronstats.console import Console
 from neuronstats.errors import SettingsError
@@ -37,9 +41,11 @@ PATHS = {  # all that is compared with the plain way of doing it
     "merge": {"covers, np.unique", "covers, Counter"},
     "stream": {"streamed"},
 }
+TIMED = list(PATHS)
 
 
 def run(out, model=None, **settings):
+    settings = {"parts": TIMED} | settings
     stream = io.StringIO()
     job = BenchJob(
         model=model or ModelSettings(name="random"),
@@ -150,10 +156,40 @@ def test_synthetic_corpus_has_the_mix():
     assert (share[18:20] > 0).all()
 
 
+def test_flipped_bits_of_a_run(tiny_checkpoint, tmp_path, monkeypatch):
+    tokens = models.random_tokens(5, 40, seed=8)
+    file = save_tokens(tmp_path / "tokens.npy", tokens)
+    job = collect_job(tmp_path / "run", tiny_checkpoint("pre"), file)
+    with serial(monkeypatch):
+        assert collect(job, quiet()) == 0
+    options = {"parts": ["flips"], "run": job.run, "sequences": 4}
+    code, report, shown = run(tmp_path / "out", **options)
+    assert code == 0
+    assert report["subject"]["tokens"].startswith("4 sequences of 40, spread over")
+    facts = report["parts"]["flips"]["facts"]
+    rows = tokens[[0, 1, 2, 3]]
+    bits = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        path = tiny_checkpoint("pre")
+        model = OPTForCausalLM.from_pretrained(path, dtype=dtype).eval()
+        bits[dtype] = models.fire_bits(models.hf_fc1_outputs(model, rows, batch=2))
+    for dtype, least in ((torch.float16, 0), (torch.bfloat16, 1)):
+        name = str(dtype).removeprefix("torch.")
+        pairs = list(zip(bits[dtype], bits[torch.float32], strict=True))
+        flipped = sum(int((ours != theirs).sum()) for ours, theirs in pairs)
+        activations = sum(int(layer.sum()) for layer in bits[torch.float32])
+        assert flipped >= least
+        told = f"{flipped / activations:.3%} of the activations"
+        assert facts[f"{name}: flipped bits"] == told
+        by_layer = [1e6 * (a != b).sum() / a.size for a, b in pairs]
+        assert facts[f"{name}: of a million, by layer"] == ", ".join(f"{x:.1f}" for x in by_layer)
+        assert told in shown
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"parts": ["forwards"]}, "expected some of forward, pack, reduce, merge, stream"),
+        ({"parts": ["forwards"]}, "expected some of forward, pack, reduce, merge, stream, flips"),
         ({"parts": []}, "expected some of"),
         ({"positions": 60}, "a multiple of 8"),
         ({"positions": 4096}, "at most the model's 2048"),
