@@ -76,7 +76,8 @@ class Report:
         """Print the ratios with their goals."""
         for name, part in self.parts.items():
             rows = [(r.what, _judged(r)) for r in part.ratios] + part.facts
-            console.table(f"{name}: times as fast, median (least to most of the rounds)", rows)
+            title = ": times as fast, median (least to most of the rounds)" if part.ratios else ""
+            console.table(f"{name}{title}", rows)
         wrong = {path: number for path, number in self.mismatches.items() if number}
         right = len(self.mismatches) - len(wrong)
         differ = f"; these differ: {wrong}" if wrong else ""

@@ -16,6 +16,7 @@ from neuronstats import bits, tables
 from neuronstats.checkpoint import Dtype, ModelSettings
 from neuronstats.errors import UserError
 from neuronstats.store import Run, Shard
+from neuronstats.suppress import SuppressionWorker
 from neuronstats.vocabulary import Texts
 
 Counts = NDArray[np.int64]
@@ -234,10 +235,44 @@ class LoadedRun:
         counts = self.position_counts(layer, slice(neuron, neuron + 1))[:, 0]
         return counts / self.num_sequences
 
+    def projection(self, layer: int, neuron: int) -> NDArray[np.float64]:
+        """Return what any neuron's update writes on the vocabulary, float64 [token].
+
+        Raises:
+            UserError: the checkpoint is not to be had, or holds other weights.
+
+        Source: Voita et al. 2023, sec. 4.4.
+        """
+        found: NDArray[np.float64] = self._projector.project(layer, [neuron])[:, 0]
+        return found
+
+    def update(self, layer: int, neuron: int, top: int = 20) -> dict[str, list[tuple[str, float]]]:
+        """Name the tokens that any neuron's update promotes and suppresses most.
+
+        Returns:
+            `promoted` and `suppressed`: texts with their projections, the strongest first.
+        """
+        values = self.projection(layer, neuron)
+        rising = np.argsort(values, kind="stable")
+        falling = np.argsort(-values, kind="stable")
+        return {
+            side: [(self.texts([int(token)]), float(values[token])) for token in order[:top]]
+            for side, order in (("promoted", falling), ("suppressed", rising))
+        }
+
+    @cached_property
+    def _model(self) -> ModelSettings:
+        return ModelSettings(**{**self.run.info["settings"]["model"], "dtype": Dtype.auto})
+
+    @cached_property
+    def _projector(self) -> SuppressionWorker:
+        weights = self.run.info["identity"]["model.weights"]
+        return SuppressionWorker(self._model, weights, bool(self.setting("centred", default=False)))
+
     @cached_property
     def texts(self) -> Texts:
         """Writes token ids as text."""
-        return Texts(ModelSettings(**{**self.run.info["settings"]["model"], "dtype": Dtype.auto}))
+        return Texts(self._model)
 
     def words(self, tokens: Sequence[Any]) -> list[str]:
         """Write single tokens as text, given as ids or as text already."""

@@ -134,9 +134,17 @@ class SuppressionWorker:
         weights: NDArray[np.float32] = self._checkpoint.tensor(name).float().numpy()
         return weights
 
+    def _updates(self, layer: int) -> NDArray[np.float32]:
+        """Read a layer's fc2: float32 [channel, neuron]."""
+        return self._weights(f"layers.{layer}.fc2.weight")
+
+    def project(self, layer: int, neurons: Sequence[int]) -> NDArray[np.float64]:
+        """Project some neurons' updates on the vocabulary, float64 [token, neuron]."""
+        return self._vocabulary.project(self._updates(layer)[:, list(neurons)])
+
     def __call__(self, task: LayerTokens) -> LayerSuppression:
         """Judge one layer's detectors and controls."""
-        fc2 = self._weights(f"layers.{task.layer}.fc2.weight")  # [channel, neuron]
+        fc2 = self._updates(task.layer)
         neurons = sorted(task.detected)
         triggers = _triggers(task.detected)
         found = judge(self._vocabulary, fc2[:, neurons], triggers, num_top=NUM_TOP)

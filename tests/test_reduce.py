@@ -221,6 +221,20 @@ def test_positions_hold_in_every_domain_and_the_waves_cover_what_they_say(
     assert waves
 
 
+def test_any_neuron_s_update_can_be_asked_for(planted_run, planted_model):
+    loaded = LoadedRun(planted_run.folder.location)
+    embedding = planted_model.model.decoder.embed_tokens.weight.detach().numpy().tolist()
+    fc2 = planted_model.model.decoder.layers[1].fc2.weight.detach().numpy()
+    values = oracle.project(fc2[:, 5].tolist(), embedding)
+    assert loaded.projection(1, 5) == pytest.approx(values)
+    row = oracle.suppression_row(values, [])
+    found = loaded.update(1, 5, top=3)
+    for side in ("promoted", "suppressed"):
+        wanted = [(f"w{token}", values[token]) for token in row[side][:3]]
+        assert [word for word, _ in found[side]] == [word for word, _ in wanted]
+        assert [x for _, x in found[side]] == pytest.approx([x for _, x in wanted])
+
+
 def test_texts_are_the_tokens(planted_run):
     for row in read(planted_run, "triggers").to_pylist()[:50]:
         assert row["text"].split() == [f"w{token}" for token in row["token_ids"]]

@@ -195,6 +195,22 @@ def test_peak_memory_is_within_the_plan(undisturbed):
     assert 0.7 <= peak / plan.host_bytes <= 1.0
 
 
+def test_one_worker_reduces_as_two_do_and_within_the_plan(undisturbed):
+    before = {name: (undisturbed / "tables" / f"{name}.parquet").read_bytes() for name in TABLES}
+    done = subprocess.run(
+        command("reduce", f"run={undisturbed}", "ray.workers=1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"workers +1\n", done.stdout)
+    for name in TABLES:
+        assert (undisturbed / "tables" / f"{name}.parquet").read_bytes() == before[name]
+    peak, planned = re.search(r"peak memory (\d+) MB of (\d+) MB planned", done.stdout).groups()
+    assert 0.7 <= int(peak) / int(planned) <= 1.0
+
+
 def test_tokens_are_the_arrays(undisturbed, inputs):
     from neuronstats.store import Run
 
