@@ -26,7 +26,7 @@ FULL = Sizes(
     layers=None,
     sequences=8,
     reduce_tokens=5_000_000,
-    reduce_neurons=40,
+    reduce_neurons=120,
     merge_layers=6,
     merge_neurons=3072,
 )

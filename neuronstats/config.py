@@ -144,7 +144,8 @@ class BenchSettings:
     reduce_tokens: int | None = None
     """Of the reduction's corpus; null: 5 million, in the short form 500 thousand."""
     reduce_neurons: int | None = None
-    """Of the reduction, a multiple of 20; null: 40, in the short form 20."""
+    """Of the reduction, a multiple of 20; null: 120, about a block of so many tokens, in the short
+    form 20."""
     merge_layers: int | None = None
     """Of the run that is merged, at least 2; null: 6, in the short form 3."""
     merge_neurons: int | None = None

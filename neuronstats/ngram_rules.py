@@ -190,7 +190,7 @@ def _loose(found: Any, counts: Any, occurrences: Any, rules: Rules) -> int:
 def _settle(out: Outcome, rules: Rules, first: int, num_neurons: int) -> None:
     """Settle neurons whose shorter n-grams have shown that few n-grams of this n cannot cover them.
 
-    Neurons that were not asked for in `prune` have 0 counted activations so far.
+    Neurons that `prune` was not asked for have 0 counted activations so far.
     """
     for neuron in range(first, first + num_neurons):
         out.bound[neuron] = min(out.bound[neuron], out.below[neuron])
@@ -202,7 +202,7 @@ def _settle(out: Outcome, rules: Rules, first: int, num_neurons: int) -> None:
 
 
 @compiled
-def prune(words: Any, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -> None:
+def prune(words: Any, first: int, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -> None:
     """Find neurons that few n-grams cannot cover, without a look at which n-grams they are.
 
     Exact: no `cover_limit` n-grams account for more activations than they have occurrences; nor for
@@ -211,7 +211,8 @@ def prune(words: Any, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -
 
     Args:
         words: bitmaps uint64 [neuron, word].
-        active: their set bits, int64 [neuron].
+        first: the neuron that active begins with.
+        active: their set bits, int64 [neuron - first]; 0 for those that are not asked for.
         corpus: the n-grams of one n.
         rules: with a `cover_limit`.
         out: `settled`, `counted` and `cover` are set where there is a proof; `bound` is read, from
@@ -222,10 +223,11 @@ def prune(words: Any, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -
     rest = 0
     if num_ids > NUM_FREQUENT:
         rest = limit * corpus.occurrences[NUM_FREQUENT]
-    for neuron in range(words.shape[0]):
-        if active[neuron] < PRUNE_LEAST:
+    for k in range(active.shape[0]):
+        neuron = first + k
+        if active[k] < PRUNE_LEAST or out.settled[neuron]:
             continue
-        out.counted[neuron] = active[neuron] - active_bits(words[neuron], corpus.holes)
+        out.counted[neuron] = active[k] - active_bits(words[neuron], corpus.holes)
         out.bound[neuron] = min(out.bound[neuron], common)
         _settle(out, rules, neuron, 1)
         if not out.settled[neuron]:

@@ -148,10 +148,13 @@ def count_ngrams(
         out[n] = _outcome(rules[n], len(corpus[n].occurrences), below)
         below = out[n].bound
     settled = np.zeros(num_neurons, np.bool_)
-    if settings.cover_limit is not None and settings.top_triggers == 0:
+    pruning = settings.cover_limit is not None and settings.top_triggers == 0
+    if pruning:
         active = ngram_kernels.count_bits(words)
+        hopeful = active.copy()
         for n in lengths:
-            ngram_rules.prune(words, active, grams[n], rules[n], out[n])
+            ngram_rules.prune(words, 0, hopeful, grams[n], rules[n], out[n])
+            hopeful[~out[n].settled] = 0  # is decoded in any case
         settled = np.all([out[n].settled for n in lengths], axis=0) | (active == 0)
     scratch = _scratch(num_neurons, num_bits, max(len(g.occurrences) for g in grams.values()))
     positions = np.empty(num_bits + ngram_kernels.SLACK, np.uint32)
@@ -161,6 +164,8 @@ def count_ngrams(
         decoded = ngram_kernels.decode_positions(words, first, settled, positions, offsets)
         ends = offsets[: decoded + 1]
         for n in lengths:
+            if pruning and n > lengths[0]:  # what was counted bounds it better
+                ngram_rules.prune(words, first, np.diff(ends), grams[n], rules[n], out[n])
             ngram_rules.count_ngrams(first, positions, ends, grams[n], rules[n], scratch, out[n])
         first += decoded
     return {n: _findings(corpus[n], rules[n], out[n]) for n in lengths}
