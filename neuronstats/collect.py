@@ -67,6 +67,7 @@ def collect(settings: CollectJob, console: Console) -> int:
         show_plan(plan, machine, console, exact=exact)
         if settings.plan:
             return 0
+        job.fetch_weights()
         stack.enter_context(RunFolder(job.location, create=True).lock())
         run = job.open_run(plan, corpus)
         todo = remaining(run, settings, console)

@@ -53,12 +53,12 @@ class NgramStore:
         Raises:
             UserError: the tokens are damaged, or nothing can be written.
         """
+        tokens = self.run.corpus().tokens  # checked, also where nothing is to be numbered
         sizes = self._folder.sizes(NGRAMS)
         for key in [key for key in sizes if not key.startswith(f"{self._key}/")]:
             self._folder.remove(key)  # of another, partial state of the run
         missing = [n for n in lengths if not self._is_whole(n, sizes)]
         if missing:
-            tokens = self.run.corpus().tokens
             tokens = np.concatenate([tokens[shard.sequences] for shard in self.shards])
             built = build_ngram_ids(tokens, self.run.info["model"]["bos_token_id"], missing)
             for ngrams in built.values():

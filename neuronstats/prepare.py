@@ -48,8 +48,8 @@ class Collect:
         self.settings, self.console = settings, console
         self.location = settings.location
         self.info = self._existing()
-        weights = not settings.plan or is_here(settings.model)  # a plan does not fetch gigabytes
-        self.checkpoint = Checkpoint(locate(settings.model, weights=weights), weights=weights)
+        here = is_here(settings.model)  # if not, gigabytes are fetched once the plan fits
+        self.checkpoint = Checkpoint(locate(settings.model, weights=here), weights=here)
         self.shape = Shape.of(self.checkpoint.config)
         self.num_layers = num_first_layers(
             settings.collect.layers, self.shape.num_layers, "collect.layers"
@@ -60,7 +60,18 @@ class Collect:
             settings.collect.bitmaps, self.shape.num_layers, "collect.bitmaps"
         )
         self.num_bitmaps = min(wanted, self.num_layers)
-        if weights:
+        if here:
+            check_weights(self.checkpoint, self.num_layers)
+
+    def fetch_weights(self) -> None:
+        """Fetch the weights from the hub where they are not here.
+
+        Raises:
+            UserError: the hub does not give them, or they are not the model's.
+        """
+        if not is_here(self.settings.model):
+            self.console.say(f"fetching the weights of {self.settings.model.path}")
+            self.checkpoint = Checkpoint(locate(self.settings.model))
             check_weights(self.checkpoint, self.num_layers)
 
     def _existing(self) -> dict[str, Any] | None:

@@ -68,7 +68,12 @@ def committed_shards(run: Run, *, partial: bool) -> tuple[list[Shard], Counts]:
 def reduce(settings: ReduceJob, console: Console) -> int:
     """Do the job; return its exit code."""
     locations = [*settings.runs, *([] if settings.run is None else [settings.run])]
-    if len(set(locations)) < max(1, len(locations)) or (settings.run and settings.runs):
+    if not locations:
+        raise SettingsError(
+            "run= is missing: expected a run folder that jobs/collect.py wrote, or"
+            " runs=[DIR,DIR2] to compare several."
+        )
+    if len(set(locations)) < len(locations) or (settings.run and settings.runs):
         raise SettingsError(
             f"run={settings.run}, runs={settings.runs}: expected one run=DIR, or different"
             " runs=[DIR,DIR2] to compare."

@@ -23,7 +23,7 @@ from serial import SerialPool, save_tokens, serial
 from jobs import run_job
 
 DONE, FAILED, WRONG_SETTINGS, INTERRUPTED = 0, 1, 2, 130
-OWN_TRACES = {"run.lock", "logs"}  # what a job leaves of itself in a run folder
+OWN_TRACES = {"run.lock", "logs", "ngrams"}  # what a job leaves in a run folder beside results
 GB = 1 << 30
 
 
@@ -719,6 +719,24 @@ def test_plan_fetches_no_weights(desk, own_checkpoint, monkeypatch):
     assert [name for name, _ in asked] == ["facebook/opt-66b"]
     assert not any("safetensors" in pattern or ".bin" in pattern for pattern in asked[0][1])
     assert not (desk.folder / "runs").exists()
+
+
+def test_what_does_not_fit_is_refused_before_the_weights_are_fetched(
+    desk, own_checkpoint, monkeypatch
+):
+    (own_checkpoint / "model.safetensors").unlink()
+    asked = []
+
+    def give(name, revision, allow_patterns):
+        asked.append(allow_patterns)
+        return str(own_checkpoint)
+
+    monkeypatch.setattr("neuronstats.checkpoint.snapshot_download", give)
+    monkeypatch.setattr("neuronstats.collect.probe", machine(host_bytes=GB // 8))
+    settings = ["model=opt-125m", *desk.settings[2:]]
+    desk.fails(WRONG_SETTINGS, "does not fit here", "host memory", settings=settings)
+    assert len(asked) == 1
+    assert not any("safetensors" in pattern or ".bin" in pattern for pattern in asked[0])
 
 
 @pytest.mark.parametrize(("name", "schema"), [("collect", "CollectJob"), ("reduce", "ReduceJob")])

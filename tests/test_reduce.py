@@ -426,7 +426,7 @@ def test_the_first_layers_alone_are_the_whole_s_first_rows(collected, monkeypatc
 @pytest.mark.parametrize(
     ("job", "says"),
     [
-        ({}, "run=None, runs=[]"),
+        ({}, "run= is missing"),
         ({"run": "a", "runs": ["b"]}, "run=a, runs=['b']"),
         ({"runs": ["a", "a"]}, "expected one run=DIR"),
     ],
