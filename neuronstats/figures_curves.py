@@ -1,18 +1,30 @@
 """Figures of curves by position: the gallery of types (7), what waves indicate (9)."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronstats.drawing import Draw, Drawing, NamedRun, NoDataError, basis, new_figure, panels
-from neuronstats.figures_neurons import TYPE_COLOURS, positional
+from neuronstats.drawing import (
+    Draw,
+    Drawing,
+    NamedRun,
+    NoDataError,
+    new_figure,
+    panels,
+    wrapped,
+)
+from neuronstats.figures_neurons import TYPE_COLOURS, TYPED_BY, kind_name, positional
 from neuronstats.loaded import LoadedRun
-from neuronstats.position_types import TYPES
+from neuronstats.position_coverage import indicated_ranges
+from neuronstats.position_curves import Bools
+from neuronstats.position_types import TYPES, PositionSettings, find_waves
 
 PER_CELL = 2  # curves of each type and strength
+NUMBERED = 20  # more neurons in a panel than this have no numbers beside them
 LAYERS = 4  # of fig. 9: those with most neurons
 
 
@@ -49,8 +61,8 @@ def gallery(runs: Sequence[NamedRun]) -> Drawing:
             shape = named.run.curve(pick["layer"], pick["neuron"])
             panel.plot(shape, ".", color=TYPE_COLOURS[kind], markersize=1.6, rasterized=True)
             where = f"{named.label}, layer {pick['layer']}, neuron {pick['neuron']}"
-            words = f"{kind.replace('_', ' ')}, {'strong' if strong else 'weak'}"
-            panel.set_title(f"{words}\n{where}", fontsize=7)
+            words = f"{kind_name(kind)}, {'strong' if strong else 'weak'}"
+            wrapped(panel, f"{words}\n{where}", fontsize=7)
             panel.set_ylim(-0.04, 1.04)
         row[0].set_ylabel("frequency")
     for panel in grid[-1]:
@@ -58,9 +70,10 @@ def gallery(runs: Sequence[NamedRun]) -> Drawing:
     caption = (
         "Activation frequency by position of neurons typical for their type and strength: those in"
         " the middle of the type's order of mutual information with position. Two of each where"
-        f" there are two. {basis(runs)}"
+        " there are two. Position 0 holds the begin-of-sequence token and has no part in the type."
     )
-    return Drawing("7", "Typical curves of positional neurons", caption, figure=figure)
+    title = "Typical curves of positional neurons"
+    return Drawing("7", title, caption, figure=figure, settings=TYPED_BY)
 
 
 def ranges(runs: Sequence[NamedRun]) -> Drawing:
@@ -72,28 +85,37 @@ def ranges(runs: Sequence[NamedRun]) -> Drawing:
         raise NoDataError("no run has a strong oscillatory neuron")
     figure, axes = panels(len(cells))
     for panel, (named, layer, neurons) in zip(axes, cells, strict=True):
-        on = np.stack(
-            [named.run.curve(layer, neuron) > 0.5 for neuron in neurons]
-        )  # [neuron, position]
+        on = indicated(named.run, layer, neurons)  # [neuron, position]
         for row, mask in enumerate(on):
-            panel.broken_barh(
-                _spans(np.asarray(mask)), (row - 0.4, 0.8), color=TYPE_COLOURS["oscillatory"]
-            )
-        panel.broken_barh(_spans(np.any(on, axis=0)), (-1.6, 0.5), color="0.2")
-        share = 100 * on.any(axis=0).mean()
-        panel.set(xlabel="position", xlim=(0, on.shape[1]), ylim=(-2, len(neurons)))
-        panel.set_title(f"{named.label}, layer {layer}: {share:.0f} % of positions in a range")
-        panel.set_yticks(
-            range(len(neurons)),
-            [str(n) for n in neurons] if len(neurons) <= 20 else [""] * len(neurons),
-        )
-        panel.set_ylabel("neuron")
+            spans = indicated_ranges(mask)
+            panel.broken_barh(_bars(spans), (row - 0.4, 0.8), color=TYPE_COLOURS["oscillatory"])
+        together = np.logical_or.reduce(on)  # [position]
+        panel.broken_barh(_bars(indicated_ranges(together)), (-1.7, 0.8), color="0.2")
+        share, positions = 100 * together.mean(), on.shape[1] + 1
+        panel.set(xlabel="position", xlim=(0, positions), ylim=(-2.1, len(neurons)))
+        wrapped(panel, f"{named.label}, layer {layer}: {share:.0f} % of the positions")
+        numbered = len(neurons) <= NUMBERED
+        names = [str(neuron) if numbered else "" for neuron in neurons]
+        panel.set_yticks([-1.3, *range(len(neurons))], ["any", *names])
+        panel.set_ylabel("neuron" if numbered else f"{len(neurons)} neurons")
+        panel.grid(visible=False, axis="y")
     caption = (
-        "Positions at which a strong oscillatory neuron is activated in more than half of the"
-        " sequences, a row a neuron; the dark row below: any of them. Layers with most such"
-        f" neurons, at most {LAYERS} of a run. {basis(runs)}"
+        "Positions at which a strong oscillatory neuron's smoothed curve of frequency is above its"
+        " middle, a row a neuron; the dark row: any of them, with its share of the positions from 1"
+        f" on above the panel. Layers with most such neurons, at most {LAYERS} of a run."
     )
-    return Drawing("9", "Positions that oscillatory neurons indicate", caption, figure=figure)
+    title = "Positions that oscillatory neurons indicate"
+    return Drawing("9", title, caption, figure=figure, settings=TYPED_BY)
+
+
+def indicated(run: LoadedRun, layer: int, neurons: Sequence[int]) -> Bools:
+    """Tell where neurons' curves are above their middles, bool [neuron, position from 1 on]."""
+    thresholds = PositionSettings(
+        **{field.name: run.setting(field.name, field.default) for field in fields(PositionSettings)}
+    )
+    span = slice(min(neurons), max(neurons) + 1)
+    counts = run.position_counts(layer, span)[:, np.array(neurons) - span.start]
+    return find_waves(counts, run.num_sequences, thresholds).above
 
 
 def _strong_waves(run: LoadedRun) -> list[tuple[int, list[int]]]:
@@ -106,10 +128,9 @@ def _strong_waves(run: LoadedRun) -> list[tuple[int, list[int]]]:
     return [(k, by_layer[k]) for k in sorted(most)]
 
 
-def _spans(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Return the runs of True as (start, length)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
-    return [(int(a), int(b - a)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+def _bars(spans: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return ranges as (start, length)."""
+    return [(first, last - first) for first, last in spans.tolist()]
 
 
 CATALOGUE: dict[str, tuple[Draw, str]] = {

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neuronstats.drawing import Draw, Drawing, NamedRun, NoDataError, basis
+from neuronstats.drawing import Draw, Drawing, NamedRun, NoDataError
+from neuronstats.figures_layers import DETECTED_BY
 
 EXAMPLES = 12  # rows of each run
 WORDS = 8  # tokens of a cell
@@ -25,9 +26,11 @@ def examples(runs: Sequence[NamedRun]) -> Drawing:
         "Token detectors, the most often activated of each run: the tokens detected, and those"
         " whose projections of the neuron's update on the output embedding are highest (promoted)"
         " and lowest (suppressed). Rank: tokens of the vocabulary with a lower projection; 0 is the"
-        f" most suppressed. {basis(runs)}"
+        " most suppressed."
     )
-    return Drawing("5", "What token detectors promote and suppress", caption, rows=[head, *rows])
+    title = "What token detectors promote and suppress"
+    made_by = (*DETECTED_BY, "centred")
+    return Drawing("5", title, caption, rows=[head, *rows], settings=made_by)
 
 
 def _examples(named: NamedRun) -> list[Sequence[str]]:

@@ -5,26 +5,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
+from neuronstats import published
 from neuronstats.console import short
 from neuronstats.drawing import (
     Draw,
     Drawing,
     NamedRun,
     NoDataError,
-    basis,
+    from_zero,
+    legend,
+    line_kind,
     line_style,
     new_figure,
     panels,
+    wrapped,
 )
 from neuronstats.layerstats import NEVER_SEEN_BOUND
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 LOG_FROM = 20  # runs whose tokens differ by more share a logarithmic axis
+DETECTED_BY = ("cover_share", "max_cover", "detect_rate", "min_count")
 CONTROLS = {  # of the suppressing share, in layers.parquet
     "suppressing_shuffled_share": ("others' triggers", "--"),
     "suppressing_control_share": ("neurons that detect none", "-."),
@@ -56,36 +63,45 @@ def _overlay(
             drawn += 1
     if not drawn:
         raise NoDataError(missing)
-    axes.set(xlabel=DEPTH, ylabel=ylabel, xlim=(-0.03, 1.03))
-    axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.set(xlabel=DEPTH, ylabel=ylabel)
     return figure, axes
+
+
+def _finish(
+    axes: Axes, runs: Sequence[NamedRun], figure: str, *more: Line2D, whole: bool = False
+) -> None:
+    """Mark what the paper shows, name what is drawn, begin at zero."""
+    legend(axes, runs, *more, published.beside(axes, figure, runs))
+    from_zero(axes, whole=whole)
 
 
 def dead(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 1a."""
-    figure, _ = _overlay(
+    figure, axes = _overlay(
         runs, "dead_share", "dead neurons, % of the layer", factor=100, missing="no layers"
     )
+    _finish(axes, runs, "1a")
     bounds = ", ".join(
         f"{NEVER_SEEN_BOUND / named.run.tokens:.2g} ({named.label})" for named in runs
     )
     caption = (
         "Share of each layer's neurons that were not activated on a single token of the run, in per"
         " cent. Never seen is not never: with 95 % confidence such a neuron's frequency is below"
-        f" 3/tokens = {bounds}. {basis(runs)}"
+        f" 3/tokens = {bounds}. {published.remarks(['1a'], runs)}"
     )
     return Drawing("1a", "Dead neurons by layer", caption, figure=figure)
 
 
 def frequency(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 1b."""
-    figure, _ = _overlay(
+    figure, axes = _overlay(
         runs, "alive_frequency", "mean activation frequency", missing="no neuron is alive"
     )
+    _finish(axes, runs, "1b")
     caption = (
         "Activation frequency (activations divided by tokens, the begin-of-sequence token"
-        f" included), mean over each layer's neurons that are not dead. {basis(runs)}"
+        " included), mean over each layer's neurons that are not dead."
+        f" {published.remarks(['1b'], runs)}"
     )
     return Drawing("1b", "Mean frequency of the alive neurons by layer", caption, figure=figure)
 
@@ -111,17 +127,19 @@ def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title
         right.set(
             title=f"(b) {WORDS[n]}s with a detector", xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s"
         )
-        for panel in (left, right):
-            panel.set_ylim(0, max(1, panel.get_ylim()[1]))
-            panel.legend()
+        _finish(left, runs, f"{name}a", whole=True)
+        kinds = (line_kind("-", "in the layer"), line_kind("--", "up to the layer"))
+        _finish(right, runs, f"{name}b", *kinds, whole=True)
     caption = (
         f"A detector is covered by few n-grams (at most {_covers(runs, lengths)}, for"
         f" {_each(runs, 'cover_share', 95)} of its activations), is activated in at least"
         f" {_each(runs, 'detect_rate', 95)} of the occurrences of those that count as detected, and"
         " these alone still cover it. The begin-of-sequence token is left out. (b) solid: n-grams"
-        f" that a neuron of the layer detects; dashed: of this layer or one below. {basis(runs)}"
+        " that a neuron of the layer detects; dashed: of this layer or one below. Layers with"
+        f" bitmaps alone: {_counted_layers(runs)}."
+        f" {published.remarks([name, f'{name}a', f'{name}b'], runs)}"
     )
-    return Drawing(name, title, caption, figure=figure)
+    return Drawing(name, title, caption, figure=figure, settings=DETECTED_BY)
 
 
 def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title: str) -> Drawing:
@@ -136,22 +154,25 @@ def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, titl
     figure, axes = panels(len(cells))
     for panel, (named, n) in zip(axes, cells, strict=True):
         lines = (
-            (f"detected_{n}", "detected in the layer", "-"),
-            (f"new_overall_{n}", "new against all layers below", "--"),
-            (f"new_to_previous_{n}", "new against the layer just below", ":"),
+            (f"detected_{n}", "detected in the layer", "-", 4.0),
+            (f"new_to_previous_{n}", "new against the layer just below", "-", 2.0),
+            (f"new_overall_{n}", "new against all layers below", "--", 1.0),
         )
-        for index, (column, words, line) in enumerate(lines):
+        for index, (column, words, line, width) in enumerate(lines):
             curve = by_depth(named, column)
             assert curve is not None
-            panel.plot(*curve, line, label=words, **line_style(index))
-        panel.set(title=named.label, xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s")
-        panel.set_ylim(0, max(1, panel.get_ylim()[1]))
-        panel.legend()
+            panel.plot(*curve, line, label=words, linewidth=width, **line_style(index))
+        marks = published.beside(panel, name, [named])
+        panel.set(xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s")
+        wrapped(panel, named.label)
+        from_zero(panel, whole=True)
+        panel.legend(handles=[*panel.lines[: len(lines)], *([marks] if marks else [])])
     caption = (
         "Of the n-grams that the neurons of a layer detect, those that no neuron of any layer below"
-        f" detects, and those that none of the layer just below does. {basis(runs)}"
+        " detects, and those that none of the layer just below does. Layers with bitmaps alone:"
+        f" {_counted_layers(runs)}. {published.remarks([name], runs)}"
     )
-    return Drawing(name, title, caption, figure=figure)
+    return Drawing(name, title, caption, figure=figure, settings=DETECTED_BY)
 
 
 def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
@@ -166,6 +187,15 @@ def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
         words = " or ".join(f"{WORDS[n]}s" for n in kept)
         raise NoDataError(f"no neuron of any run is a detector of {words}")
     return kept
+
+
+def _counted_layers(runs: Sequence[NamedRun]) -> str:
+    """Say of each run how many layers have their n-grams counted."""
+    words = [
+        f"the first {named.run.layout.num_bitmaps} of {named.run.model_layers} ({named.label})"
+        for named in runs
+    ]
+    return ", ".join(words)
 
 
 def _covers(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
@@ -199,16 +229,30 @@ def suppression(runs: Sequence[NamedRun]) -> Drawing:
             if control is not None:
                 label = f"{named.label}, {words}"
                 axes.plot(*control, line, label=label, **line_style(index), alpha=0.6)
-    axes.legend()
-    axes.set_ylim(0, 103)
+    kinds = [line_kind(line, words) for words, line in CONTROLS.values()]
+    _finish(axes, runs, "suppression", *kinds)
+    axes.set_ylim(-3, 103)
     caption = (
         "Share of each layer's token detectors whose update lowers, in the mean over their detected"
         " tokens, the tokens' projections on the output embedding. Dotted: one half, which a sign"
         " drawn at random would give. Dashed, where computed: the same neurons against each other's"
         " detected tokens; dash-dotted: neurons of the layer that detect none against these tokens."
-        f" {basis(runs)}"
+        f" In all: {_suppressing(runs)}. {published.remarks(['suppression'], runs)}"
     )
-    return Drawing("suppression", "Detectors that suppress their triggers", caption, figure=figure)
+    title = "Detectors that suppress their triggers"
+    made_by = (*DETECTED_BY, "centred")
+    return Drawing("suppression", title, caption, figure=figure, settings=made_by)
+
+
+def _suppressing(runs: Sequence[NamedRun]) -> str:
+    """Say of each run how many of its token detectors suppress, over all layers."""
+    words = []
+    for named in runs:
+        judged = pc.drop_null(named.run.neurons["suppresses"])
+        count = pc.sum(judged, min_count=0).as_py()
+        share = f" ({100 * count / len(judged):.0f} %)" if len(judged) else ""
+        words.append(f"{count} of {len(judged)}{share} of {named.label}")
+    return ", ".join(words)
 
 
 def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
@@ -245,13 +289,12 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
         axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda number, _: short(number))
     axes.set(xlabel="tokens seen", ylabel="neurons never activated yet, %")
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     axes.legend()
     caption = (
         "Neurons that were not activated on any token seen so far, of all recorded layers (solid)"
         " and of the layer with most of them at the end (dashed). Text is taken from all domains"
         " evenly. Where the curve still falls, more text would find fewer dead neurons."
-        f" {basis(runs)}"
     )
     return Drawing("dead_curve", "Dead neurons against tokens seen", caption, figure=figure)
 

@@ -11,15 +11,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from neuronstats import published
 from neuronstats.drawing import (
     COLOURS,
     Draw,
     Drawing,
     NamedRun,
     NoDataError,
-    basis,
     new_figure,
     panels,
+    wrapped,
 )
 from neuronstats.figures_layers import NO_BITMAPS, WORDS
 from neuronstats.layerstats import COVER_BINS
@@ -42,6 +43,7 @@ TYPE_COLOURS = {
     "": "#777777",
 }
 WEAK_ALPHA = 0.35
+TYPED_BY = ("positional_mi", "min_crossings", "wave_share", "range_share", "near", "exact", "thin")
 
 
 def cover_bins(run: LoadedRun, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -75,7 +77,8 @@ def covers(runs: Sequence[NamedRun], n: int, name: str, title: str) -> Drawing:
                 layers, share, 0.9, bottom=below, color=BIN_COLOURS[index], label=bin_name(index)
             )
             below += share
-        panel.set(title=named.label, xlabel="layer", ylabel="alive neurons, %", ylim=(0, 100))
+        panel.set(xlabel="layer", ylabel="alive neurons, %", ylim=(0, 100))
+        wrapped(panel, named.label)
         panel.set_xticks(layers if len(layers) <= 12 else layers[:: -(-len(layers) // 12)])
         panel.grid(visible=False)
     handles, words = axes[0].get_legend_handles_labels()
@@ -91,9 +94,8 @@ def covers(runs: Sequence[NamedRun], n: int, name: str, title: str) -> Drawing:
         f"Alive neurons of layers with bitmaps by the smallest number of distinct {WORDS[n]}s that"
         f" together account for {' or '.join(shares)} of their activations; the begin-of-sequence"
         " token and n-grams that hold it are left out (0: nothing else activates the neuron)."
-        f" {basis(runs)}"
     )
-    return Drawing(name, title, caption, figure=figure)
+    return Drawing(name, title, caption, figure=figure, settings=("cover_share",))
 
 
 def bin_name(index: int) -> str:
@@ -124,8 +126,8 @@ def circles(panel: Axes, run: LoadedRun) -> None:
     ranks: dict[int, int] = {}
     dots: dict[tuple[str, bool], list[tuple[int, int]]] = {}
     for i in order:
-        rank = ranks.get(int(layer[i]), 0)
-        ranks[int(layer[i])] = rank + 1
+        rank = ranks.get(int(layer[i]), 0) + 1
+        ranks[int(layer[i])] = rank
         dots.setdefault((kinds[i], bool(strong[i])), []).append((int(layer[i]), rank))
     size = 30 if len(kinds) < 400 else 10
     for (kind, full), places in dots.items():
@@ -134,12 +136,12 @@ def circles(panel: Axes, run: LoadedRun) -> None:
         panel.scatter(x, y, size, color=TYPE_COLOURS[kind], alpha=alpha, linewidths=0)
     panel.set(
         xlabel="layer",
-        ylabel="positional neurons of the layer",
+        ylabel="positional neurons",
         xlim=(-0.5, run.num_layers - 0.5),
     )
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    panel.set_ylim(bottom=-0.7, top=max(ranks.values(), default=1) + 0.7)
+    panel.set_ylim(bottom=0, top=max(ranks.values(), default=1) * 1.03 + 0.7)
     if not kinds:
         panel.text(0.5, 0.5, "no positional neurons", transform=panel.transAxes, ha="center")
 
@@ -152,11 +154,11 @@ def kind_name(kind: str) -> str:
 def _circles_figure(
     runs: Sequence[NamedRun], titles: Sequence[str], name: str, title: str
 ) -> Drawing:
-    figure, axes = panels(len(runs))
+    figure, axes = panels(len(runs), height=3.8)
     used: set[str] = set()
     for panel, named, words in zip(axes, runs, titles, strict=True):
         circles(panel, named.run)
-        panel.set_title(words)
+        wrapped(panel, words)
         used |= set(positional(named.run)["position_type"].to_pylist())
     handles = [
         Line2D([], [], linestyle="", marker="o", color=colour, label=kind_name(kind))
@@ -173,9 +175,9 @@ def _circles_figure(
         "Every neuron whose activation and position share more than"
         f" {' or '.join(thresholds)} nats of mutual information: a circle at its layer, ordered"
         " by the type of its curve of frequency by position, then strength, then information."
-        f" {basis(runs)}"
+        f" {published.remarks(['8'], runs)}"
     )
-    return Drawing(name, title, caption, figure=figure)
+    return Drawing(name, title, caption, figure=figure, settings=TYPED_BY)
 
 
 def types(runs: Sequence[NamedRun]) -> Drawing:
@@ -219,24 +221,23 @@ def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
         places = np.arange(len(share)) + (index - (len(runs) - 1) / 2) * width
         words = f"{named.label}, {len(kept)} neurons"
         axes.bar(places, share, width, label=words, color=COLOURS[index % len(COLOURS)])
-        axes.set_xticks(range(len(share)))
-        drawn += 1
+        drawn = max(drawn, len(share))
     if not drawn:
         raise NoDataError("no run has positional neurons and more than one domain")
+    axes.set_xticks(range(drawn))
+    axes.set_ylim(0, 100)
     axes.set(
         xlabel="domains in which the neuron is positional by itself", ylabel="positional neurons, %"
     )
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     caption = (
         "Positional neurons of all text, by the number of single domains in which they are"
         " positional too: there the information, less what few sequences add to it (about"
         " 1/(2 sequences)), is"
-        f" above the same threshold. A neuron that tells position does so in every domain."
-        f" {basis(runs)}"
+        " above the same threshold. A neuron that tells position does so in every domain."
     )
-    return Drawing(
-        "domains", "Do positional neurons keep to it in every domain?", caption, figure=figure
-    )
+    title = "Do positional neurons keep to it in every domain?"
+    return Drawing("domains", title, caption, figure=figure, settings=("positional_mi",))
 
 
 def domains_kept(run: LoadedRun) -> NDArray[np.int64] | None:

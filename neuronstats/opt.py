@@ -119,6 +119,11 @@ def _shaped(checkpoint: Checkpoint, name: str, *shape: int) -> Tensor:
     return tensor
 
 
+def has_positions(checkpoint: Checkpoint) -> bool:
+    """Tell whether a model has position embeddings: they are there and not all zero (sec. 5.4)."""
+    return bool(checkpoint.tensor("embed_positions.weight").any())
+
+
 def check_weights(checkpoint: Checkpoint, num_layers: int) -> None:
     """Find out before anything starts whether the first layers can be built.
 

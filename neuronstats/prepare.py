@@ -22,7 +22,7 @@ from neuronstats.errors import SettingsError
 from neuronstats.folder import LOCK, RunFolder
 from neuronstats.machine import Machine, free_disk_bytes
 from neuronstats.ngram_store import NGRAMS
-from neuronstats.opt import Shape, check_weights, num_first_layers
+from neuronstats.opt import Shape, check_weights, has_positions, num_first_layers
 from neuronstats.plan import Plan, Work
 from neuronstats.store import Layout, Run, make_shards
 from neuronstats.text import DataSettings, content_fingerprint
@@ -222,7 +222,7 @@ class Collect:
             "model": {
                 **dataclasses.asdict(self.shape),
                 "bos_token_id": config.bos_token_id,
-                "has_positions": bool(self.checkpoint.tensor("embed_positions.weight").any()),
+                "has_positions": has_positions(self.checkpoint),
             },
             "settings": settings,
             "versions": versions(),

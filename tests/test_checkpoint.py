@@ -7,6 +7,7 @@ import torch
 
 from neuronstats.checkpoint import Checkpoint, ModelSettings, locate
 from neuronstats.errors import SettingsError
+from neuronstats.opt import has_positions
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,9 @@ def test_tensors_outlive_their_file(tiny_checkpoint):
     checkpoint.release()
     assert torch.equal(tensor, copy)
     assert torch.equal(checkpoint.tensor("layers.0.fc1.weight"), copy)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("opt-mini", True), ("opt-mini-nopos", False)])
+def test_models_without_positions_are_known_by_their_weights(name, expected):
+    folder = locate(ModelSettings(name=name, path=f"embedded:{name}"))
+    assert has_positions(Checkpoint(folder)) is expected

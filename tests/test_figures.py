@@ -1,5 +1,7 @@
 """Figures: the numbers drawn are the tables'; what has no data says why; pictures repeat."""
 
+import copy
+import re
 from collections import Counter
 from itertools import pairwise
 
@@ -9,9 +11,18 @@ import pyarrow as pa
 import pytest
 from reported import planted_run
 
-from neuronstats import figures, figures_curves, figures_examples, figures_layers, figures_neurons
-from neuronstats.drawing import Drawing, NamedRun, NoDataError, draw
+from neuronstats import (
+    figures,
+    figures_curves,
+    figures_examples,
+    figures_layers,
+    figures_neurons,
+    published,
+)
+from neuronstats.drawing import Drawing, NamedRun, NoDataError, draw, settings_words
 from neuronstats.loaded import LoadedRun, labels
+
+WAVE = ("oscillatory", True)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +109,10 @@ def test_dead_curve_ends_at_the_dead_share(named):
 def test_every_positional_neuron_is_a_circle(named):
     drawing = figures_neurons.types([named])
     dots = [d.get_offsets() for d in drawing.figure.axes[0].collections]
-    found = Counter(float(layer) for layer, _ in np.concatenate(dots))
+    places = np.concatenate(dots)
+    found = Counter(float(layer) for layer, _ in places)
+    for layer, count in found.items():  # ranked from 1, so that a column's height is its number
+        assert sorted(places[places[:, 0] == layer, 1]) == list(range(1, count + 1))
     assert found == Counter(
         float(r["layer"]) for r in rows(named) if r["position_type"] is not None
     )
@@ -114,11 +128,99 @@ def test_examples_are_the_planted_detectors(named):
         assert all(word in shown for word in words)
 
 
-def test_ranges_are_where_the_wave_is_up():
-    mask = np.array([True, True, False, False, True])
-    assert figures_curves._spans(mask) == [(0, 2), (4, 1)]
-    assert figures_curves._spans(~mask) == [(2, 2)]
-    assert figures_curves._spans(np.zeros(3, bool)) == []
+def bars(panel, colour):
+    """The ranges drawn in a colour, row by row from the lowest, as sets of positions."""
+    from matplotlib.colors import to_rgba
+
+    found = []
+    for row in panel.collections:
+        if tuple(row.get_facecolor()[0]) == to_rgba(colour):
+            corners = [path.vertices[:, 0] for path in row.get_paths()]
+            found.append({p for x in corners for p in range(int(min(x)), int(max(x)))})
+    return found
+
+
+def test_ranges_are_where_the_planted_waves_are_up(named):
+    drawing = figures_curves.ranges([named])
+    waves = [
+        [p for p in planted.neurons(layer=k) if (p.position_type, p.position_strong) == WAVE]
+        for k in (0, 3)
+    ]
+    for panel, expected in zip(drawing.figure.axes, waves, strict=True):
+        up = [{i for i, f in enumerate(p.curve) if f > 0.5 and i} for p in expected]
+        shown = bars(panel, figures_neurons.TYPE_COLOURS["oscillatory"])
+        first = {1, 2, 3}  # smoothing has neighbours on one side alone there
+        assert [row - first for row in shown] == [row - first for row in up]
+        together = set().union(*shown)
+        assert bars(panel, "0.2") == [together]
+        share = 100 * len(together) / (planted.POSITIONS - 1)
+        assert f"{share:.0f} % of the" in panel.get_title()
+        labels = [text.get_text() for text in panel.get_yticklabels()]
+        assert labels == ["any", *(str(p.neuron) for p in expected)]
+
+
+def test_the_gallery_shows_every_type_and_the_curves_of_its_neurons(named):
+    panels = [panel for panel in figures_curves.gallery([named]).figure.axes if panel.lines]
+    kinds = {(r["position_type"], r["position_strong"]) for r in rows(named)} - {(None, None)}
+    shown = set()
+    for panel in panels:
+        words = panel.get_title().replace("\n", " ")
+        kind, strength, layer, neuron = re.fullmatch(
+            r"([a-z ]+), (strong|weak) planted, layer (\d+), neuron (\d+)", words
+        ).groups()
+        shown.add((kind.replace(" ", "_"), strength == "strong"))
+        row = rows(named)[int(layer) * planted.WIDTH + int(neuron)]
+        assert (row["position_type"], row["position_strong"]) == (
+            kind.replace(" ", "_"), strength == "strong",
+        )  # fmt: skip
+        curve = named.run.activated(int(layer), int(neuron)).mean(axis=0)
+        assert panel.lines[0].get_ydata() == pytest.approx(curve)
+    assert shown == kinds
+
+
+def test_suppression_is_shown_against_both_controls(named):
+    found = lines(figures_layers.suppression([named]))
+    table = named.run.layers.to_pylist()
+    for label, column in (
+        ("planted", "suppressing_share"),
+        ("planted, others' triggers", "suppressing_shuffled_share"),
+        ("planted, neurons that detect none", "suppressing_control_share"),
+    ):
+        expected = [100 * r[column] for r in table if r[column] is not None]
+        assert found[label][:, 1] == pytest.approx(expected)
+        assert len(expected) == 3
+    truth = [[p.suppresses for p in planted.neurons(layer=k, n=1)] for k in range(3)]
+    assert found["planted"][:, 1] == pytest.approx([100 * np.mean(each) for each in truth])
+    caption = figures_layers.suppression([named]).caption
+    assert f"In all: {sum(map(sum, truth))} of {sum(map(len, truth))} (" in caption
+
+
+def test_published_readings_are_for_the_papers_models_alone(named, monkeypatch):
+    assert figures_layers.dead([named]).caption.count("eye") == 0
+    labels = lines(figures_layers.dead([named]))
+    assert not any(published.NAME in label for label in labels)
+    monkeypatch.setitem(named.run.run.info["settings"]["model"], "name", "opt-66b")
+    drawing = figures_layers.dead([named])
+    marks = lines(drawing)[f"planted, {published.NAME}"]
+    assert (0.05, 73.0) in [tuple(mark) for mark in marks]
+    assert published.NAME in [t.get_text() for t in drawing.figure.axes[0].get_legend().get_texts()]
+    assert "opt-66b" in drawing.caption
+    assert "by eye" in drawing.caption
+    detectors = figures_layers.detectors([named], (1,), "3", "title")
+    left, right = detectors.figure.axes
+    assert left.lines[-1].get_ydata().tolist() == [345.0, 120.0, 455.0, 0.0]
+    assert set(right.lines[-1].get_ydata()) == {10000.0}
+    assert "5351" in detectors.caption
+
+
+def test_settings_are_written_once_or_for_each_run(named):
+    both = [named, NamedRun("again", named.run)]
+    assert settings_words(both, ["cover_share"]) == "Settings: cover_share 0.95."
+    other = copy.copy(named.run)
+    other.metadata = {**named.run.metadata, "settings": {"cover_share": 0.9}}
+    words = settings_words([named, NamedRun("other", other)], ["cover_share"])
+    assert words == "Settings: cover_share 0.95 (planted), 0.9 (other)."
+    assert settings_words(both, []) == ""
 
 
 def test_domains_in_which_a_positional_neuron_keeps_to_it(named):
