@@ -133,7 +133,9 @@ class LoadedRun:
         for index in range(0 if file is None else file.num_row_groups):
             yield file.read_row_group(index, columns=columns)
 
-    def rows(self, name: str, layer: int, first: int, last: int) -> pa.Table | None:
+    def rows(
+        self, name: str, layer: int, first: int, last: int, columns: list[str] | None = None
+    ) -> pa.Table | None:
         """Return a table's rows of some neurons of one layer, reading only the groups they are in.
 
         Args:
@@ -141,6 +143,7 @@ class LoadedRun:
             layer: the layer.
             first: the first neuron.
             last: one past the last neuron.
+            columns: layer, neuron and others; None: all.
         """
         file = self._file(name)
         if file is None:
@@ -157,7 +160,7 @@ class LoadedRun:
                 one_layer = spans[0].min == spans[0].max
                 if not one_layer or (spans[1].min < last and spans[1].max >= first):
                     groups.append(index)
-        found = file.read_row_groups(groups) if groups else file.schema_arrow.empty_table()
+        found = file.read_row_groups(groups, columns) if groups else file.schema_arrow.empty_table()
         here = pc.and_(pc.equal(found["layer"], layer), pc.greater_equal(found["neuron"], first))
         return found.filter(pc.and_(here, pc.less(found["neuron"], last)))
 

@@ -1,12 +1,10 @@
 """Tables -> the page's data, in script files that are loaded when asked for.
 
 data/rR/nLLL.js   columns of all neurons of one layer of run R, as base64 of little-endian arrays
-data/rR/search.js the n-grams that neurons detect, for the search of a token's text
 data/rR/dNNNNN.js a few neurons' details: curves, n-grams, updates, contexts
+and what search.py writes.
 """
 
-import base64
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +19,9 @@ from neuronstats.errors import SettingsError
 from neuronstats.folder import RunFolder
 from neuronstats.loaded import LoadedRun
 from neuronstats.position_types import TYPES
+from neuronstats.search import encoded, script, write_search
 
 PIECE_NEURONS = 16  # details loaded together
-SEARCH_ROWS = 200_000  # n-grams of a run that can be searched for
 DEAD, SUPPRESS_KNOWN, SUPPRESSES, POSITIONAL, STRONG, COVERED = 1, 16, 32, 64, 1024, 2048
 TYPE_SHIFT = 7  # three bits: 0 untyped, then TYPES from 1
 
@@ -53,12 +51,6 @@ class ReportSettings:
         for name in ("sample", "contexts", "context_tokens", "max_bytes"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"report.{name}={getattr(self, name)}: expected 0 or more.")
-
-
-def script(function: str, *values: Any) -> bytes:
-    """Write a call of one of the page's functions; the text is ASCII, whatever the values hold."""
-    words = ",".join(json.dumps(value, separators=(",", ":"), allow_nan=False) for value in values)
-    return f"{function}({words});\n".encode("ascii")
 
 
 def flags(neurons: pa.Table) -> NDArray[np.uint16]:
@@ -105,22 +97,7 @@ def layer_script(run: LoadedRun, number: int, layer: int, details: Ints) -> byte
     }
     for n in run.ngrams:
         columns[f"cover_{n}"] = pc.fill_null(rows[f"cover_{n}"], 0).to_numpy().astype("<i4")
-    encoded = {
-        name: [values.dtype.str, base64.b64encode(values.tobytes()).decode()]
-        for name, values in columns.items()
-    }
-    return script("NS.layer", number, layer, encoded)
-
-
-def search_script(run: LoadedRun, number: int) -> tuple[bytes, int]:
-    """Write the n-grams that can be searched for; return how many were left out too."""
-    rows: list[list[Any]] = []
-    left_out = 0
-    for piece in run.batches("ngrams", ["layer", "neuron", "n", "text"]):
-        room = SEARCH_ROWS - len(rows)
-        left_out += max(0, len(piece) - room)
-        rows += [list(row.values()) for row in piece.slice(0, max(0, room)).to_pylist()]
-    return script("NS.search", number, rows), left_out
+    return script("NS.layer", number, layer, encoded(columns))
 
 
 def chosen(run: LoadedRun, settings: ReportSettings) -> Ints:
@@ -213,6 +190,4 @@ def write_run(
     for layer in range(run.num_layers):
         content = layer_script(run, number, layer, where[layer * width : (layer + 1) * width])
         folder.write(f"data/r{number}/n{layer:03d}.js", content)
-    content, unsearchable = search_script(run, number)
-    folder.write(f"data/r{number}/search.js", content)
-    return {"details": budget.details - before, "unsearchable": unsearchable}
+    return {"details": budget.details - before, **write_search(folder, run, number)}

@@ -17,7 +17,7 @@ from reported import MARKED, MARKUP, planted_run
 
 import neuronstats
 from jobs import run_job
-from neuronstats import pieces
+from neuronstats import pieces, search
 from neuronstats.contexts import example_contexts, spread_out
 from neuronstats.errors import UserError
 from neuronstats.loaded import LoadedRun
@@ -115,7 +115,7 @@ def test_settings_of_the_report_are_checked(run_folder):
 
 
 def test_scripts_are_ascii_and_close_nothing():
-    written = pieces.script("NS.detail", 0, {"text": MARKUP + "\u2028é"})
+    written = search.script("NS.detail", 0, {"text": MARKUP + "\u2028é"})
     assert written.isascii()
     assert json.loads(written[len("NS.detail(0,") : -3])["text"] == MARKUP + "\u2028é"
 
@@ -130,6 +130,25 @@ def test_flags_say_what_the_table_says(run):
         assert bool(flag & pieces.STRONG) == bool(row["position_strong"])
         kind = (flag >> pieces.TYPE_SHIFT) & 7
         assert (pieces.TYPES[kind - 1] if kind else None) == row["position_type"]
+
+
+def test_trigger_tokens_are_those_of_the_top_ngrams(run):
+    for layer in range(run.layout.num_bitmaps):
+        rows = [r for r in run.table("triggers").to_pylist() if r["layer"] == layer]
+        table = run.rows("triggers", layer, 0, planted.WIDTH, ["layer", "neuron", "n", "token_ids"])
+        for most in (3, 60):
+            counts, tokens = search.trigger_tokens(table, planted.WIDTH, most)
+            found = np.split(tokens, np.cumsum(counts)[:-1])
+            for neuron in range(planted.WIDTH):
+                mine = sorted((r for r in rows if r["neuron"] == neuron), key=lambda r: r["n"])
+                held = list(dict.fromkeys(t for r in mine for t in r["token_ids"]))
+                assert found[neuron].tolist() == held[:most]
+
+
+def test_the_searched_tokens_are_bounded(run, monkeypatch):
+    assert search.tokens_kept(run) == search.TRIGGER_TOKENS
+    monkeypatch.setattr(search, "TRIGGER_BYTES", 3 * run.layout.num_bitmaps * planted.WIDTH * 8)
+    assert search.tokens_kept(run) == 9
 
 
 def test_the_classified_come_first_and_the_sample_is_spread(run):
@@ -339,8 +358,8 @@ def test_the_table_filters_sorts_and_searches(page, run):
     )
     page.set("layer", "")
     page.set("token", MARKUP)
-    detected = run.table("ngrams").to_pylist()
-    found = {(r["layer"], r["neuron"]) for r in detected if MARKUP in r["text"]}
+    held = [*run.table("ngrams").to_pylist(), *run.table("triggers").to_pylist()]
+    found = {(r["layer"], r["neuron"]) for r in held if MARKUP in r["text"]}
     page.wait(
         "document.getElementById('count').textContent === arguments[0]", f"{len(found)} neurons"
     )

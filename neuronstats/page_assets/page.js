@@ -11,6 +11,8 @@ const NS = (() => {
   const details = info.runs.map(() => ({}));   // [run]["layer/neuron"] -> detail
   const search = info.runs.map(() => null);    // [run] -> rows [layer, neuron, n, text]
   const texts = info.runs.map(() => new Map()); // [run] key -> detected texts
+  const triggers = info.runs.map(() => []);    // [run][layer] -> {start, token}: tokens of top triggers
+  const words = info.runs.map(() => ({}));     // [run] token -> its text
   const scripts = new Map();
   const at = (id) => document.getElementById(id);
   let matches = new Int32Array(0);             // keys (layer * width + neuron) in the table's order
@@ -31,7 +33,7 @@ const NS = (() => {
     return scripts.get(path);
   }
 
-  const ARRAYS = { "<f4": Float32Array, "<f8": Float64Array, "<u2": Uint16Array, "<i4": Int32Array };
+  const ARRAYS = { "|u1": Uint8Array, "<f4": Float32Array, "<f8": Float64Array, "<u2": Uint16Array, "<i4": Int32Array };
 
   function decode([type, text]) {
     const raw = atob(text);
@@ -58,6 +60,16 @@ const NS = (() => {
       if (!texts[run].has(key)) texts[run].set(key, []);
       texts[run].get(key).push(text);
     }
+  }
+
+  function triggering(run, index, columns) {
+    const count = decode(columns.count), start = new Uint32Array(count.length + 1);
+    for (let i = 0; i < count.length; i++) start[i + 1] = start[i] + count[i];
+    triggers[run][index] = { start, token: decode(columns.token) };
+  }
+
+  function texted(run, found) {
+    words[run] = found;
   }
 
   // ---- loading
@@ -177,14 +189,37 @@ const NS = (() => {
     none: (f) => !(f & (1 | 2 | 4 | 8 | POSITIONAL)),
   };
 
+  // What is looked for, as text: spaces and line ends may be typed as they are shown.
+  const asked = () => at("token").value.replace(/␣/g, " ").replace(/⏎/g, "\n").replace(/⇥/g, "\t").toLowerCase();
+
+  // The tokens whose text holds what is looked for: 1 at their ids; null where there are none.
+  function wantedTokens(run, wanted) {
+    if (!wanted) return null;
+    const found = Object.entries(words[run]).filter(([, text]) => text.toLowerCase().includes(wanted));
+    const table = new Uint8Array(1 + Math.max(0, ...found.map(([token]) => Number(token))));
+    for (const [token] of found) table[token] = 1;
+    return found.length ? table : null;
+  }
+
+  function triggered(run, index, neuron, tokens) {
+    const layer = triggers[run][index];
+    if (!layer || !tokens) return [];
+    const found = [];
+    for (let i = layer.start[neuron]; i < layer.start[neuron + 1]; i++) {
+      if (tokens[layer.token[i]]) found.push(layer.token[i]);
+    }
+    return found;
+  }
+
   function select() {
     const run = Number(at("run").value);
     const width = info.runs[run].neurons;
     const only = at("layer").value;
     const test = TESTS[at("class").value];
     const withDetail = at("detailed").checked;
-    const wanted = at("token").value.toLowerCase();
+    const wanted = asked();
     let keys = null;
+    const tokens = wantedTokens(run, wanted);
     if (wanted) {
       keys = new Set();
       for (const [index, neuron, , text] of search[run] || []) {
@@ -197,7 +232,7 @@ const NS = (() => {
       for (let neuron = 0; neuron < width; neuron++) {
         if (!test(columns.flags[neuron])) continue;
         if (withDetail && columns.piece[neuron] < 0) continue;
-        if (keys && !keys.has(index * width + neuron)) continue;
+        if (keys && !keys.has(index * width + neuron) && !triggered(run, index, neuron, tokens).length) continue;
         found.push(index * width + neuron);
       }
     });
@@ -222,7 +257,7 @@ const NS = (() => {
     if (direction === "desc") matches.reverse();
   }
 
-  function row(run, key) {
+  function row(run, key, tokens) {
     const width = info.runs[run].neurons;
     const index = Math.floor(key / width), neuron = key % width;
     const columns = layers[run][index];
@@ -231,7 +266,9 @@ const NS = (() => {
       shown["cover_" + n] = columns.flags[neuron] & COVERED ? columns["cover_" + n][neuron] : null;
     }
     shown.class = classes(columns.flags[neuron]).join("; ");
-    shown.detects = (texts[run].get(key) || []).slice(0, 12).map(visible).join(" · ");
+    const detects = (texts[run].get(key) || []).slice(0, 12).map(visible).join(" · ");
+    const found = triggered(run, index, neuron, tokens).slice(0, 6).map((token) => visible(words[run][token]));
+    shown.detects = detects + (found.length ? `${detects ? "; " : ""}top triggers hold ${found.join(" · ")}` : "");
     return shown;
   }
 
@@ -241,7 +278,8 @@ const NS = (() => {
     const [by] = params.sort || [];
     if (by) sort(by.field, by.dir);
     const start = (params.page - 1) * params.size;
-    const data = Array.from(matches.subarray(start, start + params.size), (key) => row(run, key));
+    const tokens = wantedTokens(run, asked());
+    const data = Array.from(matches.subarray(start, start + params.size), (key) => row(run, key, tokens));
     at("count").textContent = `${number(matches.length)} neurons`;
     return { data, last_page: Math.max(1, Math.ceil(matches.length / params.size)), last_row: matches.length };
   }
@@ -274,6 +312,14 @@ const NS = (() => {
       if (!layers[run][index]) {
         at("count").textContent = `reading layer ${index + 1} of ${total} …`;
         await needLayer(run, index);
+      }
+    }
+    if (asked()) {
+      await load(`data/r${run}/words.js`);
+      for (const index of wanted) {
+        if (index >= info.runs[run].trigger_layers) break;
+        if (!triggers[run][index]) at("count").textContent = `reading triggers of layer ${index + 1} …`;
+        await load(`data/r${run}/t${pad(index, 3)}.js`);
       }
     }
     if (!table) {
@@ -481,13 +527,16 @@ const NS = (() => {
     at("next").addEventListener("click", () => go(1));
     at("random").addEventListener("click", () => go("random"));
     at("left-out").textContent = info.left_out;
+    at("searched").textContent = "Text is looked for in the n-grams that a neuron detects and in single tokens of its"
+      + " top triggers" + info.runs.map((r) => ` (${info.runs.length > 1 ? r.label + ": " : ""}the first`
+      + ` ${r.trigger_tokens} of a neuron, in the ${r.trigger_layers} layers with bitmaps)`).join(",") + ".";
     addEventListener("hashchange", route);
     addEventListener("keydown", keys);
     addEventListener("resize", () => { if (chart && current) chart.setSize({ width: at("curve").clientWidth, height: 260 }); });
     route();
   }
 
-  return { layer, detail, search: searchable, start };
+  return { layer, detail, search: searchable, triggers: triggering, words: texted, start };
 })();
 
 NS.start();
