@@ -1,5 +1,7 @@
 """Make figures and a page of reduced runs."""
 
+import signal
+
 from neuronstats.config import ReportJob, job
 from neuronstats.console import Console
 from neuronstats.report import report
@@ -8,6 +10,7 @@ from neuronstats.report import report
 @job("report", ReportJob)
 def main(settings: ReportJob) -> int:
     """Settings -> tables read -> figures and page written -> one summary line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     return report(settings, Console())
 
 

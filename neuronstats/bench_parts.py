@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from neuronstats import bits
+from neuronstats import bench_page, bits
 from neuronstats.bench_flips import flips
 from neuronstats.bench_forward import Bare, Bitmaps, Swept, mismatches
 from neuronstats.bench_merge import Work, merging
@@ -210,6 +210,11 @@ def flip(_sizes: Sizes, subject: Subject, _rounds: Rounds, _scratch: Path) -> Fi
     return flips(subject)
 
 
+def page(sizes: Sizes, _subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
+    """Measure the report of a synthetic run."""
+    return bench_page.page(rounds, sizes.layers or bench_page.LAYERS, scratch / "page")
+
+
 PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "forward": forward,
     "pack": pack,
@@ -217,4 +222,5 @@ PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "merge": merge,
     "stream": stream,
     "flips": flip,
+    "page": page,
 }

@@ -123,7 +123,8 @@ class BenchSettings:
     )
     """forward: bare models, hooks, the sweep, the store; pack: packing and counting alone; reduce:
     the n-grams; merge: a whole synthetic run reduced; stream: weights read from disk; flips: bits
-    that float16 and bfloat16 flip against float32."""
+    that float16 and bfloat16 flip against float32; page: a report of half a million neurons, opened
+    in a browser."""
     run: str | None = None
     """A collected run: its model and sequences from all over its text are taken instead."""
     short: bool = False

@@ -1,6 +1,5 @@
 """A reduced run, opened for reading: its tables, curves, tokens and bits, each when asked for."""
 
-import io
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
@@ -101,10 +99,20 @@ class LoadedRun:
 
     @property
     def shards(self) -> list[Shard]:
-        """The shards behind the tables: all, or, in a partial run, those committed."""
+        """The shards behind the tables: all, or, in a partial run, those committed.
+
+        Raises:
+            UserError: shards were committed since the partial tables were made.
+        """
         if self.metadata["complete"]:
             return list(self.layout.shards)
-        return [self.layout.shards[index] for index in sorted(self.run.records())]
+        committed = sorted(self.run.records())
+        if len(committed) != self.metadata["shards"]:
+            raise UserError(
+                f"{self.location} has {len(committed)} shards, its partial tables were made of"
+                f" {self.metadata['shards']}: run jobs/reduce.py run={self.location} again."
+            )
+        return [self.layout.shards[index] for index in committed]
 
     def setting(self, name: str, default: Any = None) -> Any:
         """Return one of the reduce settings that made the tables."""
@@ -166,8 +174,7 @@ class LoadedRun:
 
     def _file(self, name: str) -> Any:
         if name not in self._files:
-            data = self.run.folder.read(f"{tables.TABLES}/{name}.parquet")
-            self._files[name] = None if data is None else pq.ParquetFile(io.BytesIO(data))
+            self._files[name] = tables.open_table(self.run.folder, name)
         return self._files[name]
 
     @cached_property

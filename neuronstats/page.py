@@ -162,13 +162,19 @@ def left_out_words(
     written: Sequence[Mapping[str, Any]],
     budget: Budget,
     settings: ReportSettings,
+    *,
+    live: bool = False,
 ) -> str:
     """Say which neurons' details this page holds, and what was left out."""
     total = sum(len(named.run.neurons) for named in runs)
+    others = (
+        "those of the others are computed when asked for"
+        if live
+        else ("of the others it has the table's columns")
+    )
     words = [
         f"Details of {budget.details:,} of {total:,} neurons are on this page (report.neurons="
-        f"{settings.neurons}, report.sample={settings.sample}); of the others it"
-        " has the table's columns."
+        f"{settings.neurons}, report.sample={settings.sample}); {others}."
     ]
     if budget.left_out:
         words.append(
@@ -210,7 +216,7 @@ def write_page(
         write_run(folder, named.run, number, settings, budget, advance)
         for number, named in enumerate(runs)
     ]
-    words = left_out_words(runs, written, budget, settings)
+    words = left_out_words(runs, written, budget, settings, live=live)
     folder.write("data/info.js", info_script(runs, written, words, live=live))
     folder.write("index.html", index_html(runs, figures).encode())
     return words

@@ -4,17 +4,19 @@ import contextlib
 import json
 import time
 from collections.abc import Sequence
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 from neuronstats import page
-from neuronstats.config import ReportJob
+from neuronstats.config import DONE, INTERRUPTED, ReportJob
 from neuronstats.console import Console, duration
 from neuronstats.drawing import Drawing, NamedRun
-from neuronstats.errors import SettingsError
+from neuronstats.errors import SettingsError, UserError
 from neuronstats.figures import all_figures
 from neuronstats.folder import RunFolder
 from neuronstats.loaded import LoadedRun, labels
 from neuronstats.pieces import chosen, neuron_script
+from neuronstats.search import script
 from neuronstats.serve import make_server
 
 MARKER = "report.json"  # what a report folder is known by
@@ -64,12 +66,24 @@ def write_figures(folder: RunFolder, figures: Sequence[Drawing]) -> None:
 
 def report(settings: ReportJob, console: Console) -> int:
     """Do the job; return its exit code."""
-    start = time.monotonic()
     runs = open_runs(settings.runs)
     location = settings.out or f"{runs[0].run.location.rstrip('/')}/report"
     if settings.serve and "://" in location:
         raise SettingsError(f"serve=true needs a local folder to serve from, not out={location}.")
     folder = open_out(location)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_server(settings, runs, folder)) if settings.serve else None
+        _write(settings, runs, folder, console)
+        if server is not None:
+            return _serve(server, folder, console)
+    return DONE
+
+
+def _write(
+    settings: ReportJob, runs: Sequence[NamedRun], folder: RunFolder, console: Console
+) -> None:
+    """Write figures and page."""
+    start = time.monotonic()
     folder.write(MARKER, _marker(runs))
     for stale in ("figures", "data"):
         folder.clear(stale)
@@ -86,23 +100,34 @@ def report(settings: ReportJob, console: Console) -> int:
         f"report: {len(runs)} runs, {drawn} figures ({len(figures) - drawn} without data),"
         f" {duration(time.monotonic() - start)}: {folder.location}/index.html"
     )
-    if settings.serve:
-        _serve(settings, runs, Path(folder.location), console)
-    return 0
 
 
-def _serve(settings: ReportJob, runs: Sequence[NamedRun], folder: Path, console: Console) -> None:
-    """Serve the page until interrupted."""
+def _server(
+    settings: ReportJob, runs: Sequence[NamedRun], folder: RunFolder
+) -> ThreadingHTTPServer:
+    """Bind the port, before anything is written."""
 
     def detail(number: int, layer: int, neuron: int) -> bytes | None:
         if number >= len(runs):
             return None
-        return neuron_script(runs[number].run, number, layer, neuron, settings.report)
+        try:
+            return neuron_script(runs[number].run, number, layer, neuron, settings.report)
+        except UserError as error:
+            return script("NS.problem", str(error))
 
-    with make_server(folder, detail, settings.port) as server:
-        console.say(f"serving http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)")
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+    return make_server(Path(folder.location), detail, settings.port)
+
+
+def _serve(server: ThreadingHTTPServer, folder: RunFolder, console: Console) -> int:
+    """Serve the page until interrupted, which is how it ends; return the exit code for that."""
+    console.say(f"serving http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        console.say(
+            f"stopped serving; {folder.location}/index.html stays. The same command serves again."
+        )
+    return INTERRUPTED
 
 
 def _marker(runs: Sequence[NamedRun]) -> bytes:

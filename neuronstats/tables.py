@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,19 @@ def read_table(folder: RunFolder, name: str) -> pa.Table:
             f" run={folder.location} first."
         )
     return pq.read_table(io.BytesIO(data))
+
+
+def open_table(folder: RunFolder, name: str) -> pq.ParquetFile | None:
+    """Open one of a run's tables to be read in parts; None where it is not there.
+
+    A local file is mapped, an object of a store is read as a whole.
+    """
+    key = f"{TABLES}/{name}.parquet"
+    path = Path(folder.location) / key
+    if folder.is_local:
+        return pq.ParquetFile(path, memory_map=True) if path.exists() else None
+    data = folder.read(key)
+    return None if data is None else pq.ParquetFile(io.BytesIO(data))
 
 
 def table_metadata(table: pa.Table) -> dict[str, Any]:

@@ -12,7 +12,7 @@ PACKAGE = "neuronstats"
 MODULES = {path.stem: path for path in sorted((ROOT / PACKAGE).glob("*.py"))}
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 # The jobs' bodies, which take their settings.
-DRIVERS = {"collect", "prepare", "reduce", "report", "bench"}
+DRIVERS = {"collect", "prepare", "reduce", "report", "bench", "bench_page"}
 
 
 def imported(path: Path) -> Iterator[str]:

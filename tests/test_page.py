@@ -4,6 +4,9 @@ import base64
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -16,18 +19,17 @@ import pytest
 from reported import MARKED, MARKUP, planted_run
 
 import neuronstats
-from jobs import run_job
+from jobs import JOBS, run_job
 from neuronstats import pieces, search
+from neuronstats.bench_page import browser_is_here, start_browser
 from neuronstats.contexts import example_contexts, spread_out
 from neuronstats.errors import UserError
 from neuronstats.loaded import LoadedRun
 from neuronstats.serve import make_server
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 browser_missing = pytest.mark.skipif(
-    not (BROWSER and DRIVER),
-    reason="no chromium and chromedriver here: apt install chromium-driver",
+    not browser_is_here(),
+    reason="no selenium, chromium and chromedriver here: apt install chromium-driver",
 )
 
 
@@ -95,6 +97,45 @@ def test_a_run_that_was_not_reduced(run_folder, tmp_path):
     assert code == 1
     assert wrong.splitlines()[-1].startswith("error: ")
     assert "jobs/reduce.py" in wrong
+
+
+def test_out_is_a_file(run_folder, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "below"):
+        code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"out={out}")
+        assert code in (1, 2)
+        assert str(file) in wrong.splitlines()[-1]
+    assert file.read_text() == "mine"
+
+
+def test_tables_of_another_run(run_folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run_folder / "tables", other / "tables")
+    text = (run_folder / "run.yaml").read_text()
+    (other / "run.yaml").write_text(re.sub(r"fingerprint: \w+", "fingerprint: none", text, count=1))
+    code, _, wrong = run_job("report", f"runs=[{other}]", f"out={tmp_path / 'out'}")
+    assert code == 1
+    assert "was made from another run" in wrong
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_written(run_folder, tmp_path):
+    with make_server(tmp_path, lambda *_: None, 0) as server:
+        code, _, wrong = run_job(
+            "report", f"runs=[{run_folder}]", f"out={tmp_path / 'out'}", "serve=true",
+            f"port={server.server_port}",
+        )  # fmt: skip
+    assert code == 1
+    assert "cannot be used" in wrong
+    assert not (tmp_path / "out/index.html").exists()
+
+
+def test_shards_committed_since_partial_tables(run_folder):
+    run = LoadedRun(str(run_folder))
+    run.metadata |= {"complete": False, "shards": 1}
+    with pytest.raises(UserError, match=r"has 3 shards, its partial tables were made of 1: run"):
+        run.token_ids.sum()
 
 
 def test_a_page_that_is_not_ours_stays(run_folder, tmp_path):
@@ -247,19 +288,7 @@ LOCAL = ("file://", "data:", "about:", "blob:", "chrome://")
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in (
-        "headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "disable-quic", "window-size=1280,900",
-        f"user-data-dir={profile}",
-    ):  # fmt: skip
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(60)
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
     driver.get("about:blank")
     driver.get_log("performance")  # the browser's own start page
     yield driver
@@ -461,16 +490,40 @@ def test_the_server_gives_nothing_else(server):
     assert ask(server + "/index.html", host="elsewhere.example")[0] == 403
 
 
+def start_serving(run_folder, out):
+    """The job as a process, and the address that it says."""
+    command = [sys.executable, JOBS / "report.py", "serve=true", "port=0", f"runs=[{run_folder}]"]
+    some = ["report.neurons=none", f"out={out}"]
+    process = subprocess.Popen(
+        [*command, *some], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if found := re.search(r"serving (http://\S+)/ ", line):
+            return process, found[1]
+    raise AssertionError(process.communicate()[1])
+
+
 @browser_missing
-def test_a_served_page_has_every_neurons_detail(browser, server, report):
-    bare = next(k for k in range(planted.WIDTH) if piece(report, 0, k) is None)
-    found = Page(browser, report)
-    found.url = server + "/index.html"
-    found.open(f"#{quote(MARKUP, safe='')}/0/{bare}")
-    found.shown(0, bare)
-    found.wait("document.querySelectorAll('#curve canvas').length === 1")
-    assert found.complaints() == []
-    assert [url for url in found.requests() if not url.startswith((*LOCAL, server))] == []
+def test_a_served_page_computes_every_neurons_detail(browser, run_folder, run, tmp_path):
+    process, address = start_serving(run_folder, tmp_path / "out")
+    try:
+        found = Page(browser, tmp_path / "out")
+        found.url = address + "/index.html"
+        assert piece(tmp_path / "out", 0, 2) is None  # not in the folder
+        found.open(f"#{quote(MARKUP, safe='')}/0/2")
+        found.shown(0, 2)
+        found.wait("document.querySelectorAll('#curve canvas').length === 1")
+        bits = planted.expected_bits(0, run.token_ids)[2]
+        tokens = {run.texts([t]) for t in run.token_ids[bits & (run.token_ids != planted.BOS)]}
+        assert set(found.texts("#contexts mark")) - {run.texts([planted.BOS])} == tokens
+        assert "computed when asked for" in found.text("#left-out")
+        assert found.complaints() == []
+        assert [url for url in found.requests() if not url.startswith((*LOCAL, address))] == []
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said, wrong = process.communicate(timeout=60)
+    assert process.returncode == 130, wrong
+    assert "stopped serving" in said
 
 
 @browser_missing

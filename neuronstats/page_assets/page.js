@@ -536,7 +536,7 @@ const NS = (() => {
     route();
   }
 
-  return { layer, detail, search: searchable, triggers: triggering, words: texted, start };
+  return { layer, detail, search: searchable, triggers: triggering, words: texted, problem: (text) => fail(new Error(text)), start };
 })();
 
 NS.start();
