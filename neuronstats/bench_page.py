@@ -146,7 +146,7 @@ def start_browser(profile: Path) -> Any:
     from selenium import webdriver  # for development alone
 
     options = webdriver.ChromeOptions()
-    options.binary_location = _chromium()
+    options.binary_location = _chromium() or ""
     for argument in (
         "headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
         "disable-component-update", "disable-sync", "disable-quic", "window-size=1280,900",

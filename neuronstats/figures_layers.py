@@ -192,7 +192,7 @@ def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
 def _counted_layers(runs: Sequence[NamedRun]) -> str:
     """Say of each run how many layers have their n-grams counted."""
     words = [
-        f"the first {named.run.layout.num_bitmaps} of {named.run.model_layers} ({named.label})"
+        f"the first {named.run.bitmap_layers} of {named.run.model_layers} ({named.label})"
         for named in runs
     ]
     return ", ".join(words)

@@ -78,6 +78,11 @@ class LoadedRun:
         return len(self.layers)
 
     @property
+    def bitmap_layers(self) -> int:
+        """Those of them with bitmaps, whose n-grams were counted."""
+        return min(self.num_layers, self.layout.num_bitmaps)
+
+    @property
     def has_positions(self) -> bool:
         """Tell whether the model has positional embeddings."""
         return bool(self.run.info["model"].get("has_positions", True))

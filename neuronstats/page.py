@@ -3,8 +3,10 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow.compute as pc
 
@@ -30,43 +32,54 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def key_numbers(named: NamedRun) -> list[tuple[str, str]]:
-    """Return a run's key numbers, as names and values for people."""
+@dataclass(frozen=True)
+class KeyNumber:
+    """One cell of the overview's table."""
+
+    value: str
+    kind: str = ""
+    """The class of neurons in the list's filter that it counts; empty: it counts none."""
+
+
+def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
+    """Return a run's key numbers for people, by their names."""
     run = named.run
     neurons = run.neurons
     dead = int(pc.sum(neurons["dead"], min_count=0).as_py())
-    rows = [
-        ("model", f"{run.name}, {run.model_layers} layers of {run.layout.num_neurons} FFN neurons"),
-        (
-            "text",
-            f"{run.data}: {run.tokens:,} tokens in {run.num_sequences:,} sequences of"
-            f" {run.layout.num_positions}; domains: {', '.join(run.layout.domains)}",
-        ),
-        (
-            "layers recorded",
-            f"{run.num_layers}, with bitmaps: first {run.layout.num_bitmaps}",
-        ),
-        ("neurons", f"{len(neurons):,}"),
-        (
-            "dead",
-            f"{dead:,} ({100 * dead / max(1, len(neurons)):.2f} %): never activated, so with 95 %"
-            f" confidence on less than 3/tokens = {NEVER_SEEN_BOUND / run.tokens:.2g} of all",
-        ),
-    ]
+    share = 100 * dead / max(1, len(neurons))
+    rows = {
+        "dead: never activated": KeyNumber(f"{dead:,} ({share:.2f} %)", "dead"),
+    }
     for n, word in ((1, "token"), (2, "bigram"), (3, "trigram")):
         if run.has(f"detector_{n}"):
             count = pc.sum(neurons[f"detector_{n}"], min_count=0).as_py()
-            rows.append((f"{word} detectors", f"{count:,}"))
+            rows[f"{word} detectors"] = KeyNumber(f"{count:,}", word)
     if run.has("suppresses"):
         judged = len(neurons) - neurons["suppresses"].null_count
         share = 100 * pc.mean(neurons["suppresses"].cast("float64")).as_py()
-        rows.append(("suppress their triggers", f"{share:.1f} % of {judged:,} token detectors"))
-    positional = pc.sum(
-        pc.greater(neurons["position_mi"], run.setting("positional_mi", 0.05)), min_count=0
-    )
-    rows.append(("positional", f"{positional.as_py():,}"))
+        rows["suppress what they detect"] = KeyNumber(
+            f"{share:.1f} % of {judged:,} token detectors", "suppresses"
+        )
+    positional = len(neurons) - neurons["position_type"].null_count
+    rows["positional: tell the position"] = KeyNumber(f"{positional:,}", "positional")
+    rows |= {
+        "a dead neuron's frequency is below": KeyNumber(
+            f"{NEVER_SEEN_BOUND / run.tokens:.2g} (3/tokens, with 95 % confidence)"
+        ),
+        "model": KeyNumber(f"{run.model_layers} layers of {run.layout.num_neurons:,} FFN neurons"),
+        "analysed": KeyNumber(
+            f"{run.num_layers} layers ({run.bitmap_layers} with bitmaps),"
+            f" {len(neurons):,} neurons"
+        ),
+        "text": KeyNumber(
+            f"{run.data}: {run.tokens:,} tokens, {run.num_sequences:,} sequences of"
+            f" {run.layout.num_positions}"
+        ),
+        "domains": KeyNumber(", ".join(run.layout.domains)),
+    }
     if not run.metadata["complete"]:
-        rows.append(("partial", f"{run.metadata['shards']} of {len(run.layout.shards)} shards"))
+        shards = f"{run.metadata['shards']} of {len(run.layout.shards)} shards"
+        rows["partial"] = KeyNumber(shards)
     return rows
 
 
@@ -85,6 +98,26 @@ def settings_rows(named: NamedRun) -> list[tuple[str, str]]:
 def _table(rows: Sequence[tuple[str, str]]) -> str:
     body = "".join(f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows)
     return f"<div class=scroll><table class=facts>{body}</table></div>"
+
+
+def _key_table(runs: Sequence[NamedRun]) -> str:
+    """Write the key numbers of all runs, a column each; counts link to the neurons counted."""
+    columns = [key_numbers(named) for named in runs]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    head = "".join(f"<th scope=col>{escape(named.label)}</th>" for named in runs)
+    lines = []
+    for name in names:
+        cells = []
+        for named, column in zip(runs, columns, strict=True):
+            number = column.get(name, KeyNumber("–"))
+            text = escape(number.value)
+            if number.kind:
+                where = f"#neurons?run={quote(named.label, safe='')}&class={number.kind}"
+                text = f'<a href="{escape(where)}">{text}</a>'
+            cells.append(f"<td>{text}</td>")
+        lines.append(f"<tr><th scope=row>{escape(name)}</th>{''.join(cells)}</tr>")
+    body = f"<tr><td></td>{head}</tr>" + "".join(lines)
+    return f'<div class=scroll><table class="facts key">{body}</table></div>'
 
 
 def _figure(drawing: Drawing) -> str:
@@ -113,17 +146,16 @@ def _figure(drawing: Drawing) -> str:
 def index_html(runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> str:
     """Write the overview: what this is, key numbers, figures, settings."""
     names = ", ".join(named.label for named in runs)
-    tokens = ", ".join(f"{short(named.run.tokens)} tokens ({named.run.data})" for named in runs)
-    numbers = "".join(
-        f"<section><h3>{escape(named.label)}</h3>{_table(key_numbers(named))}"
-        "<details><summary>settings and versions</summary>"
-        f"{_table(settings_rows(named))}</details></section>"
+    texts = dict.fromkeys(f"{short(named.run.tokens)} tokens ({named.run.data})" for named in runs)
+    numbers = _key_table(runs) + "".join(
+        f"<details><summary>settings and versions of {escape(named.label)}</summary>"
+        f"{_table(settings_rows(named))}</details>"
         for named in runs
     )
     page = asset("index.html").decode()
     parts = {
         "TITLE": escape(names),
-        "TOKENS": escape(tokens),
+        "TOKENS": escape(", ".join(texts)),
         "NUMBERS": numbers,
         "FIGURES": "".join(_figure(drawing) for drawing in figures),
     }

@@ -38,7 +38,7 @@ def encoded(columns: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
 
 def tokens_kept(run: LoadedRun) -> int:
     """Return how many tokens of each neuron's top triggers are searched: all, where they fit."""
-    analysed = run.layout.num_bitmaps * run.layout.num_neurons
+    analysed = run.bitmap_layers * run.layout.num_neurons
     return int(min(TRIGGER_TOKENS, TRIGGER_BYTES * 3 // 4 // (2 * max(1, analysed))))
 
 
@@ -79,7 +79,7 @@ def write_search(folder: RunFolder, run: LoadedRun, number: int) -> dict[str, An
     content, left_out = ngram_script(run, number)
     folder.write(f"data/r{number}/search.js", content)
     most = tokens_kept(run)
-    layers = run.layout.num_bitmaps if run.ngrams and most else 0
+    layers = run.bitmap_layers if run.ngrams and most else 0
     used: set[int] = set()
     for layer in range(layers):
         columns = ["layer", "neuron", "n", "token_ids"]

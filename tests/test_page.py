@@ -408,6 +408,18 @@ def test_the_table_filters_sorts_and_searches(page, run):
 
 
 @browser_missing
+def test_key_numbers_link_to_the_neurons_that_they_count(page, run):
+    for name, row in (("dead", "dead"), ("positional", "position_type")):
+        page.open()
+        page.js("document.querySelector(`a[href$='class=${arguments[0]}']`).click()", name)
+        count = sum(bool(r[row]) for r in run.neurons.to_pylist())
+        page.wait(
+            "document.getElementById('count').textContent === arguments[0]", f"{count} neurons"
+        )
+        assert page.js("return document.getElementById('class').value") == name
+
+
+@browser_missing
 def test_a_link_names_a_neuron_and_its_panel_tells_of_it(page, report):
     page.open(f"#{quote(MARKUP, safe='')}/0/1")
     page.shown(0, 1)

@@ -461,6 +461,7 @@ const NS = (() => {
     for (const link of document.querySelectorAll("nav a")) {
       link.toggleAttribute("aria-current", link.hash === "#" + name);
     }
+    document.querySelector(".lead").hidden = name !== "overview";
     at("message").textContent = "";
   }
 
@@ -468,8 +469,24 @@ const NS = (() => {
     at("message").textContent = error.message;
   }
 
+  // A link to the list may name the model and the class.
+  function filter(wanted) {
+    const run = info.runs.findIndex((r) => r.label === wanted.get("run"));
+    if (run >= 0 && String(run) !== at("run").value) choose(run);
+    at("class").value = wanted.get("class") || "";
+    at("token").value = at("layer").value = "";
+    at("detailed").checked = false;
+  }
+
+  function choose(run) {
+    at("run").value = run;
+    fillLayers();
+    if (table) table.setColumns(columnsOf(run));
+  }
+
   function route() {
-    const parts = location.hash.slice(1).split("/");
+    const [place, query] = location.hash.slice(1).split("?");
+    const parts = place.split("/");
     if (parts.length === 3) {
       const run = info.runs.findIndex((r) => r.label === decodeURIComponent(parts[0]));
       const index = Number(parts[1]), neuron = Number(parts[2]);
@@ -489,6 +506,7 @@ const NS = (() => {
     document.title = info.title;
     if (parts[0] === "neurons") {
       view("neurons");
+      if (query) filter(new URLSearchParams(query));
       needTable().catch(fail);
       return;
     }
@@ -512,9 +530,8 @@ const NS = (() => {
     at("run").replaceChildren(...info.runs.map((r, i) => make("option", { value: i, textContent: r.label })));
     at("run").parentElement.hidden = info.runs.length < 2;
     fillLayers();
-    at("run").addEventListener("change", async () => {
-      fillLayers();
-      if (table) table.setColumns(columnsOf(Number(at("run").value)));
+    at("run").addEventListener("change", () => {
+      choose(Number(at("run").value));
       needTable().catch(fail);
     });
     for (const id of ["layer", "class", "detailed"]) at(id).addEventListener("change", () => needTable().catch(fail));
