@@ -47,16 +47,18 @@ code = report(ReportJob(runs=[sys.argv[1]], out=sys.argv[2]), Console())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 sys.exit(code)
 """
-CHANGED = "count() !== before"
+SORT = "document.querySelector('[tabulator-field=frequency] .tabulator-col-title').click()"
+CHANGED = "count() !== before || first() !== top"
 # What a person does, each a function that starts it and one that tells when it is seen.
 ANSWERS = {
-    "the list of all neurons": ("location.hash = '#neurons'", "/ neurons$/.test(count())"),
-    "filter by class": ("set('class', 'oscillatory', 'change')", CHANGED),
-    "filter by class, off": ("set('class', '', 'change')", CHANGED),
-    "sort": (
-        "document.querySelector('[tabulator-field=frequency] .tabulator-col-title').click()",
-        "first() !== top",
+    "the list of all neurons": (
+        "location.hash = '#neurons'",
+        "first() && / neurons$/.test(count())",
     ),
+    "filter by class": ("set('class', 'positional', 'change')", CHANGED),
+    "filter by class, off": ("set('class', '', 'change')", CHANGED),
+    "sort upwards": (SORT, "sorted() === 'ascending'"),
+    "sort downwards": (SORT, "first() !== top"),
     "first search for a token": ("set('token', '<17>', 'input')", CHANGED),
     "search for a token": ("set('token', '<18>', 'input')", CHANGED),
 }
@@ -66,12 +68,13 @@ const [act, seen, done] = arguments;
 const at = (id) => document.getElementById(id);
 const count = () => at('count').textContent;
 const first = () => (document.querySelector('.tabulator-row') || {}).textContent;
+const sorted = () => document.querySelector('[tabulator-field=frequency]').ariaSort;
 const set = (id, value, event) => { at(id).value = value; at(id).dispatchEvent(new Event(event)); };
 const start = performance.now(), before = count(), top = first();
 new Function('set', act)(set);
-const shown = new Function('count', 'before', 'first', 'top', 'return ' + seen);
+const shown = new Function('count', 'before', 'first', 'top', 'sorted', 'return ' + seen);
 const watch = setInterval(() => {
-  if (first() && !/^reading/.test(count()) && shown(count, before, first, top)) {
+  if (!/^reading/.test(count()) && shown(count, before, first, top, sorted)) {
     clearInterval(watch);
     done((performance.now() - start) / 1000);
   }

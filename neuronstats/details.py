@@ -76,6 +76,9 @@ def detail(
             if table is not None:
                 rows = table.filter(pc.equal(table["neuron"], neuron))
                 entry[name] = _clean(run, rows.drop_columns(["layer", "neuron"]).to_pylist())
+        if run.has("position_consistency"):
+            row = layer * run.layout.num_neurons + neuron
+            entry["consistency"] = _round(run.neurons["position_consistency"][row].as_py())
         if activated is not None:
             entry["contexts"] = example_contexts(
                 run, activated, settings.contexts, settings.context_tokens

@@ -136,7 +136,7 @@ def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title
         f" {_each(runs, 'detect_rate', 95)} of the occurrences of those that count as detected, and"
         " these alone still cover it. The begin-of-sequence token is left out. (b) solid: n-grams"
         " that a neuron of the layer detects; dashed: of this layer or one below. Layers with"
-        f" bitmaps alone: {_counted_layers(runs)}."
+        f" bitmaps alone: {_counted_layers(runs)}. In all: {_detectors_in_all(runs, lengths)}."
         f" {published.remarks([name, f'{name}a', f'{name}b'], runs)}"
     )
     return Drawing(name, title, caption, figure=figure, settings=DETECTED_BY)
@@ -187,6 +187,28 @@ def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
         words = " or ".join(f"{WORDS[n]}s" for n in kept)
         raise NoDataError(f"no neuron of any run is a detector of {words}")
     return kept
+
+
+def _detectors_in_all(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
+    """Say of each run how many detectors there are, how many of them on weak evidence."""
+    words = []
+    for named in runs:
+        for n in lengths:
+            sums = [
+                None if found is None else int(np.nansum(found))
+                for name in ("detectors", "detectors_few", "detectors_loose")
+                for found in [named.run.column(f"{name}_{n}")]
+            ]
+            strict, few, loose = sums
+            if strict is None or loose is None:
+                continue
+            least = named.run.setting("few_occurrences")
+            weak = "" if few is None else f"{few} of them on fewer than {least} occurrences, "
+            words.append(
+                f"{strict} detectors of {WORDS[n]}s in {named.label} ({weak}{loose} where the"
+                " detected are gathered from all triggers, not from the cover alone)"
+            )
+    return "; ".join(words)
 
 
 def _counted_layers(runs: Sequence[NamedRun]) -> str:

@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from neuronstats import published
 from neuronstats.drawing import (
-    COLOURS,
     Draw,
     Drawing,
     NamedRun,
     NoDataError,
-    new_figure,
+    from_zero,
+    legend,
+    line_style,
     panels,
     wrapped,
 )
-from neuronstats.figures_layers import NO_BITMAPS, WORDS
+from neuronstats.figures_layers import DEPTH, NO_BITMAPS, WORDS
 from neuronstats.layerstats import COVER_BINS
 from neuronstats.loaded import LoadedRun
 from neuronstats.position_types import TYPES
@@ -43,6 +44,7 @@ TYPE_COLOURS = {
     "": "#777777",
 }
 WEAK_ALPHA = 0.35
+RASTERISED = 2000  # more circles than this in a panel would make a picture of many megabytes
 TYPED_BY = ("positional_mi", "min_crossings", "wave_share", "range_share", "near", "exact", "thin")
 
 
@@ -130,10 +132,12 @@ def circles(panel: Axes, run: LoadedRun) -> None:
         ranks[int(layer[i])] = rank
         dots.setdefault((kinds[i], bool(strong[i])), []).append((int(layer[i]), rank))
     size = 30 if len(kinds) < 400 else 10
+    many = len(kinds) > RASTERISED
     for (kind, full), places in dots.items():
         alpha = 1.0 if full else WEAK_ALPHA
         x, y = np.array(places).T
-        panel.scatter(x, y, size, color=TYPE_COLOURS[kind], alpha=alpha, linewidths=0)
+        colour = TYPE_COLOURS[kind]
+        panel.scatter(x, y, size, color=colour, alpha=alpha, linewidths=0, rasterized=many)
     panel.set(
         xlabel="layer",
         ylabel="positional neurons",
@@ -208,62 +212,56 @@ def training(runs: Sequence[NamedRun]) -> Drawing:
 
 
 def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
-    """Ours: in how many domains a positional neuron tells its position."""
-    figure = new_figure()
-    axes = figure.subplots()
+    """Ours: in which share of the domains a positional neuron's type holds."""
+    figure, (spread, layers) = panels(2)
     drawn = 0
-    width = 0.8 / len(runs)
     for index, named in enumerate(runs):
-        kept = domains_kept(named.run)
-        if kept is None:
+        found = consistencies(named.run)
+        by_layer = named.run.column("position_consistency")
+        if found is None or by_layer is None:
             continue
-        share = 100 * np.bincount(kept, minlength=len(named.run.layout.domains) + 1) / len(kept)
-        places = np.arange(len(share)) + (index - (len(runs) - 1) / 2) * width
-        words = f"{named.label}, {len(kept)} neurons"
-        axes.bar(places, share, width, label=words, color=COLOURS[index % len(COLOURS)])
-        drawn = max(drawn, len(share))
+        shares, numbers = np.unique(found, return_counts=True)
+        words = f"{named.label}, {len(found)} neurons"
+        style = line_style(index)
+        spread.plot(100 * shares, 100 * numbers / len(found), label=words, **style)
+        known = ~np.isnan(by_layer)
+        layers.plot(named.run.depth[known], 100 * by_layer[known], label=named.label, **style)
+        drawn += 1
     if not drawn:
-        raise NoDataError("no run has positional neurons and more than one domain")
-    axes.set_xticks(range(drawn))
-    axes.set_ylim(0, 100)
-    axes.set(
-        xlabel="domains in which the neuron is positional by itself", ylabel="positional neurons, %"
-    )
-    figure.legend(loc="outside lower center", ncols=2)
+        raise NoDataError(
+            "no run has positional neurons and a domain of enough sequences"
+            " (reduce.min_domain_sequences) to ask"
+        )
+    share = "domains in which its type holds, %"
+    spread.set(title="(a) all layers", xlabel=share, ylabel="positional neurons, %", xlim=(-4, 104))
+    layers.set(title="(b) by layer", xlabel=DEPTH, ylabel=f"{share}, mean", ylim=(-3, 103))
+    for panel in (spread, layers):
+        from_zero(panel)
+        legend(panel, runs)
     caption = (
-        "Positional neurons of all text, by the number of single domains in which they are"
-        " positional too: there the information, less what few sequences add to it (about"
-        " 1/(2 sequences)), is"
-        " above the same threshold. A neuron that tells position does so in every domain."
+        "A positional neuron's type holds in a domain where its curve over that domain's text alone"
+        " has the same type and, corrected for the domain's number of sequences, information above"
+        " the same threshold; domains of fewer than min_domain_sequences sequences are not asked."
+        " (a) positional neurons by the share of the domains; (b) the mean of the share over the"
+        " layer's. A neuron that tells position does so in every domain."
     )
-    title = "Do positional neurons keep to it in every domain?"
-    return Drawing("domains", title, caption, figure=figure, settings=("positional_mi",))
+    title = "Do positional neurons keep to their type in every domain?"
+    made_by = (*TYPED_BY, "min_domain_sequences")
+    return Drawing("domains", title, caption, figure=figure, settings=made_by)
 
 
-def domains_kept(run: LoadedRun) -> NDArray[np.int64] | None:
-    """Count for each positional neuron the domains in which it is positional; None without any."""
-    found = positional(run)
-    sequences = run.domain_sequences
-    if not len(found) or sum(1 for count in sequences.values() if count) < 2:
+def consistencies(run: LoadedRun) -> NDArray[np.float64] | None:
+    """Return for each positional neuron the share of domains where its type holds, if known."""
+    if not run.has("position_consistency"):
         return None
-    width = run.layout.num_neurons
-    wanted = found["layer"].to_numpy() * width + found["neuron"].to_numpy()
-    kept = np.zeros(len(wanted), np.int64)
-    threshold = run.setting("positional_mi", 0.05)
-    for piece in run.batches("domains", ["layer", "neuron", "domain", "position_mi"]):
-        key = piece["layer"].to_numpy().astype(np.int64) * width + piece["neuron"].to_numpy()
-        rows = np.flatnonzero(np.isin(key, wanted))
-        place = np.searchsorted(wanted, key[rows])
-        piece = piece.take(rows)
-        bias = np.array([1 / (2 * max(1, sequences[d])) for d in piece["domain"].to_pylist()])
-        np.add.at(kept, place, piece["position_mi"].to_numpy() - bias > threshold)
-    return kept
+    found = pc.drop_null(run.neurons["position_consistency"])
+    return np.asarray(found.to_numpy())
 
 
 CATALOGUE: dict[str, tuple[Draw, str]] = {
     "8": (types, "Positional neurons by layer and type"),
     "10": (training, "Positional neurons of models trained alike"),
-    "domains": (domain_consistency, "Do positional neurons keep to it in every domain?"),
+    "domains": (domain_consistency, "Do positional neurons keep to their type in every domain?"),
 }
 for _n, _name in ((1, "2"), (2, "12"), (3, "13")):
     _title = f"Neurons by the number of {WORDS[_n]}s that cover them"

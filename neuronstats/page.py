@@ -68,8 +68,7 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
         ),
         "model": KeyNumber(f"{run.model_layers} layers of {run.layout.num_neurons:,} FFN neurons"),
         "analysed": KeyNumber(
-            f"{run.num_layers} layers ({run.bitmap_layers} with bitmaps),"
-            f" {len(neurons):,} neurons"
+            f"{run.num_layers} layers ({run.bitmap_layers} with bitmaps), {len(neurons):,} neurons"
         ),
         "text": KeyNumber(
             f"{run.data}: {run.tokens:,} tokens, {run.num_sequences:,} sequences of"

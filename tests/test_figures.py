@@ -223,20 +223,41 @@ def test_settings_are_written_once_or_for_each_run(named):
     assert settings_words(both, []) == ""
 
 
-def test_domains_in_which_a_positional_neuron_keeps_to_it(named):
-    kept = figures_neurons.domains_kept(named.run)
-    information = {(r["layer"], r["neuron"], r["domain"]): r["position_mi"]
-                   for r in named.run.table("domains").to_pylist()}  # fmt: skip
-    sequences = named.run.domain_sequences
-    expected = [
-        sum(
-            information[r["layer"], r["neuron"], d] - 1 / (2 * count) > 0.05
-            for d, count in sequences.items()
-        )
-        for r in rows(named)
-        if r["position_type"] is not None
+def test_the_share_of_domains_is_the_tables(named):
+    spread, by_layer = figures_neurons.domain_consistency([named]).figure.axes
+    known = [r for r in rows(named) if r["position_consistency"] is not None]
+    counts = Counter(r["position_consistency"] for r in known)
+    assert len(known) == len([p for p in planted.NEURONS if p.position_type])
+    expected = [(100 * share, 100 * counts[share] / len(known)) for share in sorted(counts)]
+    assert spread.lines[0].get_xydata() == pytest.approx(np.array(expected))
+    means = [
+        100 * np.mean([r["position_consistency"] for r in known if r["layer"] == k])
+        for k in range(planted.NUM_LAYERS)
     ]
-    assert kept.tolist() == expected
+    assert by_layer.lines[0].get_ydata() == pytest.approx(means)
+
+
+def test_ranges_cover_what_the_table_says(named):
+    for layer, coverage in enumerate(named.run.layers["oscillatory_coverage"].to_pylist()):
+        waves = [
+            p.neuron
+            for p in planted.neurons(layer=layer)
+            if (p.position_type, p.position_strong) == WAVE
+        ]
+        if waves:
+            on = figures_curves.indicated(named.run, layer, waves)
+            assert on.any(axis=0).mean() == pytest.approx(coverage)
+
+
+def test_weak_evidence_for_detectors_is_in_the_caption(named):
+    caption = figures_layers.detectors([named], (2,), "14", "title").caption
+    table = named.run.layers
+    strict, few, loose = (
+        sum(v for v in table[f"{name}_2"].to_pylist() if v is not None)
+        for name in ("detectors", "detectors_few", "detectors_loose")
+    )
+    assert f"{strict} detectors of bigrams in planted ({few} of them on fewer than 10" in caption
+    assert f"{loose} where the detected are gathered from all triggers" in caption
 
 
 def test_every_figure_is_drawn_or_says_why(named):

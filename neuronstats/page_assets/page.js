@@ -36,6 +36,7 @@ const NS = (() => {
   const ARRAYS = { "|u1": Uint8Array, "<f4": Float32Array, "<f8": Float64Array, "<u2": Uint16Array, "<i4": Int32Array };
 
   function decode([type, text]) {
+    if (Uint8Array.fromBase64) return new ARRAYS[type](Uint8Array.fromBase64(text).buffer);
     const raw = atob(text);
     const bytes = new Uint8Array(raw.length);
     for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
@@ -308,19 +309,14 @@ const NS = (() => {
     const only = at("layer").value;
     if (info.runs[run].ngrams.length) await load(`data/r${run}/search.js`);
     const wanted = only === "" ? Array.from({ length: total }, (_, i) => i) : [Number(only)];
-    for (const index of wanted) {
-      if (!layers[run][index]) {
-        at("count").textContent = `reading layer ${index + 1} of ${total} …`;
-        await needLayer(run, index);
-      }
-    }
+    const missing = wanted.filter((index) => !layers[run][index]);
+    if (missing.length) at("count").textContent = `reading ${some(missing.length, "layer")} …`;
+    await Promise.all(missing.map((index) => needLayer(run, index)));
     if (asked()) {
       await load(`data/r${run}/words.js`);
-      for (const index of wanted) {
-        if (index >= info.runs[run].trigger_layers) break;
-        if (!triggers[run][index]) at("count").textContent = `reading triggers of layer ${index + 1} …`;
-        await load(`data/r${run}/t${pad(index, 3)}.js`);
-      }
+      const held = wanted.filter((index) => index < info.runs[run].trigger_layers);
+      if (held.some((index) => !triggers[run][index])) at("count").textContent = "reading triggers …";
+      await Promise.all(held.map((index) => load(`data/r${run}/t${pad(index, 3)}.js`)));
     }
     if (!table) {
       table = new Tabulator("#table", {
@@ -428,6 +424,10 @@ const NS = (() => {
     if (entry) {
       draw(entry);
       at("domains").replaceChildren(domains(entry));
+      if (typeof entry.consistency === "number") {
+        at("domains").append(make("p", { className: "hint", textContent: "Its type of curve holds in"
+          + ` ${percent(entry.consistency)} of the domains with enough sequences.` }));
+      }
       at("ngrams").replaceChildren(...ngramTables(entry));
       const words = updates(entry);
       at("updates").replaceChildren(...(words ? [make("h3", { textContent: "Promoted and suppressed tokens" }), words] : []));
