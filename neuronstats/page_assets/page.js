@@ -14,6 +14,7 @@ const NS = (() => {
   const triggers = info.runs.map(() => []);    // [run][layer] -> {start, token}: tokens of top triggers
   const words = info.runs.map(() => ({}));     // [run] token -> its text
   const scripts = new Map();
+  const NOTHING = [];
   const at = (id) => document.getElementById(id);
   let matches = new Int32Array(0);             // keys (layer * width + neuron) in the table's order
   let current = null;                          // {run, layer, neuron} in the panel
@@ -202,12 +203,12 @@ const NS = (() => {
     return found.length ? table : null;
   }
 
-  function triggered(run, index, neuron, tokens) {
+  function triggered(run, index, neuron, tokens, most) {
     const layer = triggers[run][index];
-    if (!layer || !tokens) return [];
-    const found = [];
-    for (let i = layer.start[neuron]; i < layer.start[neuron + 1]; i++) {
-      if (tokens[layer.token[i]]) found.push(layer.token[i]);
+    if (!layer || !tokens) return NOTHING;
+    let found = NOTHING;
+    for (let i = layer.start[neuron]; i < layer.start[neuron + 1] && found.length < most; i++) {
+      if (tokens[layer.token[i]]) found = [...found, layer.token[i]];
     }
     return found;
   }
@@ -233,7 +234,7 @@ const NS = (() => {
       for (let neuron = 0; neuron < width; neuron++) {
         if (!test(columns.flags[neuron])) continue;
         if (withDetail && columns.piece[neuron] < 0) continue;
-        if (keys && !keys.has(index * width + neuron) && !triggered(run, index, neuron, tokens).length) continue;
+        if (keys && !keys.has(index * width + neuron) && !triggered(run, index, neuron, tokens, 1).length) continue;
         found.push(index * width + neuron);
       }
     });
@@ -253,8 +254,11 @@ const NS = (() => {
     }[field] || ((key) => layers[run][Math.floor(key / width)][field][key % width]);
     const ordinal = ["frequency", "mi"].includes(field) ? (v) => { float[0] = v; return bits[0]; } : (v) => v;
     const room = 2 ** Math.ceil(Math.log2(matches.length + 1));
-    const numbers = Float64Array.from(matches, (key, place) => ordinal(value(key)) * room + place).sort();
-    matches = Int32Array.from(numbers, (n) => matches[n % room]);
+    const numbers = new Float64Array(matches.length), sorted = new Int32Array(matches.length);
+    for (let i = 0; i < numbers.length; i++) numbers[i] = ordinal(value(matches[i])) * room + i;
+    numbers.sort();
+    for (let i = 0; i < numbers.length; i++) sorted[i] = matches[numbers[i] % room];
+    matches = sorted;
     if (direction === "desc") matches.reverse();
   }
 
@@ -268,7 +272,7 @@ const NS = (() => {
     }
     shown.class = classes(columns.flags[neuron]).join("; ");
     const detects = (texts[run].get(key) || []).slice(0, 12).map(visible).join(" · ");
-    const found = triggered(run, index, neuron, tokens).slice(0, 6).map((token) => visible(words[run][token]));
+    const found = triggered(run, index, neuron, tokens, 6).map((token) => visible(words[run][token]));
     shown.detects = detects + (found.length ? `${detects ? "; " : ""}top triggers hold ${found.join(" · ")}` : "");
     return shown;
   }
