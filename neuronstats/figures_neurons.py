@@ -192,7 +192,10 @@ def types(runs: Sequence[NamedRun]) -> Drawing:
             f"no neuron is positional; the most that any tells of its position is {most:.3f} nats"
         )
     return _circles_figure(
-        runs, [named.label for named in runs], "8", "Positional neurons by layer and type"
+        runs,
+        [named.label for named in runs],
+        "8",
+        "Positional neurons by layer and type (figs. 8, 16)",
     )
 
 
@@ -208,7 +211,9 @@ def training(runs: Sequence[NamedRun]) -> Drawing:
         f"{named.label}, {'with' if named.run.has_positions else 'without'} positions"
         for named in runs
     ]
-    return _circles_figure(runs, titles, "10", "Positional neurons of models trained alike")
+    return _circles_figure(
+        runs, titles, "10", "Positional neurons of models trained alike (figs. 10, 11)"
+    )
 
 
 def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
@@ -259,8 +264,8 @@ def consistencies(run: LoadedRun) -> NDArray[np.float64] | None:
 
 
 CATALOGUE: dict[str, tuple[Draw, str]] = {
-    "8": (types, "Positional neurons by layer and type"),
-    "10": (training, "Positional neurons of models trained alike"),
+    "8": (types, "Positional neurons by layer and type (figs. 8, 16)"),
+    "10": (training, "Positional neurons of models trained alike (figs. 10, 11)"),
     "domains": (domain_consistency, "Do positional neurons keep to their type in every domain?"),
 }
 for _n, _name in ((1, "2"), (2, "12"), (3, "13")):
