@@ -239,7 +239,9 @@ def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
         )
     share = "domains in which its type holds, %"
     spread.set(title="(a) all layers", xlabel=share, ylabel="positional neurons, %", xlim=(-4, 104))
-    layers.set(title="(b) by layer", xlabel=DEPTH, ylabel=f"{share}, mean", ylim=(-3, 103))
+    layers.set(
+        title="(b) by layer", xlabel=DEPTH, ylabel="mean share of domains, %", ylim=(-3, 103)
+    )
     for panel in (spread, layers):
         from_zero(panel)
         legend(panel, runs)
