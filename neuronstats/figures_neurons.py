@@ -240,7 +240,11 @@ def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
     share = "domains in which its type holds, %"
     spread.set(title="(a) all layers", xlabel=share, ylabel="positional neurons, %", xlim=(-4, 104))
     layers.set(
-        title="(b) by layer", xlabel=DEPTH, ylabel="mean share of domains, %", ylim=(-3, 103)
+        title="(b) by layer",
+        xlabel=DEPTH,
+        xlim=(-0.03, 1.03),
+        ylabel="mean share of domains, %",
+        ylim=(-3, 103),
     )
     for panel in (spread, layers):
         from_zero(panel)
