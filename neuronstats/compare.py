@@ -24,11 +24,19 @@ def compare(folders: Sequence[RunFolder], console: Console) -> None:
     """
     runs = [LoadedRun(folder.location) for folder in folders]
     rows = [summary(run, label) for run, label in zip(runs, labels(runs), strict=True)]
-    for row in rows:
-        values = [(name, _written(name, value)) for name, value in row.items() if name != "run"]
-        console.table(str(row["run"]), values)
-    sink = io.BytesIO()
     names = list(dict.fromkeys(name for row in rows for name in row))  # lengths may differ
+    columns = [[_written(name, row.get(name)) for name in names[1:]] for row in rows]
+    widths = [
+        max(map(len, [str(row["run"]), *column])) for row, column in zip(rows, columns, strict=True)
+    ]
+    head = [str(row["run"]) for row in rows]
+    lines = [head, *(list(cells) for cells in zip(*columns, strict=True))]
+    written = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
+    console.table("comparison", list(zip(["", *names[1:]], written, strict=True)))
+    sink = io.BytesIO()
     table = pa.table({name: [row.get(name) for row in rows] for name in names})
     pq.write_table(table, sink)
     folders[0].write(FILE, sink.getvalue())
