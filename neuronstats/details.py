@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from neuronstats import bits
 from neuronstats.contexts import example_contexts
-from neuronstats.loaded import LoadedRun
+from neuronstats.loaded import LoadedRun, ends
 
 CURVE_POINTS = 256  # of a curve on the page, at most
 DOMAIN_POINTS = 64  # of a domain's curve
@@ -59,9 +59,9 @@ def detail(
     """
     first, last = neurons[0], neurons[-1] + 1
     tables = {
-        name: run.rows(name, layer, first, last)
-        for name in ("domains", "triggers", "ngrams", "suppression")
+        name: run.rows(name, layer, first, last) for name in ("domains", "triggers", "ngrams")
     }
+    updates = _updates(run, layer, neurons)
     found: dict[str, Any] = {}
     for neuron, counts, by_domain, activated in _arrays(run, layer, neurons):
         sequences = run.domain_sequences
@@ -75,15 +75,38 @@ def detail(
         for name, table in tables.items():
             if table is not None:
                 rows = table.filter(pc.equal(table["neuron"], neuron))
-                entry[name] = _clean(run, rows.drop_columns(["layer", "neuron"]).to_pylist())
+                entry[name] = _clean(rows.drop_columns(["layer", "neuron"]).to_pylist())
         if run.has("position_consistency"):
             row = layer * run.layout.num_neurons + neuron
             entry["consistency"] = _round(run.neurons["position_consistency"][row].as_py())
+        if neuron in updates:
+            entry["update"] = updates[neuron]
         if activated is not None:
             entry["contexts"] = example_contexts(
                 run, activated, settings.contexts, settings.context_tokens
             )
         found[str(neuron)] = entry
+    return found
+
+
+def _updates(run: LoadedRun, layer: int, neurons: list[int]) -> dict[int, dict[str, Any]]:
+    """Name the tokens at both ends of the neurons' updates; of detectors, their triggers' ranks.
+
+    Where the checkpoint is gone, only the detectors' are known.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    if run.projects:
+        projection = run.projection(layer, neurons)
+        for column, neuron in enumerate(neurons):
+            tokens = ends(projection[:, column], TOP)
+            found[neuron] = {side: run.words(ids.tolist()) for side, ids in tokens.items()}
+    table = run.rows("suppression", layer, neurons[0], neurons[-1] + 1)
+    for row in [] if table is None else table.to_pylist():
+        if row["neuron"] in neurons:
+            names = ("promoted", "suppressed", "triggers")
+            found[row["neuron"]] = {name: run.words(row[name][:TOP]) for name in names} | {
+                "trigger_rank": row["trigger_rank"][:TOP]
+            }
     return found
 
 
@@ -106,7 +129,7 @@ def _arrays(run: LoadedRun, layer: int, neurons: list[int]) -> Iterator[Arrays]:
             yield neuron, counts[:, i], by_domain[:, :, i], activated
 
 
-def _clean(run: LoadedRun, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _clean(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Drop what the page does not show, round what it shows, keep the first rows of each length."""
     kept = []
     seen: dict[Any, int] = {}
@@ -116,9 +139,6 @@ def _clean(run: LoadedRun, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if n is not None and seen[n] > TOP:
             continue
         row.pop("token_ids", None)
-        for side in {"promoted", "suppressed", "triggers"} & set(row):
-            row[side] = run.words(row[side][:TOP])
-            row.pop(f"{side}_projection", None)
         kept.append({k: _round(v) for k, v in row.items()})
     return kept
 

@@ -250,30 +250,39 @@ class LoadedRun:
         counts = self.position_counts(layer, slice(neuron, neuron + 1))[:, 0]
         return counts / self.num_sequences
 
-    def projection(self, layer: int, neuron: int) -> NDArray[np.float64]:
-        """Return what any neuron's update writes on the vocabulary, float64 [token].
+    def projection(self, layer: int, neurons: Sequence[int]) -> NDArray[np.float64]:
+        """Return what any neurons' updates write on the vocabulary, float64 [token, neuron].
 
         Raises:
-            UserError: the checkpoint is not to be had, or holds other weights.
+            SettingsError: the checkpoint is no longer where it was.
+            UserError: it cannot be had, or holds other weights.
 
         Source: Voita et al. 2023, sec. 4.4.
         """
-        found: NDArray[np.float64] = self._projector.project(layer, [neuron])[:, 0]
-        return found
+        return self._projector.project(layer, neurons)
 
     def update(self, layer: int, neuron: int, top: int = 20) -> dict[str, list[tuple[str, float]]]:
         """Name the tokens that any neuron's update promotes and suppresses most.
 
         Returns:
             `promoted` and `suppressed`: texts with their projections, the strongest first.
+
+        Raises:
+            SettingsError, UserError: see `projection`.
         """
-        values = self.projection(layer, neuron)
-        rising = np.argsort(values, kind="stable")
-        falling = np.argsort(-values, kind="stable")
+        values = self.projection(layer, [neuron])[:, 0]
         return {
-            side: [(self.texts([int(token)]), float(values[token])) for token in order[:top]]
-            for side, order in (("promoted", falling), ("suppressed", rising))
+            side: [(self.texts([int(token)]), float(values[token])) for token in ids]
+            for side, ids in ends(values, top).items()
         }
+
+    @cached_property
+    def projects(self) -> bool:
+        """Whether the checkpoint is to be had, for `projection`."""
+        try:
+            return bool(self._projector)
+        except UserError:
+            return False
 
     @cached_property
     def _model(self) -> ModelSettings:
@@ -292,6 +301,18 @@ class LoadedRun:
     def words(self, tokens: Sequence[Any]) -> list[str]:
         """Write single tokens as text, given as ids or as text already."""
         return [token if isinstance(token, str) else self.texts([int(token)]) for token in tokens]
+
+
+def ends(projection: NDArray[np.float64], top: int) -> dict[str, NDArray[np.int64]]:
+    """Give the tokens at both ends of a projection [token], ties by ascending id.
+
+    Returns:
+        `promoted`, falling, and `suppressed`, rising: int64 [top], or as many as there are.
+    """
+    return {
+        "promoted": np.argsort(-projection, kind="stable")[:top],
+        "suppressed": np.argsort(projection, kind="stable")[:top],
+    }
 
 
 def labels(runs: list[LoadedRun]) -> list[str]:

@@ -95,6 +95,12 @@ def _write(
             folder, runs, figures, settings.report, advance, live=settings.serve
         )
     console.say(left_out)
+    for named in runs:
+        if not named.run.projects:
+            console.say(
+                f"What updates promote and suppress is shown of {named.label}'s detectors alone: its"
+                f" checkpoint ({named.run.run.info['settings']['model']['path']}) is not to be had."
+            )
     drawn = sum(1 for drawing in figures if not drawing.reason)
     console.say(
         f"report: {len(runs)} runs, {drawn} figures ({len(figures) - drawn} without data),"

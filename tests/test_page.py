@@ -14,13 +14,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import oracle
 import planted
 import pytest
 from reported import MARKED, MARKUP, planted_run
 
 import neuronstats
 from jobs import JOBS, run_job
-from neuronstats import pieces, search
+from neuronstats import details, pieces, search
 from neuronstats.bench_page import browser_is_here, start_browser
 from neuronstats.contexts import example_contexts, spread_out
 from neuronstats.errors import UserError
@@ -226,6 +227,40 @@ def test_contexts_are_spread_out():
     same = [p for s, p in found if s == 0]
     assert abs(same[0] - same[1]) > 10
     assert spread_out(np.zeros((4, 100), bool), 3, 10) == []
+
+
+def test_every_detail_names_what_the_update_promotes_and_suppresses(report, run, planted_model):
+    decoder = planted_model.model.decoder
+    embedding = decoder.embed_tokens.weight.detach().numpy().tolist()
+    fc2 = decoder.layers[0].fc2.weight.detach().numpy()
+    detectors = {r["neuron"] for r in run.neurons.to_pylist()[: planted.WIDTH] if r["detector_1"]}
+    kinds = set()
+    for neuron in range(planted.WIDTH):
+        found = piece(report, 0, neuron)
+        if found is None:
+            continue
+        expected = oracle.suppression_row(oracle.project(fc2[:, neuron].tolist(), embedding), [])
+        for side in ("promoted", "suppressed"):
+            assert found["update"][side] == run.words(expected[side][: details.TOP])
+        assert ("triggers" in found["update"]) == (neuron in detectors)
+        kinds.add(neuron in detectors)
+    assert kinds == {True, False}
+
+
+def test_without_the_checkpoint_only_detectors_have_an_update(run_folder, tmp_path):
+    moved = shutil.copytree(run_folder, tmp_path / "run")
+    text = (moved / "run.yaml").read_text()
+    (moved / "run.yaml").write_text(
+        text.replace(str(run_folder.parent / "model"), "/nowhere/it/is")
+    )
+    lone = LoadedRun(str(moved))
+    assert not lone.projects
+    neurons = list(range(planted.WIDTH))
+    found = details.detail(lone, 0, neurons, pieces.ReportSettings())
+    rows = lone.neurons.to_pylist()
+    assert {int(n) for n, entry in found.items() if "update" in entry} == {
+        n for n in neurons if rows[n]["detector_1"]
+    }
 
 
 def test_a_detail_holds_the_tables_rows(report, run):

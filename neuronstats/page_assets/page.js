@@ -366,7 +366,7 @@ const NS = (() => {
   }
 
   function updates(entry) {
-    const found = (entry.suppression || [])[0];
+    const found = entry.update;
     if (!found) return null;
     const words = (list) => (list || []).map(visible).join(" · ");
     const ranks = (found.triggers || []).map((word, i) => `${visible(word)} (${number(found.trigger_rank[i])})`);
