@@ -98,8 +98,8 @@ def _write(
     for named in runs:
         if not named.run.projects:
             console.say(
-                f"What updates promote and suppress is shown of {named.label}'s detectors alone: its"
-                f" checkpoint ({named.run.run.info['settings']['model']['path']}) is not to be had."
+                f"What updates promote and suppress is shown of {named.label}'s detectors alone:"
+                f" its checkpoint ({named.run.run.info['settings']['model']['path']}) is not there."
             )
     drawn = sum(1 for drawing in figures if not drawing.reason)
     console.say(
