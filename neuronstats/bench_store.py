@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from neuronstats.bench_model import Subject
 from neuronstats.corpus import Corpus
 from neuronstats.folder import RunFolder
 from neuronstats.store import Layout, Run, make_shards
+from neuronstats.worker import write_layers
 
 
 class Written:
@@ -50,19 +51,9 @@ class Written:
             writer.commit()
 
     def with_thread(self) -> None:
-        """Write a layer in a thread while the next is computed."""
+        """Write layers in a thread while the next ones are computed, as a collect worker does."""
         writer = self._run.writer(self._run.layout.shards[0])
-        pending: Future[None] | None = None
-        for record in self._swept.sweep(self._subject.tokens):
-            if pending is not None:
-                pending.result()
-            pending = self._writing.submit(
-                writer.write_layer, record.layer, record.bitmap, record.position_counts
-            )
-            del record
-        assert pending is not None
-        pending.result()
-        writer.commit()
+        write_layers(self._swept.sweep(self._subject.tokens), writer, self._writing)
 
     def read(self) -> Bitmaps:
         """Read back what was written last."""

@@ -254,6 +254,11 @@ def position_counts(rows: Tensor, num_positions: int) -> NDArray[np.uint32]:
 
     Source: Voita et al. 2023, sec. 5 (numerator of the frequency at a position).
     """
+    return position_sums(rows, num_positions).cpu().numpy().view(np.uint32)
+
+
+def position_sums(rows: Tensor, num_positions: int) -> Tensor:
+    """Do `position_counts`, into int32 [position, neuron] on the device of the rows."""
     width = packed_bytes(num_positions)
     if rows.dtype != torch.uint8 or rows.ndim != 3 or rows.shape[1] != width:
         raise ValueError(
@@ -264,10 +269,10 @@ def position_counts(rows: Tensor, num_positions: int) -> NDArray[np.uint32]:
     if rows.device.type == "cpu":
         counts = np.zeros((num_positions, rows.shape[2]), np.uint32)
         kernels_numba.position_counts(rows.numpy(), counts)
-        return counts
+        return torch.from_numpy(counts.view(np.int32))
     kernels = _triton(rows) if rows.numel() else None
     sums = kernels.position_counts(rows) if kernels else _position_counts_torch(rows)
-    return sums[:num_positions].cpu().numpy().view(np.uint32)
+    return sums[:num_positions]
 
 
 def _position_counts_torch(rows: Tensor) -> Tensor:

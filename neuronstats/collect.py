@@ -16,7 +16,7 @@ from neuronstats.machine import Machine, probe
 from neuronstats.plan import Plan, size
 from neuronstats.prepare import Collect, is_small
 from neuronstats.store import Run, Shard
-from neuronstats.worker import ShardSummary, ShardWorker
+from neuronstats.worker import ShardSummary, ShardWorker, describe
 
 
 def show_plan(plan: Plan, machine: Machine, console: Console, *, exact: bool) -> None:
@@ -138,9 +138,8 @@ def _run_shards(
     tokens = sum(summary.tokens for summary in finished)
     words = f"{short(tokens)} tokens in {len(finished)} shards, {duration(seconds)}"
     if finished:
-        busy = sum(summary.seconds for summary in finished)
+        console.say(f"speed: {describe(finished, plan.work)}")
         peak = max(summary.peak_bytes for summary in finished)
-        words += f", {short(tokens / busy)} tokens/s a worker"
         words += f", peak memory {size(peak)} of {size(plan.host_bytes)} planned"
     console.say(f"collected: {words}: {location}")
     return 0

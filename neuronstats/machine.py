@@ -3,12 +3,16 @@
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
 
 CGROUP = Path("/sys/fs/cgroup")
+PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}  # of the square matrices that are multiplied
+PRODUCT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,20 @@ def peak_host_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10
     raise AssertionError("no VmHWM in /proc/self/status")
+
+
+def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Measure how fast this process multiplies matrices: FLOP per second, the best of several.
+
+    With the threads that torch has now. What a forward pass could reach at most, about.
+    """
+    side = PRODUCT_SIDE[device.type]
+    matrix = torch.full((side, side), 0.5, dtype=dtype, device=device)
+    out = torch.empty_like(matrix)
+    best, end = float("inf"), time.perf_counter() + PRODUCT_SECONDS
+    while (start := time.perf_counter()) < end:
+        torch.mm(matrix, matrix, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best

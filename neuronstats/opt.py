@@ -173,14 +173,18 @@ class Layer:
                     f" {shape}."
                 )
 
-    def fill(self, weights: dict[str, Tensor], where: str) -> None:
-        """Take weights, which must be on the device and of the type to compute with.
+    def allocate(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """Give the layer memory of its own; it computes with whatever is written there.
 
-        Raises:
-            UserError: a tensor is missing or has another shape than the configuration says.
+        Returns:
+            The weights by name, not yet filled.
         """
-        self.check(weights, where)
-        self._module.load_state_dict({name: weights[name] for name in self._expected}, assign=True)
+        weights = {
+            name: torch.empty(shape, dtype=dtype, device=device)
+            for name, shape in self._expected.items()
+        }
+        self._module.load_state_dict(weights, assign=True)
+        return weights
 
     def __call__(
         self, hidden: Tensor, listen: Callable[[Tensor], None], *, with_output: bool = True

@@ -7,7 +7,7 @@ measured (docs/log.md). A test holds the host memory against the measured peak.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from neuronstats import bits
+from neuronstats import bits, transfer
 from neuronstats.errors import SettingsError
 from neuronstats.machine import Machine
 from neuronstats.opt import Shape
@@ -24,6 +24,7 @@ COMPRESSED = 0.4  # of raw bits: zstd level 1 at 5 % activity
 SLACK_BYTES, SLACK_SHARE = 112 << 20, 0.08  # see allocator()
 SPARE = 0.9  # of the memory that is free may be planned with
 WRITERS = 4  # objects compressed at a time
+WRITE_AHEAD = 2  # layers that may wait to be written, the one at work included
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,14 @@ class Work:
         return sum(-(-n // self.shard_sequences) for n in self.corpus.sequences_by_domain)
 
     @property
+    def flop_per_token(self) -> int:
+        """Floating-point operations: matrices, and attention under its mask."""
+        shape = self.shape
+        layer = 2 * shape.layer_weights + 2 * self.corpus.positions * shape.hidden
+        last = 2 * shape.hidden * shape.neurons  # fc2 of the last layer is left out
+        return self.num_layers * layer - last
+
+    @property
     def shard_tokens(self) -> int:
         """Tokens of a full shard, filled up to whole batches."""
         batches = -(-self.shard_sequences // self.batch_sequences)
@@ -100,9 +109,10 @@ class Work:
         positions = self.shape.positions * self.shape.hidden * self.dtype_bytes
         return [Term(name, kept * layer), Term("position embeddings", positions)]
 
-    def hidden_terms(self) -> list[Term]:
-        """The shard's residual stream."""
-        return [Term("hidden states", self.shard_tokens * self.shape.hidden * self.dtype_bytes)]
+    @property
+    def hidden(self) -> int:
+        """Bytes of the shard's residual stream."""
+        return self.shard_tokens * self.shape.hidden * self.dtype_bytes
 
     def batch_terms(self) -> list[Term]:
         """One batch inside a layer: at its widest, FFN input, fc1's output, its ReLU and fc2's."""
@@ -115,14 +125,38 @@ class Work:
         return [Term("bits of a layer", 2 * self.packed_layer)]
 
     def writer_terms(self) -> list[Term]:
-        """A layer's bits and counts while they are compressed and written."""
+        """Layers' bits and counts while they wait, are compressed, and written."""
         counts = self.corpus.positions * self.shape.neurons * 4
         bitmap = self.packed_layer if self.num_bitmaps else 0
+        compressed = min(WRITERS * OBJECT_BYTES, bitmap + counts)
         return [
-            Term("bits being written", bitmap),
-            Term("position counts", 2 * counts),
-            Term("compression", min(WRITERS * OBJECT_BYTES, bitmap + counts)),
+            Term("bits to be written", WRITE_AHEAD * bitmap),
+            Term("position counts", (WRITE_AHEAD + 1) * counts),
+            Term("compression", compressed),
         ]
+
+    def gpu_terms(self) -> tuple[list[Term], list[Term]]:
+        """What copies beside the computation take more: on the host, and on the GPU."""
+        counts = self.corpus.positions * self.shape.neurons * 4
+        bitmap = self.packed_layer if self.num_bitmaps else 0
+        # One layer's on the way and one's in hand beside those that wait, and what pinning adds.
+        held = WRITE_AHEAD + 2
+        planned = WRITE_AHEAD * bitmap + (WRITE_AHEAD + 1) * counts
+        pinned = held * sum(map(transfer.pinned_bytes, (bitmap, counts))) - planned
+        host = [
+            Term("CUDA", CUDA_HOST_BYTES),
+            Term("weights in pinned memory", 2 * transfer.PIECE_BYTES),
+            Term("bits and counts in pinned memory", pinned),
+        ]
+        device = [
+            Term("CUDA", CUDA_DEVICE_BYTES),
+            Term("bits and counts on their way", bitmap + 2 * counts),
+        ]
+        if self.hidden_on_device:
+            return host, [*device, Term("hidden states", self.hidden)]
+        batch = self.batch_sequences * self.corpus.positions * self.shape.hidden * self.dtype_bytes
+        host.append(Term("hidden states", transfer.pinned_bytes(self.hidden)))
+        return host, [*device, Term("hidden states, near", transfer.NEAR_BATCHES * batch)]
 
     def read_terms(self) -> list[Term]:
         """Pages of the checkpoint that are mapped while read."""
@@ -170,11 +204,8 @@ class Plan:
 
     @property
     def flop(self) -> int:
-        """Floating-point operations of the whole run: matrices, and attention under its mask."""
-        shape, work = self.work.shape, self.work
-        layer = 2 * shape.layer_weights + 2 * work.corpus.positions * shape.hidden
-        last = 2 * shape.hidden * shape.neurons  # fc2 of the last layer is left out
-        return work.corpus.tokens * (work.num_layers * layer - last)
+        """Floating-point operations of the whole run."""
+        return self.work.corpus.tokens * self.work.flop_per_token
 
     def misfits(self, machine: Machine, free_disk: int | None) -> list[str]:
         """Say what does not fit, one sentence each; none if all does."""
@@ -211,11 +242,10 @@ def make_plan(work: Work) -> Plan:
     host = [Term("process", PROCESS_BYTES), *work.read_terms(), *work.writer_terms()]
     device: list[Term] = []
     if work.on_gpu:
-        device = [Term("CUDA", CUDA_DEVICE_BYTES), *near]
-        host.append(Term("CUDA", CUDA_HOST_BYTES))
-        (device if work.hidden_on_device else host).extend(work.hidden_terms())
+        beside, on_gpu = work.gpu_terms()
+        host, device = [*host, *beside], [*near, *on_gpu]
     else:
-        host += [*near, *work.hidden_terms()]
+        host += [*near, Term("hidden states", work.hidden)]
     slots = work.num_shards * work.packed_layer
     counts = work.corpus.positions * work.shape.neurons * work.num_layers * work.num_shards
     disk = [

@@ -3,7 +3,9 @@
 Layers outside, the shard inside: each layer's weights are read once for all of a shard's batches.
 """
 
-from collections.abc import Iterator
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuronstats import bits
+from neuronstats import bits, transfer
 from neuronstats.checkpoint import Checkpoint
 from neuronstats.errors import UserError
 from neuronstats.opt import Embeddings, Layer
@@ -51,41 +53,67 @@ class LayerSource:
         resident: bool,
     ) -> None:
         self._checkpoint, self._num_layers = checkpoint, num_layers
-        self._dtype, self._device = dtype, device
         count = num_layers if resident else min(2, num_layers)
         self._layers = [Layer(checkpoint.config) for _ in range(count)]
+        self._weights = [layer.allocate(dtype, device) for layer in self._layers]
         self._resident = resident
-        self._buffers: list[dict[str, Tensor]] = [{} for _ in self._layers]
+        beside = transfer.runs_beside(device)
+        self._copies = transfer.WeightsIn(count, dtype, device) if beside else None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self.bytes_read = 0
+        self._waited = 0.0
         if resident:
             for index in range(num_layers):
                 self._load(index)
 
-    def _load(self, index: int) -> Layer:
-        """Read one layer into its buffer, which keeps its memory from the first time on."""
+    def _load(self, index: int) -> None:
+        """Read one layer into its slot's memory."""
         slot = index % len(self._layers)
-        buffer = self._buffers[slot]
-        for name, stored in self._checkpoint.layer(index).items():
-            self.bytes_read += stored.numel() * stored.element_size()
-            if name in buffer and buffer[name].shape == stored.shape:
-                buffer[name].copy_(stored)
-            else:
-                buffer[name] = stored.to(self._device, self._dtype, copy=True)
+        stored = self._checkpoint.layer(index)
+        self._layers[slot].check(stored, f"layer {index} of {self._checkpoint.folder}")
+        pairs = [(weight, stored[name]) for name, weight in self._weights[slot].items()]
+        if self._copies:
+            self._copies.load(slot, pairs)
+        else:
+            for weight, source in pairs:
+                weight.copy_(source)
+        self.bytes_read += sum(source.numel() * source.element_size() for _, source in pairs)
         self._checkpoint.release()
-        self._layers[slot].fill(buffer, f"layer {index} of {self._checkpoint.folder}")
-        return self._layers[slot]
 
     def __iter__(self) -> Iterator[Layer]:
-        if self._resident:
-            yield from self._layers
-            return
-        following: Future[Layer] = self._reader.submit(self._load, 0)
+        """Start reading at once; hand out the layers, each to be used before the next is asked."""
+        return self._hand_out(None if self._resident else self._reader.submit(self._load, 0))
+
+    def _hand_out(self, following: Future[None] | None) -> Iterator[Layer]:
         for index in range(self._num_layers):
-            current = following.result()
-            if index + 1 < self._num_layers:
+            slot = index % len(self._layers)
+            with self._waiting(slot):
+                if following is not None:
+                    following.result()
+            if following is not None and index + 1 < self._num_layers:
                 following = self._reader.submit(self._load, index + 1)
-            yield current
+            try:
+                yield self._layers[slot]
+            finally:
+                if self._copies:
+                    self._copies.used(slot)
+
+    @contextlib.contextmanager
+    def _waiting(self, slot: int) -> Iterator[None]:
+        if self._copies:
+            with self._copies.waiting(slot):
+                yield
+            return
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def waited_seconds(self) -> float:
+        """Give the time that the computation has waited for weights since this was asked last."""
+        if self._copies:
+            return self._copies.waited_seconds()
+        waited, self._waited = self._waited, 0.0
+        return waited
 
 
 class Sweep:
@@ -118,7 +146,7 @@ class Sweep:
         self._num_layers, self._num_bitmaps = num_layers, num_bitmaps
         self._batch = batch_sequences
         self._dtype, self._device = dtype, device
-        self._hidden_device = device if hidden_on_device else torch.device("cpu")
+        self._hidden_on_device = hidden_on_device
         self._embed = Embeddings(checkpoint, dtype, device)
         checkpoint.release()  # a layer read through the embeddings' mapping would stay mapped
         self._vocabulary = checkpoint.config.vocab_size
@@ -141,28 +169,43 @@ class Sweep:
         Raises:
             UserError: NaN or infinity in the hidden states; says layer and sequence.
         """
-        num_positions = tokens.shape[1]
-        shape = (len(tokens), bits.packed_bytes(num_positions), self._neurons)
-        rows = torch.empty(shape, dtype=torch.uint8, device=self._device)
+        layers = iter(self.layers)
         hidden = self._embedded(tokens)
-        for index, layer in enumerate(self.layers):
-            last = index + 1 == self._num_layers
-            finite = self._run_layer(layer, hidden, rows, num_positions, last=last)
+        made = self._made(layers, hidden, tokens.shape)
+        if transfer.runs_beside(self._device):
+            made = transfer.to_host(made, self._device)
+        for index, (finite, sums, *bitmap) in enumerate(made):
             self._check_finite(finite, hidden, index, name)
-            bitmap = bits.neuron_major(rows).cpu().numpy() if index < self._num_bitmaps else None
-            yield LayerRecord(index, bitmap, bits.position_counts(rows, num_positions))
+            counts = sums.numpy().view(np.uint32)
+            yield LayerRecord(index, bitmap[0].numpy() if bitmap else None, counts)
+
+    def _made(
+        self, layers: Iterator[Layer], hidden: Tensor, shape: tuple[int, ...]
+    ) -> Iterator[Sequence[Tensor]]:
+        """Yield each layer's `finite`, position counts and, where wanted, neuron-major bits."""
+        num_sequences, num_positions = shape
+        size = (num_sequences, bits.packed_bytes(num_positions), self._neurons)
+        rows = torch.empty(size, dtype=torch.uint8, device=self._device)
+        batches: Iterable[Tensor] = torch.split(hidden, self._batch)
+        if not self._hidden_on_device:
+            batches = transfer.HiddenAside(hidden, self._batch, self._device)
+        for index, layer in enumerate(layers):
+            last = index + 1 == self._num_layers
+            finite = self._run_layer(layer, batches, rows, num_positions, last=last)
+            sums = bits.position_sums(rows, num_positions)
+            bitmap = [bits.neuron_major(rows)] if index < self._num_bitmaps else []
+            yield finite, sums, *bitmap
 
     @torch.inference_mode()
     def _embedded(self, tokens: NDArray[np.integer[Any]]) -> Tensor:
         """Embed a shard, filled up to whole batches with its first sequence."""
         num_sequences, num_positions = tokens.shape
         whole = -(-num_sequences // self._batch) * self._batch
-        hidden = torch.empty(
-            (whole, num_positions, self._width),
-            dtype=self._dtype,
-            device=self._hidden_device,
-            pin_memory=self._hidden_device != self._device,
-        )
+        shape = (whole, num_positions, self._width)
+        if self._hidden_on_device:
+            hidden = torch.empty(shape, dtype=self._dtype, device=self._device)
+        else:
+            hidden = transfer.pinned(shape, self._dtype)
         for start in range(0, whole, self._batch):
             chosen = np.arange(start, start + self._batch)
             chosen[chosen >= num_sequences] = 0
@@ -172,7 +215,13 @@ class Sweep:
 
     @torch.inference_mode()
     def _run_layer(
-        self, layer: Layer, hidden: Tensor, rows: Tensor, num_positions: int, *, last: bool
+        self,
+        layer: Layer,
+        batches: Iterable[Tensor],
+        rows: Tensor,
+        num_positions: int,
+        *,
+        last: bool,
     ) -> Tensor:
         """Carry all batches through one layer, in place.
 
@@ -181,7 +230,8 @@ class Sweep:
         """
         num_sequences = rows.shape[0]
         finite = torch.empty(num_sequences, dtype=torch.bool, device=self._device)
-        for start in range(0, hidden.shape[0], self._batch):
+        for number, batch in enumerate(batches):
+            start = number * self._batch
             valid = min(self._batch, num_sequences - start)
 
             def listen(fc1_output: Tensor, start: int = start, valid: int = valid) -> None:
@@ -191,17 +241,18 @@ class Sweep:
                     largest = real.view(valid, -1).amax(1)
                     finite[start : start + valid] = torch.isfinite(largest)
 
-            batch = hidden[start : start + self._batch]
-            output = layer(batch.to(self._device, non_blocking=True), listen, with_output=not last)
+            output = layer(batch, listen, with_output=not last)
             if output is not None:
                 extremes = torch.stack(torch.aminmax(output))
                 finite[start : start + valid] = torch.isfinite(extremes).all()
-                batch.copy_(output, non_blocking=True)
+                batch.copy_(output)
         return finite
 
     def _check_finite(self, finite: Tensor, hidden: Tensor, layer: int, name: str) -> None:
         if bool(finite.all()):
             return
+        if transfer.runs_beside(self._device):
+            torch.cuda.synchronize()  # the hidden states may be on their way to the host
         number = int((~finite).nonzero()[0])
         batch = hidden[number : min(number + self._batch, len(finite))]
         inside = (~torch.isfinite(batch).flatten(1).all(1)).nonzero().flatten().tolist()

@@ -3,18 +3,21 @@
 import logging
 import platform
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from neuronstats.checkpoint import Checkpoint, ModelSettings, locate
+from neuronstats.console import short
 from neuronstats.errors import SettingsError, UserError
-from neuronstats.machine import peak_host_bytes
-from neuronstats.plan import Work
-from neuronstats.store import Run, Shard
-from neuronstats.sweep import Sweep
+from neuronstats.machine import peak_host_bytes, product_rate
+from neuronstats.plan import WRITE_AHEAD, Work, size
+from neuronstats.store import Run, Shard, ShardWriter
+from neuronstats.sweep import LayerRecord, Sweep
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,14 @@ class ShardSummary:
 
     tokens: int
     seconds: float
+    weight_bytes: int
+    """Read for this shard; with the first one, also what was read before it."""
+    weights_wait_seconds: float
+    """The computation waited for weights."""
     writer_wait_seconds: float
+    """The worker waited for the writer; on a GPU the computation may have gone on meanwhile."""
+    product_rate: float
+    """FLOP per second of a matrix product alone, measured by the worker when it started."""
     peak_bytes: int
 
 
@@ -55,45 +65,95 @@ class ShardWorker:
             raise UserError(
                 f"{checkpoint.folder} on {platform.node()} holds other weights than the run's."
             )
+        self._work = work
         self._tokens = self._run.corpus().tokens
+        dtype = getattr(torch, identity["model.dtype"])
+        device = torch.device("cuda" if work.on_gpu else "cpu")
+        self._product_rate = product_rate(dtype, device)
         self._sweep = Sweep(
             checkpoint,
             num_layers=work.num_layers,
             num_bitmaps=work.num_bitmaps,
             batch_sequences=work.batch_sequences,
-            dtype=getattr(torch, identity["model.dtype"]),
-            device=torch.device("cuda" if work.on_gpu else "cpu"),
+            dtype=dtype,
+            device=device,
             resident=work.resident,
             hidden_on_device=work.hidden_on_device,
         )
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._weight_bytes = 0
 
     def __call__(self, shard: Shard) -> ShardSummary:
         """Run, write and commit one shard."""
-        start, waited = time.monotonic(), 0.0
+        start = time.monotonic()
         log.info("%s: start", shard)
-        writer = self._run.writer(shard)
-        pending: Future[None] | None = None
-        try:
-            for record in self._sweep(self._tokens[shard.sequences], str(shard)):
-                waiting = time.monotonic()
-                if pending is not None:  # one layer is written while the next is computed, no more
-                    pending.result()
-                waited += time.monotonic() - waiting
-                pending = self._writing.submit(
+        records = self._sweep(self._tokens[shard.sequences], str(shard))
+        waited = write_layers(records, self._run.writer(shard), self._writing)
+        read, self._weight_bytes = self._weight_bytes, self._sweep.layers.bytes_read
+        summary = ShardSummary(
+            tokens=shard.num_sequences * self._tokens.shape[1],
+            seconds=time.monotonic() - start,
+            weight_bytes=self._weight_bytes - read,
+            weights_wait_seconds=self._sweep.layers.waited_seconds(),
+            writer_wait_seconds=waited,
+            product_rate=self._product_rate,
+            peak_bytes=peak_host_bytes(),
+        )
+        log.info("%s: committed: %s", shard, describe([summary], self._work))
+        return summary
+
+
+def write_layers(records: Iterable[LayerRecord], writer: ShardWriter, thread: Executor) -> float:
+    """Write layers in a thread while the next ones are computed; then commit.
+
+    Args:
+        records: a shard's layers.
+        writer: of that shard.
+        thread: where it writes; at most WRITE_AHEAD layers are held there.
+
+    Returns:
+        Seconds in which this thread waited for the writer.
+    """
+    waited = 0.0
+    pending: deque[Future[None]] = deque()
+
+    def wait_for_first() -> float:
+        start = time.monotonic()
+        pending.popleft().result()
+        return time.monotonic() - start
+
+    try:
+        for record in records:
+            if len(pending) == WRITE_AHEAD:
+                waited += wait_for_first()
+            pending.append(
+                thread.submit(
                     writer.write_layer, record.layer, record.bitmap, record.position_counts
                 )
-                del record
-        finally:
-            if pending is not None:  # after an error too: nothing is written behind its back
-                wait([pending])
-        assert pending is not None
-        pending.result()
-        writer.commit()
-        tokens = shard.num_sequences * self._tokens.shape[1]
-        summary = ShardSummary(tokens, time.monotonic() - start, waited, peak_host_bytes())
-        log.info("%s: committed, %s", shard, summary)
-        return summary
+            )
+            del record
+        while pending:
+            waited += wait_for_first()
+    finally:
+        wait(pending)  # after an error too: nothing is written behind its back
+    writer.commit()
+    return waited
+
+
+def describe(summaries: Sequence[ShardSummary], work: Work) -> str:
+    """Say how fast shards went, and what they waited for."""
+    tokens = sum(summary.tokens for summary in summaries)
+    busy = sum(summary.seconds for summary in summaries)
+    rate = sum(summary.product_rate for summary in summaries) / len(summaries)
+    reached = tokens * work.flop_per_token / busy / rate
+    read = sum(summary.weight_bytes for summary in summaries) / tokens
+    weights = sum(summary.weights_wait_seconds for summary in summaries) / busy
+    writer = sum(summary.writer_wait_seconds for summary in summaries) / busy
+    return (
+        f"{short(tokens / busy)} tokens/s a worker, {reached:.0%} of the {short(rate)}FLOP/s that a"
+        f" matrix product reached here; {size(read)} of weights read per token;"
+        f" waited for weights {weights:.1%}, for the writer {writer:.1%} of the time"
+    )
 
 
 def _log_to_file(location: str) -> None:
