@@ -86,6 +86,29 @@ class _Worker:
         return self._work(task)
 
 
+class Tell:
+    """Lets a worker tell the driver how far a task in hand has come; picklable."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __call__(self, task: str, reached: float) -> None:
+        """Tell of a task; the last word counts."""
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_put(f"{self._prefix}{task}", repr(reached), overwrite=True)
+
+    def heard(self) -> dict[str, float]:
+        """Give what was told last of each task."""
+        from ray.experimental import internal_kv
+
+        told = {}
+        for key in internal_kv._internal_kv_list(self._prefix):
+            value = internal_kv._internal_kv_get(key)
+            told[key.decode().removeprefix(self._prefix)] = float(value or 0)
+        return told
+
+
 class Pool:
     """A connection to Ray, with the workers that the settings ask for."""
 
@@ -93,6 +116,7 @@ class Pool:
         self._ray, self.workers = ray, workers
         self._stopping = threading.Event()
         self._signals = 0
+        self.tell = Tell(f"neuronstats/{secrets.token_hex(8)}/")
 
     @property
     def stopping(self) -> bool:

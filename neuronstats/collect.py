@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 
 from neuronstats import plan as planning
 from neuronstats.checkpoint import absolute
@@ -123,11 +122,17 @@ def _run_shards(
         assert pool is not None
         total = sum(shard.num_sequences for shard in todo) * positions
         with console.progress("collect", total, "tokens") as advance:
-            args = (location, settings.model, plan.work)
-            tick = _ticker(advance, finished, len(todo))
-            for _, summary in pool.run(ShardWorker, args, todo, tick=tick):
+            args = (location, settings.model, plan.work, pool.tell)
+            left = {str(shard) for shard in todo}
+
+            def tick(tokens: int = 0) -> None:
+                told = sum(n for shard, n in pool.tell.heard().items() if shard in left)
+                advance(tokens, f"{len(finished)}/{len(todo)} shards", told)
+
+            for shard, summary in pool.run(ShardWorker, args, todo, tick=tick):
                 finished.append(summary)
-                advance(summary.tokens, f"{len(finished)}/{len(todo)} shards")
+                left.remove(str(shard))
+                tick(summary.tokens)
     seconds = time.monotonic() - start
     if len(finished) < len(todo):
         console.say(
@@ -143,9 +148,3 @@ def _run_shards(
         words += f", peak memory {size(peak)} of {size(plan.host_bytes)} planned"
     console.say(f"collected: {words}: {location}")
     return 0
-
-
-def _ticker(
-    advance: Callable[[int, str], None], finished: list[ShardSummary], total: int
-) -> Callable[[], None]:
-    return lambda: advance(0, f"{len(finished)}/{total} shards")

@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
@@ -44,7 +44,7 @@ class Console:
         self._rich.print(table)
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    def progress(self, what: str, total: int, unit: str) -> Iterator["Advance"]:
         """Show one progress line.
 
         Args:
@@ -53,7 +53,8 @@ class Console:
             unit: what is counted, such as tokens.
 
         Yields:
-            A function to call with units newly done and a few words on where things stand.
+            A function to call with units newly done, a few words on where things stand, and units
+            that are done of what is underway.
         """
         if not self._rich.is_terminal:
             yield self._plain_progress(what, total, unit)
@@ -63,43 +64,59 @@ class Console:
             task = bar.add_task(what, total=total, words="starting")
             pace = _Pace(total, unit)
 
-            def advance(number: int, words: str) -> None:
-                pace.add(number)
-                bar.update(task, advance=number, words=f"{words}, {pace}")
+            def advance(number: int, words: str, underway: float = 0.0) -> None:
+                pace.add(number, underway)
+                bar.update(task, completed=pace.reached, words=f"{words}, {pace}")
 
             yield advance
 
-    def _plain_progress(self, what: str, total: int, unit: str) -> Callable[[int, str], None]:
+    def _plain_progress(self, what: str, total: int, unit: str) -> "Advance":
         pace = _Pace(total, unit)
         last = time.monotonic()
 
-        def advance(number: int, words: str) -> None:
+        def advance(number: int, words: str, underway: float = 0.0) -> None:
             nonlocal last
-            pace.add(number)
+            pace.add(number, underway)
             now = time.monotonic()
-            if number and (now - last >= PLAIN_SECONDS or pace.done == total):
+            due = now - last >= PLAIN_SECONDS and (number or underway)
+            if due or (number and pace.done == total):
                 last = now
                 self.say(f"{what}: {words}, {pace}")
 
         return advance
 
 
+class Advance(Protocol):
+    """What `Console.progress` gives."""
+
+    def __call__(self, number: int, words: str, underway: float = 0.0) -> None:
+        """Tell of units newly done, how things stand, and units done of what is underway."""
+
+
 class _Pace:
-    """Units per second since the first were done, and the time left at that pace."""
+    """Units per second since the first were told of (what came before was starting), and the rest.
+
+    So one layer of one shard is enough to say how long all will take.
+    """
 
     def __init__(self, total: int, unit: str) -> None:
         self._total, self._unit = total, unit
-        self.done = 0
+        self.done, self.reached = 0, 0.0
         self._start = time.monotonic()
+        self._first: tuple[float, float] | None = None  # when, and units reached by then
 
-    def add(self, number: int) -> None:
+    def add(self, number: int, underway: float) -> None:
         self.done += number
+        self.reached = max(self.reached, self.done + underway)  # the two are told at two moments
+        if self._first is None and self.reached:
+            self._first = (time.monotonic(), self.reached)
 
     def __str__(self) -> str:
-        if not self.done:
-            return f"{duration(time.monotonic() - self._start)} so far"
-        rate = self.done / max(time.monotonic() - self._start, 1e-9)
-        left = duration((self._total - self.done) / rate)
+        now = time.monotonic()
+        if self._first is None or self.reached == self._first[1]:
+            return f"{duration(now - self._start)} so far"
+        rate = (self.reached - self._first[1]) / max(now - self._first[0], 1e-9)
+        left = duration((self._total - self.reached) / rate)
         return f"{short(rate)} {self._unit}/s, {left} left"
 
 

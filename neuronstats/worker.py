@@ -4,7 +4,7 @@ import logging
 import platform
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +48,12 @@ class ShardWorker:
         location: the run.
         model: where the checkpoint is.
         work: the sizes, with every choice made.
+        tell: called with a shard's name and how many of its tokens' worth of work is done.
     """
 
-    def __init__(self, location: str, model: ModelSettings, work: Work) -> None:
+    def __init__(
+        self, location: str, model: ModelSettings, work: Work, tell: Callable[[str, float], None]
+    ) -> None:
         _log_to_file(location)
         try:
             self._run = Run.open(location)
@@ -65,7 +68,7 @@ class ShardWorker:
             raise UserError(
                 f"{checkpoint.folder} on {platform.node()} holds other weights than the run's."
             )
-        self._work = work
+        self._work, self._tell = work, tell
         self._tokens = self._run.corpus().tokens
         dtype = getattr(torch, identity["model.dtype"])
         device = torch.device("cuda" if work.on_gpu else "cpu")
@@ -87,8 +90,7 @@ class ShardWorker:
         """Run, write and commit one shard."""
         start = time.monotonic()
         log.info("%s: start", shard)
-        records = self._sweep(self._tokens[shard.sequences], str(shard))
-        waited = write_layers(records, self._run.writer(shard), self._writing)
+        waited = write_layers(self._records(shard), self._run.writer(shard), self._writing)
         read, self._weight_bytes = self._weight_bytes, self._sweep.layers.bytes_read
         summary = ShardSummary(
             tokens=shard.num_sequences * self._tokens.shape[1],
@@ -99,8 +101,16 @@ class ShardWorker:
             product_rate=self._product_rate,
             peak_bytes=peak_host_bytes(),
         )
-        log.info("%s: committed: %s", shard, describe([summary], self._work))
+        log.info("%s: committed, %s", shard, summary)
+        log.info("%s: %s", shard, describe([summary], self._work))
         return summary
+
+    def _records(self, shard: Shard) -> Iterator[LayerRecord]:
+        """Sweep a shard, and tell of each layer."""
+        tokens = self._tokens[shard.sequences]
+        for record in self._sweep(tokens, str(shard)):
+            self._tell(str(shard), tokens.size * (record.layer + 1) / self._work.num_layers)
+            yield record
 
 
 def write_layers(records: Iterable[LayerRecord], writer: ShardWriter, thread: Executor) -> float:

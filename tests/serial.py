@@ -7,12 +7,26 @@ from neuronstats.cluster import Workers
 from neuronstats.console import Console
 
 
+class Told:
+    """What workers say of their shards, in this process."""
+
+    def __init__(self):
+        self._told = {}
+
+    def __call__(self, task, reached):
+        self._told[task] = reached
+
+    def heard(self):
+        return dict(self._told)
+
+
 class SerialPool:
     """Does the tasks one after another, in the order given or another."""
 
     def __init__(self, reverse=False):
         self.workers = Workers(count=1, gpus=0, cpus=1)
         self.stopping = False
+        self.tell = Told()
         self._reverse = reverse
 
     def run(self, make, args, tasks, tick=lambda: None):
