@@ -29,6 +29,7 @@ FULL = Sizes(
     reduce_neurons=120,
     merge_layers=6,
     merge_neurons=3072,
+    start_tokens=200_000,
 )
 SHORT = Sizes(
     layers=2,
@@ -37,6 +38,7 @@ SHORT = Sizes(
     reduce_neurons=20,
     merge_layers=3,
     merge_neurons=100,
+    start_tokens=50_000,
 )
 GPU_TIMES = 32  # as many sequences on a GPU
 
@@ -60,6 +62,8 @@ def bench(settings: BenchJob, console: Console) -> int:
     finally:
         torch.set_num_threads(before)
     report.show(console)
+    if settings.page is not None:
+        report.update_page(Path(settings.page).expanduser())
     console.say(f"measured: {out}/bench.md, {out}/bench.json")
     return FAILED if any(report.mismatches.values()) else DONE
 

@@ -133,13 +133,13 @@ class Swept:
         hidden = [self._embed(ids) for ids in batches(self._subject, batch)]
         for index, layer in enumerate(self.sweep.layers):
             for part in hidden:
-                output = layer(part, _ignore, with_output=index + 1 < self.num_layers)
+                output = layer(part, _relu, with_output=index + 1 < self.num_layers)
                 if output is not None:
                     part.copy_(output)
 
 
-def _ignore(_fc1_output: Tensor) -> None:
-    pass
+def _relu(fc1_output: Tensor) -> None:
+    fc1_output.relu_()
 
 
 def mismatches(bitmaps: Bitmaps, reference: Bitmaps) -> int:

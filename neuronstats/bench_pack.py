@@ -6,11 +6,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronstats import bits
-from neuronstats.bench_rounds import Contestant, Findings, Rounds
+from neuronstats.bench_rounds import Contestant, Findings, Rounds, Value
 
 LEAST_SECONDS = 0.1
 ACTIVE = 0.05  # share of activations
 PACK_GOAL, COUNT_GOAL = 4e9, 10e9  # activations per second and core; packing of half types
+PER_CORE = "activations/s a core"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -72,8 +73,8 @@ def _pack(findings: Findings, rounds: Rounds, values: Tensor, num_positions: int
         rounds.ratio(f"{name}: pack and transpose / torch transpose, packbits", whole, with_torch),
     ]
     half = values.dtype != torch.float32
-    goal = f"; goal {PACK_GOAL:.0e} a core" if half and values.device.type == "cpu" else ""
-    findings.facts.append((f"packing, {name}", f"{alone.rate:.2e} activations/s{goal}"))
+    goal = PACK_GOAL if half and values.device.type == "cpu" else None
+    findings.values.append(Value(f"packing, {name}", alone.rate, PER_CORE, least=goal))
     reference = by_numpy().reshape(-1)
     findings.mismatches[f"packing, {name}"] = int(np.count_nonzero(ours().reshape(-1) != reference))
 
@@ -99,9 +100,9 @@ def _count(findings: Findings, rounds: Rounds, fired: Tensor, num_positions: int
     for what in ("counts", "position counts"):
         ours, theirs = timings[f"{what} of packed bits"], timings[f"{what} by torch, bool sum"]
         findings.ratios.append(rounds.ratio(f"{what}: packed / bool sum", ours, theirs))
-    goal = f"; goal {COUNT_GOAL:.0e} a core" if fired.device.type == "cpu" else ""
+    goal = COUNT_GOAL if fired.device.type == "cpu" else None
     rate = timings["counts of packed bits"].rate
-    findings.facts.append(("counting", f"{rate:.2e} activations/s{goal}"))
+    findings.values.append(Value("counting", rate, PER_CORE, least=goal))
     right = (fired.sum(0).cpu().numpy(), by_sequence.sum(0).cpu().numpy())
     found = (bits.count(bitmap), bits.position_counts(rows, num_positions))
     for what, one, other in zip(("counts", "position counts"), found, right, strict=True):

@@ -14,8 +14,9 @@ from neuronstats.bench_model import Subject
 from neuronstats.bench_pack import packing
 from neuronstats.bench_reduce import reduction
 from neuronstats.bench_rounds import Contestant, Findings, Rounds, Timing
+from neuronstats.bench_start import starting
 from neuronstats.bench_store import Written
-from neuronstats.bench_stream import Offloaded, Streamed, disk_bytes_read
+from neuronstats.bench_stream import measure
 from neuronstats.opt import Shape, num_first_layers
 from neuronstats.plan import size
 
@@ -23,6 +24,7 @@ from neuronstats.plan import size
 BATCH_TOKENS = {"cpu": (1, 2048, 4096, 8192), "cuda": (4096, 16384, 65536)}
 BATCH_ROUNDS = 2
 COUNTED_SEQUENCES = 64
+START_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Sizes:
     reduce_neurons: int
     merge_layers: int
     merge_neurons: int
+    start_tokens: int
 
 
 def forward(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
@@ -157,52 +160,14 @@ def merge(sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Find
 
 
 def stream(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
-    """Measure weights read from disk against weights in memory."""
-    resident, streamed = Swept(subject), Streamed(subject)
-    calls: dict[str, Callable[[], object]] = {
-        "resident": resident.record,
-        "streamed": streamed.record,
-    }
-    findings = Findings()
-    try:
-        calls["accelerate"] = Offloaded(subject, scratch / "offload").forward
-    except ImportError:
-        findings.facts.append(("accelerate", "not installed, so not measured"))
-    contestants = [Contestant(name, subject.num_tokens, call) for name, call in calls.items()]
-    timings = rounds.measure(contestants, "tokens")
-    findings.timings = list(timings.values())
-    ours = timings["streamed"]
-    findings.ratios.append(
-        rounds.ratio("streamed / resident", ours, timings["resident"], goal=0.90)
-    )
-    if "accelerate" in timings:
-        findings.ratios.append(
-            rounds.ratio(
-                "streamed, recorded / accelerate's disk offload",
-                ours,
-                timings["accelerate"],
-                goal=1.5,
-                note="which records nothing",
-            )
-        )
-    layers = range(subject.shape.num_layers)
-    weights = sum(streamed.layer_bytes(layer) for layer in layers)
-    findings.facts.append(("layers' weights", f"{weights / subject.num_tokens:.0f} B a token"))
-    for name, call in calls.items():
-        findings.facts.append((f"read from disk, {name}", _read(call, subject.num_tokens, weights)))
-    findings.mismatches["streamed"] = mismatches(streamed.swept.record(), resident.record())
-    return findings
+    """Measure weights that do not fit in memory, against the same with all of them there."""
+    return measure(subject, rounds, scratch / "stream")
 
 
-def _read(call: Callable[[], object], num_tokens: int, weights: int) -> str:
-    """Call, and say how much was read from disks meanwhile."""
-    before = disk_bytes_read()
-    call()
-    after = disk_bytes_read()
-    if before is None or after is None:
-        return "not told here"
-    read = after - before
-    return f"{read / num_tokens:.0f} B a token, {read / weights:.2f} times the weights"
+def start(sizes: Sizes, _subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
+    """Measure how soon a collect run starts, and its memory against its plan."""
+    few = Rounds(min(START_ROUNDS, rounds.rounds), 1, on_gpu=False, tell=rounds.tell)
+    return starting(few, scratch, sizes.start_tokens)
 
 
 def flip(_sizes: Sizes, subject: Subject, _rounds: Rounds, _scratch: Path) -> Findings:
@@ -221,6 +186,7 @@ PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "reduce": reduce,
     "merge": merge,
     "stream": stream,
+    "start": start,
     "flips": flip,
     "page": page,
 }

@@ -1,16 +1,19 @@
 """What the benchmark found -> lines for the console, a JSON file and a Markdown page."""
 
+import dataclasses
 import json
 import os
 import platform
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neuronstats.bench_rounds import Findings, Ratio, Timing
+from neuronstats.bench_rounds import Findings, Ratio, Timing, Value
 from neuronstats.console import Console, short
+from neuronstats.errors import SettingsError
 from neuronstats.machine import probe
 from neuronstats.plan import size
 
@@ -62,20 +65,13 @@ class Report:
     @property
     def noise(self) -> str:
         """How far a contestant's slowest round was from its fastest."""
-        spreads = [timing.spread for part in self.parts.values() for timing in part.timings]
-        if not spreads:
-            return "nothing was timed"
-        middle, most = statistics.median(spreads), max(spreads)
-        start, end = self.machine["load_average"][0], self.machine["load_average_end"][0]
-        return (
-            f"slowest round / fastest: {middle:.2f} in the median, {most:.2f} at most;"
-            f" load average {start:.1f} to {end:.1f} on {self.machine['cores']} cores"
-        )
+        return _noise(self.parts.values(), self.machine)
 
     def show(self, console: Console) -> None:
         """Print the ratios with their goals."""
         for name, part in self.parts.items():
-            rows = [(r.what, _judged(r)) for r in part.ratios] + part.facts
+            rows = [(r.what, _judged(r)) for r in part.ratios]
+            rows += [(v.what, _judged_value(v)) for v in part.values] + part.facts
             title = ": times as fast, median (least to most of the rounds)" if part.ratios else ""
             console.table(f"{name}{title}", rows)
         wrong = {path: number for path, number in self.mismatches.items() if number}
@@ -90,10 +86,48 @@ class Report:
         (folder / "bench.json").write_text(json.dumps(self._plain(), indent=1) + "\n")
         (folder / "bench.md").write_text("\n".join(self._page()) + "\n")
 
+    def update_page(self, page: Path) -> None:
+        """Replace, in a page, the sections of the parts that were measured; the rest stays.
+
+        A section stands between two comments, `<!-- bench PART -->` and `<!-- end PART -->`.
+
+        Raises:
+            SettingsError: the page, or a section of it, is not there.
+        """
+        text = page.read_text() if page.is_file() else ""
+        for name, part in self.parts.items():
+            first, last = f"<!-- bench {name} -->", f"<!-- end {name} -->"
+            before, found, rest = text.partition(first)
+            _, ended, after = rest.partition(last)
+            if not found or not ended:
+                raise SettingsError(f"page={page}: expected a page with {first} ... {last}.")
+            section = "\n".join(["", *self._goals(part)])
+            text = f"{before}{first}\n{section}\n{last}{after}"
+        page.write_text(text)
+
+    def _goals(self, part: Findings) -> list[str]:
+        rows = [_ratio_cells(ratio) for ratio in part.ratios]
+        cells: list[tuple[str, ...]] = [
+            (row[0], row[1], row[4], row[2], row[5], row[6]) for row in rows
+        ]
+        cells += [
+            (v.what, f"{short(v.value)} {v.unit}".strip(), "", "", _goal(v), v.note)
+            for v in part.values
+        ]
+        head = ("what", "measured", "by CPU time", "least to most", "goal", "")
+        return [
+            *_table(head, cells),
+            *_listed(self.subject | self.machine),
+            f"- noise: {_noise([part], self.machine)}",
+            *[f"- {what}: {value}" for what, value in part.facts],
+            "",
+        ]
+
     def _plain(self) -> dict[str, Any]:
         parts = {
             name: {
                 "ratios": [_plain_ratio(ratio) for ratio in part.ratios],
+                "values": [_plain_value(value) for value in part.values],
                 "timings": [_plain_timing(timing) for timing in part.timings],
                 "mismatches": part.mismatches,
                 "facts": dict(part.facts),
@@ -121,10 +155,23 @@ class Report:
                 ("contestant", "per second", "unit", "slowest / fastest"),
                 [(t.name, short(t.rate), t.unit, f"{t.spread:.2f}") for t in part.timings],
             )
+            lines += [f"- {v.what}: {_judged_value(v)}" for v in part.values]
             lines += [f"- {what}: {value}" for what, value in part.facts]
             lines += [f"- differences, {path}: {n}" for path, n in part.mismatches.items()]
             lines.append("")
         return lines
+
+
+def _noise(parts: Iterable[Findings], machine: dict[str, Any]) -> str:
+    spreads = [timing.spread for part in parts for timing in part.timings]
+    if not spreads:
+        return "nothing was timed in turn"
+    middle, most = statistics.median(spreads), max(spreads)
+    start, end = machine["load_average"][0], machine["load_average_end"][0]
+    return (
+        f"slowest round / fastest: {middle:.2f} in the median, {most:.2f} at most;"
+        f" load average {start:.1f} to {end:.1f} on {machine['cores']} cores"
+    )
 
 
 def _judged(ratio: Ratio) -> str:
@@ -132,6 +179,17 @@ def _judged(ratio: Ratio) -> str:
     if ratio.goal is not None:
         words += f"  goal {ratio.goal:g}{'' if ratio.value >= ratio.goal else ', missed'}"
     return f"{words}  {ratio.note}".rstrip()
+
+
+def _judged_value(value: Value) -> str:
+    words = f"{short(value.value)} {value.unit}".strip()
+    if value.goal:
+        words += f"  goal {value.goal}{'' if value.met else ', missed'}"
+    return f"{words}  {value.note}".rstrip()
+
+
+def _goal(value: Value) -> str:
+    return f"{value.goal}: {'met' if value.met else 'missed'}" if value.goal else ""
 
 
 def _ratio_cells(ratio: Ratio) -> tuple[str, ...]:
@@ -160,6 +218,10 @@ def _plain_ratio(ratio: Ratio) -> dict[str, Any]:
         "met": None if ratio.goal is None else ratio.value >= ratio.goal,
         "note": ratio.note,
     }
+
+
+def _plain_value(value: Value) -> dict[str, Any]:
+    return dataclasses.asdict(value) | {"met": value.met if value.goal else None}
 
 
 def _plain_timing(timing: Timing) -> dict[str, Any]:

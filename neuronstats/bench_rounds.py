@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from neuronstats.console import short
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -18,6 +20,8 @@ class Contestant:
     work: int
     """Units done by one call: tokens or activations."""
     call: Callable[[], object]
+    cpu: Callable[[], float] = time.process_time
+    """Processor seconds so far of whatever does it: this process, by default."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Timing:
     seconds: tuple[float, ...]
     """By the clock, for one call."""
     cpu_seconds: tuple[float, ...]
-    """Of all of this process's threads, for one call."""
+    """Of all of its process's threads, for one call."""
 
     @property
     def rate(self) -> float:
@@ -62,12 +66,37 @@ class Ratio:
         return statistics.median(self.rounds)
 
 
+@dataclass(frozen=True)
+class Value:
+    """A number by itself, which should lie between bounds."""
+
+    what: str
+    value: float
+    unit: str
+    least: float | None = None
+    most: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether it lies between its bounds."""
+        low, high = self.least, self.most
+        return (low is None or self.value >= low) and (high is None or self.value <= high)
+
+    @property
+    def goal(self) -> str:
+        """The bounds, for people; empty without any."""
+        bounds = [("at least", self.least), ("at most", self.most)]
+        return ", ".join(f"{word} {short(bound)}" for word, bound in bounds if bound is not None)
+
+
 @dataclass
 class Findings:
     """What one part of the benchmark found."""
 
     timings: list[Timing] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
     mismatches: dict[str, int] = field(default_factory=dict)
     """For each path that must give the same result as the reference: what differs."""
     facts: list[tuple[str, str]] = field(default_factory=list)
@@ -109,7 +138,7 @@ class Rounds:
         for number in range(-max(1, self.warmups), self.rounds):
             for contestant in contestants:
                 name = contestant.name
-                seconds, cpu_seconds = self._time(contestant.call, repeats[name])
+                seconds, cpu_seconds = self._time(contestant, repeats[name])
                 if number < 0:
                     repeats[name] = max(1, math.ceil(least_seconds / max(seconds, 1e-9)))
                 else:
@@ -122,13 +151,13 @@ class Rounds:
             for c in contestants
         }
 
-    def _time(self, call: Callable[[], object], repeats: int) -> tuple[float, float]:
+    def _time(self, contestant: Contestant, repeats: int) -> tuple[float, float]:
         self._finish()
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), contestant.cpu()
         for _ in range(repeats):
-            call()
+            contestant.call()
         self._finish()
-        return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
+        return (time.perf_counter() - wall) / repeats, (contestant.cpu() - cpu) / repeats
 
     def _finish(self) -> None:
         if self.on_gpu:

@@ -119,12 +119,12 @@ class BenchSettings:
     """What is measured, and on how much."""
 
     parts: list[str] = field(
-        default_factory=lambda: ["forward", "pack", "reduce", "merge", "stream"]
+        default_factory=lambda: ["forward", "pack", "reduce", "merge", "stream", "start"]
     )
     """forward: bare models, hooks, the sweep, the store; pack: packing and counting alone; reduce:
-    the n-grams; merge: a whole synthetic run reduced; stream: weights read from disk; flips: bits
-    that float16 and bfloat16 flip against float32; page: a report of half a million neurons, opened
-    in a browser."""
+    the n-grams; merge: a whole synthetic run reduced; stream: weights that do not fit in memory;
+    start: jobs/collect.py on the embedded model; flips: bits that float16 and bfloat16 flip against
+    float32; page: a report of half a million neurons, opened in a browser."""
     run: str | None = None
     """A collected run: its model and sequences from all over its text are taken instead."""
     short: bool = False
@@ -151,6 +151,8 @@ class BenchSettings:
     """Of the run that is merged, at least 2; null: 6, in the short form 3."""
     merge_neurons: int | None = None
     """Of each of its layers; null: 3072 (as in opt-125m), in the short form 100."""
+    start_tokens: int | None = None
+    """Of the embedded text; null: 200 thousand, in the short form 50 thousand."""
     rounds: int = 5
     """Rounds that count; in each, every way is taken once."""
     warmups: int = 1
@@ -163,7 +165,7 @@ class BenchSettings:
     def __post_init__(self) -> None:
         """Refuse sizes that are no sizes."""
         sizes = ["layers", "sequences", "batch_sequences", "positions", "rounds", "warmups"]
-        sizes += ["threads", "reduce_tokens", "reduce_neurons", "merge_neurons"]
+        sizes += ["threads", "reduce_tokens", "reduce_neurons", "merge_neurons", "start_tokens"]
         for name in sizes:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -186,6 +188,8 @@ class BenchJob:
     bench: BenchSettings = field(default_factory=BenchSettings)
     out: str = "runs/bench"
     """Folder for bench.json and bench.md, and while it runs for the weights and the run written."""
+    page: str | None = None
+    """A Markdown page, such as docs/performance.md, whose sections of these parts are replaced."""
 
 
 def job(

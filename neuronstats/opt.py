@@ -155,7 +155,7 @@ class Layer:
                 self._module = OPTDecoderLayer(config, layer_idx=0).eval()
         except ValueError as error:
             raise UserError(f"the model's config.json cannot be used: {error}") from error
-        self._module.activation_fn = _Tap(self._module.activation_fn)
+        self._module.activation_fn = _Tap()
         self._expected = {name: tuple(p.shape) for name, p in self._module.state_dict().items()}
 
     def check(self, weights: dict[str, Tensor], where: str) -> None:
@@ -193,7 +193,8 @@ class Layer:
 
         Args:
             hidden: [sequence, position, d].
-            listen: is called once with fc1's output, [sequence * position, neuron].
+            listen: is called once with fc1's output, [sequence * position, neuron], and puts the
+                ReLU's in its place (a pass over memory less than a ReLU of its own).
             with_output: False where no layer follows; what comes after fc1 is then left out.
 
         Returns:
@@ -212,17 +213,16 @@ class Layer:
 
 
 class _Tap(nn.Module):
-    """The activation function, with a listener on its input."""
+    """In the place of the activation function: whoever listens has applied it."""
 
-    def __init__(self, activation: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._activation = activation
         self.listen: Callable[[Tensor], None] | None = None
         self.stop = False
 
-    def forward(self, fc1_output: Tensor) -> Any:
+    def forward(self, fc1_output: Tensor) -> Tensor:
         assert self.listen is not None
         self.listen(fc1_output)
         if self.stop:
             raise _Stop
-        return self._activation(fc1_output)
+        return fc1_output

@@ -235,11 +235,16 @@ class Sweep:
             valid = min(self._batch, num_sequences - start)
 
             def listen(fc1_output: Tensor, start: int = start, valid: int = valid) -> None:
-                real = fc1_output[: valid * num_positions]
-                bits.pack_rows(real, num_positions, rows[start : start + valid])
-                if last:  # no output to look at: NaN and +inf show in the largest value
-                    largest = real.view(valid, -1).amax(1)
-                    finite[start : start + valid] = torch.isfinite(largest)
+                real, rest = fc1_output.tensor_split([valid * num_positions])
+                out = rows[start : start + valid]
+                if not last:
+                    bits.relu_pack_rows_(real, num_positions, out)
+                    rest.relu_()
+                    return
+                bits.pack_rows(real, num_positions, out)
+                # There is no output to look at: NaN and +inf show in the largest value.
+                largest = real.view(valid, -1).amax(1)
+                finite[start : start + valid] = torch.isfinite(largest)
 
             output = layer(batch, listen, with_output=not last)
             if output is not None:

@@ -5,6 +5,9 @@ Nothing here asserts a speed.
 
 import io
 import json
+import os
+from functools import partial
+from pathlib import Path
 
 import models
 import numpy as np
@@ -16,16 +19,18 @@ from transformers import OPTForCausalLM
 from jobs import run_job
 from neuronstats import bench_model
 from neuronstats.bench import bench
+from neuronstats.bench_child import Cap, Child
 from neuronstats.bench_forward import Swept, mismatches
 from neuronstats.bench_model import Subject
 from neuronstats.bench_reduce import mixed_bits, zipf_tokens
-from neuronstats.bench_rounds import Contestant, Rounds, Timing
+from neuronstats.bench_rounds import Contestant, Rounds, Timing, Value
+from neuronstats.bench_stream import OURS, RESIDENT, STAND_IN
 from neuronstats.bits import count
 from neuronstats.checkpoint import Checkpoint, Dtype, ModelSettings
 from neuronstats.collect import collect
 from neuronstats.config import BenchJob, BenchSettings
 from neuronstats.console import Console
-from neuronstats.errors import SettingsError
+from neuronstats.errors import SettingsError, UserError
 from neuronstats.opt import Shape
 
 TINY = {"shape": "tiny", "short": True, "positions": 64, "batch_sequences": 2, "device": "cpu"}
@@ -39,9 +44,8 @@ PATHS = {  # all that is compared with the plain way of doing it
         *(f"covers, n={n}, {way}" for n in (1, 2, 3) for way in ("np.unique", "Counter")),
     },
     "merge": {"covers, np.unique", "covers, Counter"},
-    "stream": {"streamed"},
 }
-TIMED = list(PATHS)
+TIMED = list(PATHS)  # stream, start and page are measured below: they start other processes
 
 
 def run(out, model=None, **settings):
@@ -54,6 +58,11 @@ def run(out, model=None, **settings):
     )
     code = bench(job, Console(stream))
     return code, json.loads((out / "bench.json").read_text()), stream.getvalue()
+
+
+def _holder(size):
+    """What holds so many bytes each time it is called."""
+    return partial(np.ones, size, np.uint8)
 
 
 def rounds(number):
@@ -83,7 +92,7 @@ def test_report(tmp_path):
 
 def test_every_path_gives_the_same_in_bfloat16(tmp_path):
     model = ModelSettings(name="random", dtype=Dtype.bfloat16)
-    _, report, _ = run(tmp_path, model, parts=["forward", "stream"], rounds=1)
+    _, report, _ = run(tmp_path, model, parts=["forward"], rounds=1)
     assert report["subject"]["type"] == "bfloat16"
     for part in report["parts"].values():
         assert set(part["mismatches"].values()) == {0}
@@ -91,7 +100,7 @@ def test_every_path_gives_the_same_in_bfloat16(tmp_path):
 
 def test_real_checkpoint(tmp_path, tiny_checkpoint, order):
     model = ModelSettings(name="mine", path=str(tiny_checkpoint(order)))
-    _, report, _ = run(tmp_path, model, parts=["forward", "stream"], rounds=1, sequences=3)
+    _, report, _ = run(tmp_path, model, parts=["forward"], rounds=1, sequences=3)
     assert report["subject"]["model"] == "mine"
     assert report["subject"]["tokens"].startswith("4 sequences")
     for part in report["parts"].values():
@@ -140,10 +149,10 @@ def test_mismatches_are_bits():
 
 def test_different_results_fail_the_job(tmp_path, monkeypatch):
     monkeypatch.setattr("neuronstats.bench_parts.mismatches", lambda *_: 3)
-    code, report, shown = run(tmp_path, parts=["stream"], rounds=1)
+    code, report, shown = run(tmp_path, parts=["forward"], rounds=1)
     assert code == 1
-    assert report["parts"]["stream"]["mismatches"] == {"streamed": 3}
-    assert "these differ: {'streamed': 3}" in shown
+    assert set(report["parts"]["forward"]["mismatches"].values()) == {3}
+    assert "these differ: {'sweep': 3" in shown
 
 
 def test_synthetic_corpus_has_the_mix():
@@ -189,7 +198,10 @@ def test_flipped_bits_of_a_run(tiny_checkpoint, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"parts": ["forwards"]}, "expected some of forward, pack, reduce, merge, stream, flips"),
+        (
+            {"parts": ["forwards"]},
+            "expected some of forward, pack, reduce, merge, stream, start, flips",
+        ),
         ({"parts": []}, "expected some of"),
         ({"positions": 60}, "a multiple of 8"),
         ({"positions": 4096}, "at most the model's 2048"),
@@ -207,7 +219,70 @@ def test_wrong_settings_are_refused(tmp_path, settings, words):
     assert words in str(caught.value)
 
 
+def test_a_page_gets_the_sections_of_the_parts_measured(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Speed\n<!-- bench pack -->\nold\n<!-- end pack -->\nwhy\n"
+        "<!-- bench forward -->\nmeasured before\n<!-- end forward -->\nend\n"
+    )
+    stream = io.StringIO()
+    settings = BenchSettings(**TINY | FEW | {"parts": ["pack"], "rounds": 1})
+    job = BenchJob(bench=settings, out=str(tmp_path / "out"), page=str(page))
+    assert bench(job, Console(stream)) == 0
+    text = page.read_text()
+    assert text.startswith("# Speed\n<!-- bench pack -->\n\n| what | median |")
+    assert "| packing, float16 |" in text
+    assert "at least 4G: " in text
+    assert "- cpu: " in text
+    assert "old" not in text
+    assert "\n<!-- end pack -->\nwhy\n<!-- bench forward -->\nmeasured before\n" in text
+    page.write_text("# Speed\n")
+    with pytest.raises(SettingsError, match="expected a page with <!-- bench pack -->"):
+        bench(job, Console(stream))
+
+
+def test_bounds():
+    value = Value("peak memory / plan", 0.9, "", least=0.8, most=1.0)
+    assert (value.met, value.goal) == (True, "at least 0.8, at most 1")
+    assert not Value("start", 16.0, "s", most=15.0).met
+    assert not Value("packing", 3e9, "activations/s", least=4e9).met
+    assert (Value("read", 1.0, "").met, Value("read", 1.0, "").goal) == (True, "")
+
+
+def test_a_cap_holds_file_pages_and_memory():
+    cap = Cap.make()
+    if cap is None:
+        pytest.skip("no memory group can be made here")
+    child = Child(partial(_holder, 256 << 20), cap)
+    try:
+        assert child() > 256 << 20
+        assert child.cpu_seconds() > 0
+        assert child.disk_bytes_read() >= 0
+        cap.set(192 << 20)
+        with pytest.raises(UserError, match="too little memory"):
+            child()
+    finally:
+        child.close()
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/neuronstats-{os.getpid()}-*"))
+
+
+def test_what_fails_in_a_child_is_told():
+    with pytest.raises(ValueError, match="invalid literal"):
+        Child(partial(int, "x"), None)
+
+
+def test_start_and_peak_of_a_collect_run(tmp_path):
+    code, report, shown = run(tmp_path, parts=["start"], rounds=1, start_tokens=20_000)
+    assert code == 0
+    start, peak = report["parts"]["start"]["values"]
+    assert start["value"] > 0
+    assert 0.5 < peak["value"] <= 1.0
+    assert peak["met"] == (peak["value"] >= 0.8)
+    assert "start to first token" in shown
+
+
 def test_command_line(tmp_path):
+    """Of the part that starts other processes, too."""
     code, shown, complaint = run_job(
         "bench",
         "bench.shape=tiny",
@@ -220,8 +295,12 @@ def test_command_line(tmp_path):
         cwd=tmp_path,
     )
     assert (code, complaint) == (0, "")
-    assert "streamed / resident" in shown
-    assert (tmp_path / "there" / "bench.json").is_file()
+    assert "streamed, recorded / resident, recorded" in shown
+    report = json.loads((tmp_path / "there" / "bench.json").read_text())["parts"]["stream"]
+    assert report["mismatches"] == {"streamed": 0}
+    names = {timing["name"] for timing in report["timings"]}
+    assert {OURS, RESIDENT} < names
+    assert names & {STAND_IN, "AirLLM"}
     code, _, complaint = run_job("bench", "bench.parts=[tea]", cwd=tmp_path)
     assert code == 2
     assert "tea" in complaint

@@ -42,6 +42,7 @@ def with_streams(patch, folder, tokens, *, forget=None, **settings):
     patch.setattr(sweep, "ThreadPoolExecutor", streams.executor)
     for name, reads, writes in [
         ("pack_rows", lambda a, _: [a[0]], lambda a, _: [a[2]]),
+        ("relu_pack_rows_", lambda a, _: [], lambda a, _: [a[0], a[2]]),
         ("position_sums", lambda a, _: [a[0]], lambda _, result: [result]),
         ("neuron_major", lambda a, _: [a[0]], lambda _, result: [result]),
     ]:
