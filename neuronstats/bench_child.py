@@ -75,11 +75,15 @@ class Child:
     """Makes a way of doing the work in a new process, and has it done there.
 
     Args:
+        name: for messages.
         make: called there, so picklable; gives what does the work once.
         cap: the group it is to be in.
     """
 
-    def __init__(self, make: Callable[[], Callable[[], object]], cap: Cap | None) -> None:
+    def __init__(
+        self, name: str, make: Callable[[], Callable[[], object]], cap: Cap | None
+    ) -> None:
+        self._name = name
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         serving = (theirs, torch.get_num_threads(), make)
@@ -105,7 +109,7 @@ class Child:
         try:
             answer = self._pipe.recv()
         except EOFError:
-            raise UserError("a process of the benchmark was killed: too little memory?") from None
+            raise UserError(f"{self._name}: its process was killed: too little memory?") from None
         if isinstance(answer, BaseException):
             raise answer
         return int(answer)

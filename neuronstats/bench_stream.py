@@ -25,7 +25,7 @@ from neuronstats.bench_rounds import Contestant, Findings, Rounds, Value
 from neuronstats.checkpoint import Checkpoint
 from neuronstats.plan import size
 
-ROOM = 0.5  # of the layers' weights, left for file pages above what a process holds by itself
+ROOM = 0.6  # of the layers' weights, left for file pages above what a process holds by itself
 OURS, RESIDENT = "streamed, recorded", "resident, recorded"
 WITHIN = 1.05  # of the weight bytes that a shard has to read
 STAND_IN = "AirLLM's loop, written out"
@@ -56,10 +56,10 @@ def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
         for name, (make, capped) in ways.items():
             folder = scratch / str(len(children))
             ready = partial(make, subject, folder, drop=capped and not hard)
-            children[name] = Child(ready, caps[name])
+            children[name] = Child(name, ready, caps[name])
             stack.callback(children[name].close)
         for name, child in children.items():
-            peak, cap = child(), caps[name]
+            peak, cap = max(child(), child()), caps[name]
             if hard and cap is not None:
                 limit = peak + int(ROOM * weights)
                 cap.set(limit)

@@ -380,8 +380,8 @@ class ShardWriter:
         layout, shard = self._run.layout, self._shard
         where = f"{shard}, layer {layer} of {self._run.folder.location}"
         total = int(position_counts.sum(dtype=np.int64))
-        counts = self._run.array(self._root, "position_counts", layer)
-        bitmaps = self._run.array(self._root, "bitmaps", layer) if bitmap is not None else None
+        counts = self._array("position_counts", layer)
+        bitmaps = self._array("bitmaps", layer) if bitmap is not None else None
         try:
             counts[shard.index] = position_counts.astype(layout.count_dtype)
             if bitmap is not None and bitmaps is not None:
@@ -396,6 +396,13 @@ class ShardWriter:
                 " same command again: what was committed is kept."
             ) from error
         self._activations[layer] = total
+
+    def _array(self, kind: str, layer: int) -> Any:
+        """Return a layer's array, to be written without a look whether chunks are all zero.
+
+        That look takes longer than compressing them, and all-zero chunks compress to nothing.
+        """
+        return self._run.array(self._root, kind, layer).with_config({"write_empty_chunks": True})
 
     def commit(self) -> Record:
         """Write the record, last: from now on the shard counts."""

@@ -253,13 +253,13 @@ def test_a_cap_holds_file_pages_and_memory():
     cap = Cap.make()
     if cap is None:
         pytest.skip("no memory group can be made here")
-    child = Child(partial(_holder, 256 << 20), cap)
+    child = Child("holder", partial(_holder, 256 << 20), cap)
     try:
         assert child() > 256 << 20
         assert child.cpu_seconds() > 0
         assert child.disk_bytes_read() >= 0
         cap.set(192 << 20)
-        with pytest.raises(UserError, match="too little memory"):
+        with pytest.raises(UserError, match="holder: .* too little memory"):
             child()
     finally:
         child.close()
@@ -268,7 +268,7 @@ def test_a_cap_holds_file_pages_and_memory():
 
 def test_what_fails_in_a_child_is_told():
     with pytest.raises(ValueError, match="invalid literal"):
-        Child(partial(int, "x"), None)
+        Child("none", partial(int, "x"), None)
 
 
 def test_start_and_peak_of_a_collect_run(tmp_path):

@@ -168,11 +168,11 @@ def test_a_flipped_bit_never_reads_as_a_number(written):
         run.folder.write(path, data)
 
 
-def test_dead_neurons_take_no_space(tmp_path):
+def test_dead_neurons_take_hardly_any_space(tmp_path):
     run = make_run(tmp_path / "run", make_corpus())
     dead = np.zeros((NEURONS, 9, POSITIONS), bool)
     record = write_shard(run, run.layout.shards[0], [dead] * LAYERS)
-    assert record.objects == {}
+    assert all(size < 30 for size, _ in record.objects.values())
     assert record.activations == [0, 0]
     assert not run.read_bits(0, slice(None), run.layout.shards[:1]).any()
 
