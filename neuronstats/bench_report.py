@@ -106,15 +106,12 @@ class Report:
         page.write_text(text)
 
     def _goals(self, part: Findings) -> list[str]:
-        rows = [_ratio_cells(ratio) for ratio in part.ratios]
-        cells: list[tuple[str, ...]] = [
-            (row[0], row[1], row[4], row[2], row[5], row[6]) for row in rows
-        ]
+        cells = [_ratio_cells(ratio) for ratio in part.ratios]
         cells += [
-            (v.what, f"{short(v.value)} {v.unit}".strip(), "", "", _goal(v), v.note)
+            (v.what, f"{short(v.value)} {v.unit}".strip(), "", "", "", _goal(v), v.note)
             for v in part.values
         ]
-        head = ("what", "measured", "by CPU time", "least to most", "goal", "")
+        head = ("what", "median", "least to most", "best", "by CPU time", "goal", "")
         return [
             *_table(head, cells),
             *_listed(self.subject | self.machine),

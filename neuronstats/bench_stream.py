@@ -26,6 +26,7 @@ from neuronstats.checkpoint import Checkpoint
 from neuronstats.plan import size
 
 ROOM = 0.6  # of the layers' weights, left for file pages above what a process holds by itself
+KERNEL_BYTES = 32 << 20  # what a group counts besides, such as page tables
 OURS, RESIDENT = "streamed, recorded", "resident, recorded"
 WITHIN = 1.05  # of the weight bytes that a shard has to read
 STAND_IN = "AirLLM's loop, written out"
@@ -61,7 +62,7 @@ def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
         for name, child in children.items():
             peak, cap = max(child(), child()), caps[name]
             if hard and cap is not None:
-                limit = peak + int(ROOM * weights)
+                limit = peak + KERNEL_BYTES + int(ROOM * weights)
                 cap.set(limit)
                 told = f"{size(limit)} = {size(peak)} of its own + {ROOM:.0%} of the weights"
                 findings.facts.append((f"memory cap, {name}", told))
