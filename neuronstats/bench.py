@@ -13,7 +13,7 @@ import transformers
 from neuronstats import bench_model
 from neuronstats.bench_model import Subject
 from neuronstats.bench_parts import PARTS, Sizes
-from neuronstats.bench_report import Report, describe_machine
+from neuronstats.bench_report import Report, around_section, describe_machine
 from neuronstats.bench_rounds import Rounds
 from neuronstats.checkpoint import Checkpoint, Dtype, ModelSettings, locate
 from neuronstats.config import DONE, FAILED, BenchJob
@@ -51,6 +51,9 @@ def bench(settings: BenchJob, console: Console) -> int:
         raise SettingsError(
             f"bench.parts={settings.bench.parts}: expected some of {', '.join(PARTS)}."
         )
+    if settings.page is not None:
+        for name in settings.bench.parts:  # before anything is measured
+            around_section(Path(settings.page).expanduser(), name)
     out = Path(settings.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     transformers.utils.logging.disable_progress_bar()
@@ -62,8 +65,6 @@ def bench(settings: BenchJob, console: Console) -> int:
     finally:
         torch.set_num_threads(before)
     report.show(console)
-    if settings.page is not None:
-        report.update_page(Path(settings.page).expanduser())
     console.say(f"measured: {out}/bench.md, {out}/bench.json")
     return FAILED if any(report.mismatches.values()) else DONE
 
@@ -96,6 +97,8 @@ def _measure(settings: BenchJob, console: Console, device: torch.device, scratch
         report.parts[name] = PARTS[name](sizes, subject, rounds, scratch)
         machine["load_average_end"] = list(os.getloadavg())
         report.write(Path(settings.out).expanduser())  # what is measured stays, whatever comes
+        if settings.page is not None:
+            report.update_page(Path(settings.page).expanduser())
     return report
 
 

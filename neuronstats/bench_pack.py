@@ -6,12 +6,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronstats import bits
-from neuronstats.bench_rounds import Contestant, Findings, Rounds, Value
+from neuronstats.bench_rounds import Contestant, Findings, Rounds, Timing, Value
 
 LEAST_SECONDS = 0.1
 ACTIVE = 0.05  # share of activations
 PACK_GOAL, COUNT_GOAL = 4e9, 10e9  # activations per second and core; packing of half types
-PER_CORE = "activations/s a core"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -73,10 +72,17 @@ def _pack(findings: Findings, rounds: Rounds, values: Tensor, num_positions: int
         rounds.ratio(f"{name}: pack and transpose / torch transpose, packbits", whole, with_torch),
     ]
     half = values.dtype != torch.float32
-    goal = PACK_GOAL if half and values.device.type == "cpu" else None
-    findings.values.append(Value(f"packing, {name}", alone.rate, PER_CORE, least=goal))
+    goal = PACK_GOAL if half else None
+    findings.values.append(_per_core(f"packing, {name}", alone, values.device, goal))
     reference = by_numpy().reshape(-1)
     findings.mismatches[f"packing, {name}"] = int(np.count_nonzero(ours().reshape(-1) != reference))
+
+
+def _per_core(what: str, timing: Timing, device: torch.device, goal: float | None) -> Value:
+    """Give a rate: on the CPU of one core, by its own time; the goal is the CPU's."""
+    if device.type == "cpu":
+        return Value(what, timing.rate_by_cpu, "activations/s of processor time", least=goal)
+    return Value(what, timing.rate, "activations/s")
 
 
 def _count(findings: Findings, rounds: Rounds, fired: Tensor, num_positions: int) -> None:
@@ -100,9 +106,8 @@ def _count(findings: Findings, rounds: Rounds, fired: Tensor, num_positions: int
     for what in ("counts", "position counts"):
         ours, theirs = timings[f"{what} of packed bits"], timings[f"{what} by torch, bool sum"]
         findings.ratios.append(rounds.ratio(f"{what}: packed / bool sum", ours, theirs))
-    goal = COUNT_GOAL if fired.device.type == "cpu" else None
-    rate = timings["counts of packed bits"].rate
-    findings.values.append(Value("counting", rate, PER_CORE, least=goal))
+    counted = timings["counts of packed bits"]
+    findings.values.append(_per_core("counting", counted, fired.device, COUNT_GOAL))
     right = (fired.sum(0).cpu().numpy(), by_sequence.sum(0).cpu().numpy())
     found = (bits.count(bitmap), bits.position_counts(rows, num_positions))
     for what, one, other in zip(("counts", "position counts"), found, right, strict=True):

@@ -89,21 +89,13 @@ class Report:
     def update_page(self, page: Path) -> None:
         """Replace, in a page, the sections of the parts that were measured; the rest stays.
 
-        A section stands between two comments, `<!-- bench PART -->` and `<!-- end PART -->`.
-
         Raises:
             SettingsError: the page, or a section of it, is not there.
         """
-        text = page.read_text() if page.is_file() else ""
         for name, part in self.parts.items():
-            first, last = f"<!-- bench {name} -->", f"<!-- end {name} -->"
-            before, found, rest = text.partition(first)
-            _, ended, after = rest.partition(last)
-            if not found or not ended:
-                raise SettingsError(f"page={page}: expected a page with {first} ... {last}.")
+            before, after = around_section(page, name)
             section = "\n".join(["", *self._goals(part)])
-            text = f"{before}{first}\n{section}\n{last}{after}"
-        page.write_text(text)
+            page.write_text(f"{before}\n{section}\n{after}")
 
     def _goals(self, part: Findings) -> list[str]:
         cells = [_ratio_cells(ratio) for ratio in part.ratios]
@@ -157,6 +149,23 @@ class Report:
             lines += [f"- differences, {path}: {n}" for path, n in part.mismatches.items()]
             lines.append("")
         return lines
+
+
+def around_section(page: Path, part: str) -> tuple[str, str]:
+    """Give a page's text before and after a part's section.
+
+    A section stands between two comments, `<!-- bench PART -->` and `<!-- end PART -->`.
+
+    Raises:
+        SettingsError: the page, or the section, is not there.
+    """
+    text = page.read_text() if page.is_file() else ""
+    first, last = f"<!-- bench {part} -->", f"<!-- end {part} -->"
+    before, found, rest = text.partition(first)
+    _, ended, after = rest.partition(last)
+    if not found or not ended:
+        raise SettingsError(f"page={page}: expected a page with {first} ... {last}.")
+    return before + first, last + after
 
 
 def _noise(parts: Iterable[Findings], machine: dict[str, Any]) -> str:

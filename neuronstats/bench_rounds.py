@@ -42,6 +42,11 @@ class Timing:
         return self.work / statistics.median(self.seconds)
 
     @property
+    def rate_by_cpu(self) -> float:
+        """Units per second of processor time, the median of the rounds."""
+        return self.work / max(statistics.median(self.cpu_seconds), 1e-9)
+
+    @property
     def spread(self) -> float:
         """The slowest round over the fastest: 1 on a machine without noise."""
         return max(self.seconds) / min(self.seconds)

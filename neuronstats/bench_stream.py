@@ -66,6 +66,7 @@ def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
                 cap.set(limit)
                 told = f"{size(limit)} = {size(peak)} of its own + {ROOM:.0%} of the weights"
                 findings.facts.append((f"memory cap, {name}", told))
+        drop_pages(weight_files(subject.folder))  # they count for the group that reads them next
         timings = rounds.measure(
             [
                 Contestant(name, subject.num_tokens, child, child.cpu_seconds)
