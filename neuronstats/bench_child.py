@@ -21,6 +21,7 @@ from neuronstats.errors import UserError
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = ("memory.limit_in_bytes", "memory.max")  # of the first and the second kind of groups
 SAMPLE_SECONDS = 0.01
+END_SECONDS = 10
 _numbers = itertools.count()
 
 
@@ -126,6 +127,8 @@ class Child:
 
     def close(self) -> None:
         """End the process, and its group."""
+        self._pipe.close()  # it ends by itself
+        self._process.join(END_SECONDS)
         self._process.kill()
         self._process.join()
         if self._cap is not None:
