@@ -52,6 +52,8 @@ def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
     weights = sum(layer_bytes(layer) for layer in range(subject.shape.num_layers))
     with contextlib.ExitStack() as stack:
         caps = {name: Cap.make() if capped else None for name, (_, capped) in ways.items()}
+        for made in filter(None, caps.values()):
+            stack.callback(made.close)  # after their processes
         hard = all(caps[name] is not None for name, (_, capped) in ways.items() if capped)
         children: dict[str, Child] = {}
         for name, (make, capped) in ways.items():
