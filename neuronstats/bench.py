@@ -19,7 +19,7 @@ from neuronstats.checkpoint import Checkpoint, Dtype, ModelSettings, locate
 from neuronstats.config import DONE, FAILED, BenchJob
 from neuronstats.console import PLAIN_SECONDS, Console
 from neuronstats.errors import SettingsError
-from neuronstats.opt import Shape
+from neuronstats.shape import Shape
 from neuronstats.store import Run
 
 FULL = Sizes(

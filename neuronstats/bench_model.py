@@ -12,7 +12,7 @@ from transformers import OPTConfig, OPTModel
 
 from neuronstats import plan as planning
 from neuronstats.errors import SettingsError
-from neuronstats.opt import Shape
+from neuronstats.shape import Shape
 
 VOCABULARY, POSITIONS, BOS = 50272, 2048, 2
 DEVIATION = 0.02  # of the random weights, as in an untrained OPT

@@ -17,8 +17,8 @@ from neuronstats.bench_rounds import Contestant, Findings, Rounds, Timing
 from neuronstats.bench_start import starting
 from neuronstats.bench_store import Written
 from neuronstats.bench_stream import measure
-from neuronstats.opt import Shape, num_first_layers
 from neuronstats.plan import size
+from neuronstats.shape import Shape, num_first_layers
 
 # Tokens of Hugging Face's batches, of which the best is sought; 1: a single sequence.
 BATCH_TOKENS = {"cpu": (1, 2048, 4096, 8192), "cuda": (4096, 16384, 65536)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from neuronstats import bits, transfer
 from neuronstats.errors import SettingsError
 from neuronstats.machine import Machine
-from neuronstats.opt import Shape
+from neuronstats.shape import Shape
 from neuronstats.store import OBJECT_BYTES
 
 PROCESS_BYTES = 640 << 20  # a worker before it loads anything: Python, torch, transformers, ray

@@ -22,8 +22,9 @@ from neuronstats.errors import SettingsError
 from neuronstats.folder import LOCK, RunFolder
 from neuronstats.machine import Machine, free_disk_bytes
 from neuronstats.ngram_store import NGRAMS
-from neuronstats.opt import Shape, check_weights, has_positions, num_first_layers
+from neuronstats.opt import check_weights, has_positions
 from neuronstats.plan import Plan, Work
+from neuronstats.shape import Shape, num_first_layers
 from neuronstats.store import Layout, Run, make_shards
 from neuronstats.text import DataSettings, content_fingerprint
 from neuronstats.textfiles import find_files

@@ -27,8 +27,8 @@ from neuronstats.folder import told
 from neuronstats.layerstats import BlockResult
 from neuronstats.machine import probe
 from neuronstats.ngram_store import NgramStore
-from neuronstats.opt import Shape, num_first_layers
 from neuronstats.plan import PROCESS_BYTES, Term, allocator, size, written
+from neuronstats.shape import Shape, num_first_layers
 from neuronstats.store import REPAIR, Run, Shard
 from neuronstats.suppress import SuppressionWorker
 from neuronstats.suppress import memory_terms as projection_memory

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from neuronstats.checkpoint import Checkpoint, ModelSettings, locate
 from neuronstats.errors import UserError
-from neuronstats.opt import Shape
 from neuronstats.plan import PROCESS_BYTES, Term, allocator
+from neuronstats.shape import Shape
 from neuronstats.suppression import (
     JUDGE_BLOCK,
     TOKEN_BLOCK_BYTES,

@@ -31,7 +31,7 @@ from neuronstats.collect import collect
 from neuronstats.config import BenchJob, BenchSettings
 from neuronstats.console import Console
 from neuronstats.errors import SettingsError, UserError
-from neuronstats.opt import Shape
+from neuronstats.shape import Shape
 
 TINY = {"shape": "tiny", "short": True, "positions": 64, "batch_sequences": 2, "device": "cpu"}
 FEW = {"rounds": 2, "reduce_tokens": 20_000, "merge_neurons": 40}

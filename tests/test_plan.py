@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from neuronstats.opt import Shape
 from neuronstats.plan import Corpus, Work, make_plan, size
+from neuronstats.shape import Shape
 
 OPT_66B = Shape(
     num_layers=64,

@@ -8,7 +8,7 @@ import torch
 from neuronstats import bits
 from neuronstats.checkpoint import Checkpoint
 from neuronstats.errors import UserError
-from neuronstats.opt import num_first_layers
+from neuronstats.shape import num_first_layers
 from neuronstats.sweep import Sweep
 
 NEAR_ZERO = 1e-5
