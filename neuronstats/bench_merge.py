@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from neuronstats import bits, blocks
 from neuronstats.bench_reduce import (
     BOS,
+    DETECTORS,
+    GROUP,
     LENGTHS,
     POSITIONS,
     Covers,
@@ -37,7 +39,7 @@ from neuronstats.plan import size
 from neuronstats.store import Layout, Run, make_shards
 
 POOL = 160  # different neurons; others are theirs with the shards in another order
-SAMPLE = 20  # neurons of a layer that the plain ways count
+SAMPLE = GROUP  # neurons of a layer that the plain ways count
 SHARD_SEQUENCES = 512
 PEAK_GOAL = 2 << 30
 
@@ -151,15 +153,17 @@ def write_run(folder: Path, work: Work) -> Run:
     pool = mixed_bits(tokens, min(POOL, work.num_neurons))
     edges = [0, *(shard.sequences.stop for shard in layout.shards)]
     pieces = [pool[:, first:last] for first, last in pairwise(edges)]
+    num_groups = len(pool) // GROUP
     num_whole = sum(shard.num_sequences == SHARD_SEQUENCES for shard in layout.shards)
     for shard in layout.shards:
         writer = run.writer(shard)
         for layer in range(work.num_layers):
             bitmap = np.empty((work.num_neurons, *pieces[shard.index].shape[1:]), np.uint8)
             for neuron in range(work.num_neurons):
-                row, turn = divmod(neuron * work.num_layers + layer, len(pool))[::-1]
+                turn, kind = divmod(neuron, GROUP)  # any GROUP neurons in a row are of the mix
+                row = kind + GROUP * ((turn + layer) % num_groups)
                 source = shard.index
-                if source < num_whole and row % 20 < 18:  # detectors keep to their tokens
+                if source < num_whole and kind < GROUP - DETECTORS:  # these keep to their tokens
                     source = (source + turn) % num_whole
                 bitmap[neuron] = pieces[source][row]
             rows = torch.from_numpy(bitmap.transpose(1, 2, 0).copy())

@@ -174,6 +174,8 @@ class BenchSettings:
             raise SettingsError(
                 f"bench.reduce_neurons={self.reduce_neurons}: expected a multiple of 20."
             )
+        if self.merge_neurons is not None and self.merge_neurons < 20:
+            raise SettingsError(f"bench.merge_neurons={self.merge_neurons}: expected at least 20.")
         if self.merge_layers is not None and self.merge_layers < 2:  # the first one warms up
             raise SettingsError(f"bench.merge_layers={self.merge_layers}: expected at least 2.")
         if not 0 < self.active < 1:
