@@ -29,6 +29,7 @@ from neuronstats.bench_reduce import (
 from neuronstats.bench_rounds import Findings, Rounds, Timing
 from neuronstats.blocks import Block, BlockWorker, ReduceSettings
 from neuronstats.checkpoint import ModelSettings
+from neuronstats.console import short
 from neuronstats.corpus import Corpus
 from neuronstats.folder import RunFolder
 from neuronstats.layerstats import BlockResult
@@ -114,6 +115,7 @@ def merging(rounds: Rounds, work: Work, model: Path, scratch: Path) -> Findings:
     findings.facts = [
         ("run", f"{work.num_layers} layers of {work.num_neurons} neurons, {cells:.2e} bits"),
         ("activated", f"{sum(counted['merged']) / cells:.2%}"),
+        ("merged by one core", f"{short(ours.rate)} activations/s"),
         ("n-grams", ", ".join(f"{len(ids[n].occurrences):.3g} for n={n}" for n in LENGTHS)),
         ("numbering them, once", f"{numbering:.1f} s"),
         ("memory of the task", f"{size(peak)} of {size(planned)} planned; goal {size(PEAK_GOAL)}"),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from neuronstats import bits
 from neuronstats.bench_rounds import Contestant, Findings, Rounds
+from neuronstats.console import short
 from neuronstats.machine import peak_host_bytes
 from neuronstats.ngram_ids import NgramIds, build_ngram_ids
 from neuronstats.ngrams import NgramSettings, count_ngrams, projected_bytes
@@ -67,7 +68,7 @@ def reduction(rounds: Rounds, *, num_tokens: int, num_neurons: int) -> Findings:
     num_sequences, num_positions = tokens.shape
     terms = projected_bytes(num_neurons, num_sequences, num_positions, exact)
     bound = sum(terms.values())
-    findings.facts = [
+    findings.facts += [
         ("corpus", f"{tokens.size:.2e} tokens, {len(corpus[3].occurrences):.2e} trigrams"),
         ("neurons", f"{num_neurons}, active on {activations / tokens.size / num_neurons:.2%}"),
         ("memory bound of exact covers", f"{bound / 1e6:.0f} MB"),
@@ -107,6 +108,8 @@ def _by_length(
         contestants = [Contestant(name, activations, call) for name, call in calls.items()]
         timings = rounds.measure(contestants, "activations")
         findings.timings += timings.values()
+        rates = ", ".join(f"{name} {short(timing.rate)}" for name, timing in timings.items())
+        findings.facts.append((f"activations/s of one core, n={n}", rates))
         ours, *theirs = timings
         for other, least in zip(theirs, (goal, None), strict=True):
             findings.ratios.append(

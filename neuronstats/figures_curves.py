@@ -91,9 +91,12 @@ def ranges(runs: Sequence[NamedRun]) -> Drawing:
             panel.broken_barh(_bars(spans), (row - 0.4, 0.8), color=TYPE_COLOURS["oscillatory"])
         together = np.logical_or.reduce(on)  # [position]
         panel.broken_barh(_bars(indicated_ranges(together)), (-1.7, 0.8), color="0.2")
-        share, positions = 100 * together.mean(), on.shape[1] + 1
+        positions = on.shape[1] + 1
+        words = f"{100 * together.mean():.0f} % of the positions"
+        if together.any():
+            words += f", by {on.sum(axis=0)[together].mean():.1f} neurons each"
         panel.set(xlabel="position", xlim=(0, positions), ylim=(-2.1, len(neurons)))
-        wrapped(panel, f"{named.label}, layer {layer}: {share:.0f} % of the positions")
+        wrapped(panel, f"{named.label}, layer {layer}: {words}")
         numbered = len(neurons) <= NUMBERED
         names = [str(neuron) if numbered else "" for neuron in neurons]
         panel.set_yticks([-1.3, *range(len(neurons))], ["any", *names])
@@ -101,8 +104,9 @@ def ranges(runs: Sequence[NamedRun]) -> Drawing:
         panel.grid(visible=False, axis="y")
     caption = (
         "Positions at which a strong oscillatory neuron's smoothed curve of frequency is above its"
-        " middle, a row a neuron; the dark row: any of them, with its share of the positions from 1"
-        f" on above the panel. Layers with most such neurons, at most {LAYERS} of a run."
+        " middle, a row a neuron; the dark row: any of them. Above the panel: their share of the"
+        " positions from 1 on, and how many neurons indicate each of these in the mean. Layers with"
+        f" most such neurons, at most {LAYERS} of a run."
     )
     title = "Positions that oscillatory neurons indicate"
     return Drawing("9", title, caption, figure=figure, settings=TYPED_BY)

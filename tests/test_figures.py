@@ -238,6 +238,9 @@ def test_the_share_of_domains_is_the_tables(named):
 
 
 def test_ranges_cover_what_the_table_says(named):
+    figure = figures_curves.ranges([named]).figure
+    titles = [panel.get_title().replace("\n", " ") for panel in figure.axes]
+    redundancy = named.run.layers["oscillatory_redundancy"].to_pylist()
     for layer, coverage in enumerate(named.run.layers["oscillatory_coverage"].to_pylist()):
         waves = [
             p.neuron
@@ -247,6 +250,9 @@ def test_ranges_cover_what_the_table_says(named):
         if waves:
             on = figures_curves.indicated(named.run, layer, waves)
             assert on.any(axis=0).mean() == pytest.approx(coverage)
+            assert on.sum(axis=0)[on.any(axis=0)].mean() == pytest.approx(redundancy[layer])
+            said = f"{100 * coverage:.0f} % of the positions, by {redundancy[layer]:.1f} neurons"
+            assert any(f"layer {layer}: {said}" in title for title in titles)
 
 
 def test_weak_evidence_for_detectors_is_in_the_caption(named):
