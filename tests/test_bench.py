@@ -272,6 +272,7 @@ def test_what_fails_in_a_child_is_told():
         Child("none", partial(int, "x"), None)
 
 
+@pytest.mark.slow  # whole jobs, half a minute
 def test_start_and_peak_of_a_collect_run(tmp_path):
     code, report, shown = run(tmp_path, parts=["start"], rounds=1, start_tokens=20_000)
     assert code == 0
