@@ -283,8 +283,8 @@ def test_start_and_peak_of_a_collect_run(tmp_path):
     assert "start to first token" in shown
 
 
-def test_command_line(tmp_path):
-    """Of the part that starts other processes, too."""
+@pytest.mark.slow  # four processes, half a minute
+def test_streaming_in_processes_of_their_own(tmp_path):
     code, shown, complaint = run_job(
         "bench",
         "bench.shape=tiny",
@@ -303,6 +303,14 @@ def test_command_line(tmp_path):
     names = {timing["name"] for timing in report["timings"]}
     assert {OURS, RESIDENT} < names
     assert names & {STAND_IN, "AirLLM"}
+
+
+def test_command_line(tmp_path):
+    settings = ("bench.shape=tiny", "bench.short=true", "bench.parts=[pack]", "bench.rounds=1")
+    code, shown, complaint = run_job("bench", *settings, "out=there", cwd=tmp_path)
+    assert (code, complaint) == (0, "")
+    assert "pack and transpose" in shown
+    assert (tmp_path / "there" / "bench.json").is_file()
     code, _, complaint = run_job("bench", "bench.parts=[tea]", cwd=tmp_path)
     assert code == 2
     assert "tea" in complaint
