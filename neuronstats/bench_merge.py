@@ -27,17 +27,16 @@ from neuronstats.bench_reduce import (
     zipf_tokens,
 )
 from neuronstats.bench_rounds import Findings, Rounds, Timing
+from neuronstats.bench_store import create_run
 from neuronstats.blocks import Block, BlockWorker, ReduceSettings
 from neuronstats.checkpoint import ModelSettings
 from neuronstats.console import short
-from neuronstats.corpus import Corpus
-from neuronstats.folder import RunFolder
 from neuronstats.layerstats import BlockResult
 from neuronstats.machine import peak_host_bytes
 from neuronstats.ngram_ids import projected_bytes
 from neuronstats.ngram_store import NgramStore
 from neuronstats.plan import size
-from neuronstats.store import Layout, Run, make_shards
+from neuronstats.store import Run
 
 POOL = 160  # different neurons; others are theirs with the shards in another order
 SAMPLE = GROUP  # neurons of a layer that the plain ways count
@@ -130,28 +129,9 @@ def _merge(worker: BlockWorker, work: Sequence[Block]) -> list[BlockResult]:
 def write_run(folder: Path, work: Work) -> Run:
     """Write a run of Zipf's tokens and neurons of the mix, with all commits."""
     tokens = zipf_tokens(max(1, work.num_tokens // POSITIONS), POSITIONS)
-    num_sequences = len(tokens)
-    corpus = Corpus(
-        tokens=tokens,
-        domain=np.zeros(num_sequences, np.int16),
-        row=np.arange(num_sequences),
-        domains=("bench",),
-    )
-    layout = Layout(
-        num_layers=work.num_layers,
-        num_bitmaps=work.num_layers,
-        num_neurons=work.num_neurons,
-        num_positions=POSITIONS,
-        shard_sequences=SHARD_SEQUENCES,
-        domains=corpus.domains,
-        shards=make_shards(corpus, SHARD_SEQUENCES),
-    )
-    info = {
-        "fingerprint": "bench",
-        "identity": {"data.tokens": corpus.fingerprint},
-        "model": {"bos_token_id": BOS},
-    }
-    run = Run.create(RunFolder(str(folder), create=True), corpus, layout, info)
+    model = {"bos_token_id": BOS}
+    run = create_run(folder, tokens, work.num_layers, work.num_neurons, SHARD_SEQUENCES, model)
+    layout = run.layout
     pool = mixed_bits(tokens, min(POOL, work.num_neurons))
     edges = [0, *(shard.sequences.stop for shard in layout.shards)]
     pieces = [pool[:, first:last] for first, last in pairwise(edges)]

@@ -2,18 +2,58 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from neuronstats.bench_forward import Bitmaps, Swept
-from neuronstats.bench_model import Subject
+from neuronstats.bench_model import Subject, Tokens
 from neuronstats.corpus import Corpus
 from neuronstats.folder import RunFolder
 from neuronstats.store import Layout, Run, make_shards
 from neuronstats.worker import write_layers
+
+
+def create_run(
+    folder: Path,
+    tokens: Tokens,
+    num_layers: int,
+    num_neurons: int,
+    shard_sequences: int,
+    model: Mapping[str, Any],
+) -> Run:
+    """Make an empty run in a new folder: one domain, bitmaps of all layers.
+
+    Args:
+        folder: for it.
+        tokens: ids [sequence, position].
+        num_layers: of the run.
+        num_neurons: of each layer.
+        shard_sequences: sequences of a shard.
+        model: what the run says of its model.
+    """
+    num_sequences, num_positions = tokens.shape
+    corpus = Corpus(
+        tokens=tokens,
+        domain=np.zeros(num_sequences, np.int16),
+        row=np.arange(num_sequences),
+        domains=("bench",),
+    )
+    layout = Layout(
+        num_layers=num_layers,
+        num_bitmaps=num_layers,
+        num_neurons=num_neurons,
+        num_positions=num_positions,
+        shard_sequences=shard_sequences,
+        domains=corpus.domains,
+        shards=make_shards(corpus, shard_sequences),
+    )
+    identity = {"data.tokens": corpus.fingerprint}
+    info = {"fingerprint": "bench", "identity": identity, "model": dict(model)}
+    return Run.create(RunFolder(str(folder), create=True), corpus, layout, info)
 
 
 class Written:
@@ -23,24 +63,10 @@ class Written:
         """Make a run in a new folder."""
         self._subject, self._swept = subject, swept
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        num_sequences, num_positions = subject.tokens.shape
-        corpus = Corpus(
-            tokens=subject.tokens,
-            domain=np.zeros(num_sequences, np.int16),
-            row=np.arange(num_sequences),
-            domains=("bench",),
+        shape, num_sequences = subject.shape, len(subject.tokens)
+        self._run = create_run(
+            folder, subject.tokens, swept.num_layers, shape.neurons, num_sequences, {}
         )
-        layout = Layout(
-            num_layers=swept.num_layers,
-            num_bitmaps=swept.num_layers,
-            num_neurons=subject.shape.neurons,
-            num_positions=num_positions,
-            shard_sequences=num_sequences,
-            domains=corpus.domains,
-            shards=make_shards(corpus, num_sequences),
-        )
-        info = {"fingerprint": "bench", "identity": {"data.tokens": corpus.fingerprint}}
-        self._run = Run.create(RunFolder(str(folder), create=True), corpus, layout, info)
 
     def on_one_core(self) -> None:
         """Do everything on one core: compute, then compress and write, layer by layer."""

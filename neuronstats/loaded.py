@@ -15,6 +15,7 @@ from neuronstats.checkpoint import Dtype, ModelSettings
 from neuronstats.errors import UserError
 from neuronstats.store import Run, Shard
 from neuronstats.suppress import SuppressionWorker
+from neuronstats.suppression import lowest
 from neuronstats.vocabulary import Texts
 
 Counts = NDArray[np.int64]
@@ -309,10 +310,8 @@ def ends(projection: NDArray[np.float64], top: int) -> dict[str, NDArray[np.int6
     Returns:
         `promoted`, falling, and `suppressed`, rising: int64 [top], or as many as there are.
     """
-    return {
-        "promoted": np.argsort(-projection, kind="stable")[:top],
-        "suppressed": np.argsort(projection, kind="stable")[:top],
-    }
+    number = min(top, len(projection))
+    return {"promoted": lowest(-projection, number), "suppressed": lowest(projection, number)}
 
 
 def labels(runs: list[LoadedRun]) -> list[str]:

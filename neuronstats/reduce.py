@@ -186,8 +186,9 @@ class _Reduction:
             files.append("dead_curve", merged.dead_curve(_tokens_seen(run, self._shards)))
             files.finish()
         planned = sum(term.bytes for term in self._terms["merging"])
-        marked = "" if metadata["complete"] else f" of {len(self._shards)} of {num_shards} shards"
-        marked += "" if metadata["complete"] else " (partial)"
+        marked = ""
+        if not metadata["complete"]:
+            marked = f" of {len(self._shards)} of {num_shards} shards (partial)"
         self._console.say(
             f"reduced: {short(self._num_tokens)} tokens{marked}, {layerstats.summary(neurons)},"
             f" {duration(time.monotonic() - start)}, peak memory {size(merged.peak_bytes)} of"

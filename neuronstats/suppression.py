@@ -195,9 +195,9 @@ def judge(
         projection = vocabulary.project(columns[:, start : start + JUDGE_BLOCK])
         for column in range(projection.shape[1]):
             values, neuron = projection[:, column].copy(), start + column
-            promoted[neuron] = _lowest(-values, num_top)
+            promoted[neuron] = lowest(-values, num_top)
             promoted_projection[neuron] = values[promoted[neuron]]
-            suppressed[neuron] = _lowest(values, num_top)
+            suppressed[neuron] = lowest(values, num_top)
             suppressed_projection[neuron] = values[suppressed[neuron]]
             rows = np.flatnonzero(triggers.neuron == neuron)
             ranks[rows] = [_rank(values, token) for token in triggers.token[rows].tolist()]
@@ -246,8 +246,13 @@ def draw_controls(
     return generator.permutation(np.asarray(candidates, np.int64))[:num_controls]
 
 
-def _lowest(values: Floats, number: int) -> Integers:
-    """Give the places of the lowest values, ascending, equal ones by ascending place."""
+def lowest(values: Floats, number: int) -> Integers:
+    """Give the places of the lowest values, ascending, equal ones by ascending place.
+
+    Args:
+        values: [place].
+        number: how many, from 1 to as many as there are.
+    """
     bound = np.partition(values, number - 1)[number - 1]
     candidates = np.flatnonzero(values <= bound)
     return candidates[np.argsort(values[candidates], kind="stable")[:number]]
