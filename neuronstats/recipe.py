@@ -60,6 +60,15 @@ class TrainSettings:
     """Of the weights at the start; outputs to the residual stream have it / sqrt(2 layers)."""
     position_init_std: float = 0.02
     """Of the position embeddings at the start: small, so that what is positional was learned."""
+    embedding_init_std: float | None = None
+    """Of the token embeddings at the start; null: as `init_std`."""
+    final_norm_init: float = 1.0
+    """Gain of the last LayerNorm at the start: with large embeddings, small first logits."""
+    activation_penalty: float = 0.0
+    """Weight of the penalty on activations that is added to the loss: the mean over the penalised
+    layers of (the sum over neurons of the mean activation over tokens) / hidden_size."""
+    penalty_from_layer: int = 0
+    """First layer, counted from 0, whose activations are penalised."""
     heldout_percent: int = 1
     """Documents kept out of the training for the held-out loss, chosen by a hash of their text."""
     heldout_sequences: int = 64
@@ -85,12 +94,17 @@ class TrainSettings:
         """
         positive = (
             "tokens num_layers hidden_size num_heads ffn_size batch_sequences heldout_sequences "
-            "heldout_every log_every save_every learning_rate clip_norm"
+            "heldout_every log_every save_every learning_rate clip_norm final_norm_init"
         )
         for name in positive.split():
             self._expect(name, "greater than 0", met=getattr(self, name) > 0)
-        for name in ("weight_decay", "init_std", "position_init_std", "seed"):
+        for name in ("weight_decay", "init_std", "position_init_std", "activation_penalty", "seed"):
             self._expect(name, "0 or more", met=getattr(self, name) >= 0)
+        large = self.embedding_init_std is None or self.embedding_init_std > 0
+        self._expect("embedding_init_std", "null or greater than 0", met=large)
+        layers = f"from 0 to {self.num_layers - 1} (num_layers={self.num_layers})"
+        in_model = 0 <= self.penalty_from_layer < self.num_layers
+        self._expect("penalty_from_layer", layers, met=in_model)
         for name in ("final_rate_share", "warmup_share"):
             self._expect(name, "from 0 to 1", met=0 <= getattr(self, name) <= 1)
         for name in ("beta1", "beta2"):
@@ -185,11 +199,15 @@ def build_model(settings: TrainSettings) -> Any:
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
                 parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+                if name == "model.decoder.final_layer_norm.weight":
+                    parameter.fill_(settings.final_norm_init)
                 continue
             std = settings.init_std
             if "embed_positions" in name:
                 std = settings.position_init_std if settings.positions else 0.0
                 parameter.requires_grad_(settings.positions)
+            elif "embed_tokens" in name and settings.embedding_init_std is not None:
+                std = settings.embedding_init_std
             elif name.endswith(("out_proj.weight", "fc2.weight")):
                 std /= math.sqrt(2 * settings.num_layers)
             parameter.normal_(generator=generator).mul_(std)

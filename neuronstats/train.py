@@ -44,7 +44,8 @@ class TrainProgress:
     tokens: int
     """Tokens trained on so far."""
     loss: float | None
-    """Mean training loss since the last report, nats per token; None before the first step."""
+    """Mean training loss since the last report, nats per token, without the penalty; None before
+    the first step."""
     heldout_loss: float | None
     """Nats per held-out token; None where it was not measured."""
     tokens_per_second: float
@@ -117,6 +118,10 @@ class _Run:
         self.heldout_ids = np.load(out / "heldout.npy", mmap_mode="r")
         self.model = build_model(settings).to(settings.device)
         self.optimizer = build_optimizer(settings, self.model)
+        self.penalised: list[Tensor] = []  # a step's activations by layer, float [.., neuron]
+        if settings.activation_penalty:
+            for layer in self.model.model.decoder.layers[settings.penalty_from_layer :]:
+                layer.fc2.register_forward_pre_hook(self._note_activations)
         self.step = 0
         self.log: list[dict[str, Any]] = []
 
@@ -161,7 +166,7 @@ class _Run:
             group["lr"] = learning_rate(settings, self.step)
         rows = batch_rows(settings, self.step, len(self.train_ids))
         loss = self.loss(self.train_ids[rows])
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + self.penalty()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -179,6 +184,23 @@ class _Run:
         return torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED
         )
+
+    def _note_activations(self, _: torch.nn.Module, args: tuple[Tensor]) -> None:
+        """Keep what a down projection reads in a step that trains."""
+        if torch.is_grad_enabled():
+            self.penalised.append(args[0])
+
+    def penalty(self) -> Tensor | float:
+        """Return what the last forward pass adds to the loss for its activations, a scalar."""
+        taken, self.penalised = self.penalised, []
+        if not taken:
+            return 0.0
+        sums = [
+            activations.sum(dtype=torch.float32) / (activations.numel() / activations.shape[-1])
+            for activations in taken
+        ]
+        share = torch.stack(sums).mean() / self.settings.hidden_size
+        return self.settings.activation_penalty * share
 
     @torch.no_grad()
     def heldout_loss(self) -> float:

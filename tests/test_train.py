@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.folder import RunFolder
 from neuronstats.recipe import batch_rows, build_model, learning_rate
-from neuronstats.train import TrainProgress, TrainSettings, train
+from neuronstats.train import TrainProgress, TrainSettings, _Run, train
 from neuronstats.traindata import BOS_ID, is_held_out, pack, train_tokenizer
 
 WORDS = ["the", "king", "queen", "saw", "sent", "to", "and", "bold", "old", "city", "1", "2", "="]
@@ -212,6 +213,74 @@ def test_untrained_weights_have_the_stated_spread():
     assert spread["model.decoder.embed_positions.weight"] == pytest.approx(0.02, rel=0.1)
 
 
+def test_embeddings_and_last_norm_start_where_they_are_set():
+    plain = dict(build_model(small()).named_parameters())
+    changed = dict(
+        build_model(small(embedding_init_std=0.4, final_norm_init=0.2)).named_parameters()
+    )
+    differ = {name for name in plain if not torch.equal(plain[name], changed[name])}
+    tokens, norm = "model.decoder.embed_tokens.weight", "model.decoder.final_layer_norm.weight"
+    assert differ == {tokens, norm}
+    assert torch.allclose(changed[tokens], plain[tokens] * (0.4 / 0.06))
+    assert torch.equal(changed[norm], torch.full_like(plain[norm], 0.2))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_penalty_is_the_mean_activation_by_layer(first, undisturbed):
+    """The added loss and its gradient against transformers' own activations, by hand."""
+    out, _ = undisturbed
+    settings = small(activation_penalty=0.3, penalty_from_layer=first)
+    run = _Run(settings, out)
+    tokens = run.train_ids[:4]
+    loss = run.loss(tokens)
+    added = run.penalty()
+    added.backward()
+
+    model = build_model(settings)
+    layers = model.model.decoder.layers
+    seen = []
+    for layer in layers:
+        layer.activation_fn.register_forward_hook(lambda _, args, result: seen.append(result))
+    model(input_ids=torch.from_numpy(tokens.astype(np.int64)))
+    by_layer = [a.reshape(-1, settings.ffn_size).mean(0).sum() for a in seen]
+    expected = 0.3 * sum(by_layer[first:]) / len(by_layer[first:]) / settings.hidden_size
+    assert added.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(math.log(300), rel=0.05)  # without the penalty
+    expected.backward()
+    gradients = dict(run.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(parameter.grad, gradients[name].grad, rtol=1e-4, atol=1e-8), name
+    assert run.penalty() == 0.0  # each step's activations count once
+    run.heldout_loss()
+    assert run.penalty() == 0.0  # and those of the held-out text not at all
+
+
+def test_penalty_makes_neurons_sparser_and_resumes(tmp_path, undisturbed):
+    class Stop(Exception):
+        pass
+
+    def stop(report: TrainProgress) -> None:
+        if report.step >= 20:
+            raise Stop
+
+    penalised = {"activation_penalty": 1.0, "embedding_init_std": 0.2}
+    run(tmp_path / "whole", **penalised)
+    with pytest.raises(Stop):
+        train(small(**penalised), make_documents(), tmp_path / "cut", progress=stop)
+    run(tmp_path / "cut", **penalised)
+    assert_equal_weights(tmp_path / "whole" / "final", tmp_path / "cut" / "final")
+    other = _Run(small(**penalised), tmp_path / "whole")
+    other.resume()
+    plain = _Run(small(activation_penalty=1.0), undisturbed[0])
+    plain.model.load_state_dict(torch.load(undisturbed[0] / "state.pt")["model"])
+    sums = []
+    for trained in (plain, other):
+        trained.loss(trained.train_ids[:8])
+        sums.append(trained.penalty().item())
+    assert sums[1] < 0.5 * sums[0]
+
+
 def test_learning_rate_warms_up_and_falls_to_its_share():
     settings = small(tokens=128 * 1000, learning_rate=1.0)
     rates = [learning_rate(settings, step) for step in range(1000)]
@@ -273,6 +342,10 @@ def test_held_out_documents_are_a_share_and_copies_stay_together():
         ({"beta2": 1.0}, "train.beta2=1.0: expected at least 0 and below 1"),
         ({"heldout_percent": 0}, "train.heldout_percent=0: expected from 1 to 50"),
         ({"seed": -1}, "train.seed=-1: expected 0 or more"),
+        ({"activation_penalty": -0.1}, "train.activation_penalty=-0.1: expected 0 or more"),
+        ({"penalty_from_layer": 2}, "train.penalty_from_layer=2: expected from 0 to 1"),
+        ({"embedding_init_std": 0.0}, "train.embedding_init_std=0.0: expected null or greater"),
+        ({"final_norm_init": 0.0}, "train.final_norm_init=0.0: expected greater than 0"),
         ({"learning_rate": float("nan")}, "train.learning_rate=nan: expected greater than 0"),
     ],
 )
