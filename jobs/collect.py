@@ -1,13 +1,15 @@
 """Run a model over text and record which neurons are activated on which tokens."""
 
-from neuronstats.collect import collect
-from neuronstats.config import CollectJob, job
+from neuronstats.cli import job
+from neuronstats.collect.settings import CollectJob
 from neuronstats.console import Console
 
 
 @job("collect", CollectJob)
 def main(settings: CollectJob) -> int:
     """Settings -> plan, printed and checked -> run -> one summary line."""
+    from neuronstats.collect.job import collect  # heavy: not for --help
+
     return collect(settings, Console())
 
 

@@ -1,13 +1,15 @@
 """Merge a run's bitmaps and counts into tables."""
 
-from neuronstats.config import ReduceJob, job
+from neuronstats.cli import job
 from neuronstats.console import Console
-from neuronstats.reduce import reduce
+from neuronstats.reduce.settings import ReduceJob
 
 
 @job("reduce", ReduceJob)
 def main(settings: ReduceJob) -> int:
     """Settings -> blocks of neurons, merged -> tables, replaced at once -> one summary line."""
+    from neuronstats.reduce.job import reduce  # heavy: not for --help
+
     return reduce(settings, Console())
 
 

@@ -3,51 +3,13 @@
 import hashlib
 import json
 import signal
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from neuronstats.config import job
-from neuronstats.console import Console, duration, short
-from neuronstats.errors import SettingsError
-from neuronstats.text import DataSettings, content_fingerprint, documents
-from neuronstats.train import TrainProgress, TrainSettings, train
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainJob:
-    """Train a small OPT from text, with or without positions, with checkpoints on the way."""
-
-    train: TrainSettings = field(default_factory=TrainSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    out: str | None = None
-    """The folder to train in; the models are its checkpoint-N and final."""
-
-
-def check(settings: TrainJob) -> Path:
-    """Refuse what this job would have to ignore.
-
-    Returns:
-        The folder to train in.
-
-    Raises:
-        SettingsError: names the setting and what to do instead.
-    """
-    data = settings.data
-    if not settings.out:
-        raise SettingsError("out= is missing: name a folder to train in")
-    if "://" in settings.out:
-        raise SettingsError(f"out={settings.out}: expected a local folder")
-    if data.kind not in ("local", "sample"):
-        raise SettingsError(
-            f"data={data.name}: text from files is needed: data=local data.path=..."
-        )
-    replaced = {"sequence_length": "train.sequence_length", "max_tokens": "train.tokens"}
-    for name, instead in replaced.items():
-        if getattr(data, name) is not None:
-            raise SettingsError(f"data.{name} has no meaning here: use {instead}")
-    if data.shares is not None or data.packing != "concat":
-        raise SettingsError("data.shares and data.packing have no meaning here: leave them out")
-    return Path(settings.out).expanduser()
+from neuronstats.cli import job
+from neuronstats.console import Console
+from neuronstats.corpus.documents import content_fingerprint, documents
+from neuronstats.training.loop import TrainProgress, train
+from neuronstats.training.settings import TrainJob, check
+from neuronstats.units import duration, short
 
 
 def line(report: TrainProgress) -> str:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from neuronstats.loaded import LoadedRun
+    from neuronstats.report.notebook import LoadedRun
 
 
 def load(run: str) -> "LoadedRun":
@@ -20,6 +20,8 @@ def load(run: str) -> "LoadedRun":
         SettingsError: there is no run.
         UserError: it was not reduced.
     """
-    from neuronstats.loaded import LoadedRun  # torch and its fellows take seconds to import
+    from neuronstats.report.notebook import (
+        LoadedRun,  # torch and its fellows take seconds to import
+    )
 
     return LoadedRun(run)

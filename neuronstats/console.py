@@ -10,6 +10,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from neuronstats.units import duration, short
+
 PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
@@ -118,22 +120,3 @@ class _Pace:
         rate = (self.reached - self._first[1]) / max(now - self._first[0], 1e-9)
         left = duration((self._total - self.reached) / rate)
         return f"{short(rate)} {self._unit}/s, {left} left"
-
-
-def duration(seconds: float) -> str:
-    """Write a duration: 45 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def short(number: float) -> str:
-    """Write a number with 3 significant digits and a letter: 1.23M."""
-    for letter in ("", "k", "M", "G", "T"):
-        if abs(number) < 999.5 or letter == "T":
-            return f"{number:.3g}{letter}"
-        number /= 1000
-    raise AssertionError

@@ -1,5 +1,7 @@
 """The two errors meant for people: what was wrong, what was expected, what to do."""
 
+DONE, FAILED, WRONG_SETTINGS, INTERRUPTED = 0, 1, 2, 130
+
 
 class UserError(ValueError):
     """Something outside the code is wrong: input, disk, hub, cluster. Jobs end with exit code 1."""

@@ -3,16 +3,19 @@
 import os
 import shutil
 import subprocess
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import torch
+
+from neuronstats.units import size
+
+PROCESS_BYTES = 640 << 20  # a worker before it loads anything: Python, torch, transformers, ray
+SLACK_BYTES, SLACK_SHARE = 112 << 20, 0.08  # see allocator()
+SPARE = 0.9  # of the memory that is free may be planned with
 
 CGROUP = Path("/sys/fs/cgroup")
-PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}  # of the square matrices that are multiplied
-PRODUCT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -82,21 +85,24 @@ def peak_host_bytes() -> int:
     raise AssertionError("no VmHWM in /proc/self/status")
 
 
-def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Measure how fast this process multiplies matrices: FLOP per second, the best of several.
+@dataclass(frozen=True)
+class Term:
+    """One named part of a sum."""
 
-    With the threads that torch has now. What a forward pass could reach at most, about.
-    """
-    side = PRODUCT_SIDE[device.type]
-    matrix = torch.full((side, side), 0.5, dtype=dtype, device=device)
-    out = torch.empty_like(matrix)
-    best, end = float("inf"), time.perf_counter() + PRODUCT_SECONDS
-    while (start := time.perf_counter()) < end:
-        torch.mm(matrix, matrix, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    if device.type == "cuda":
-        del matrix, out
-        torch.cuda.empty_cache()
-    return 2 * side**3 / best
+    name: str
+    bytes: int
+
+
+def allocator(host: Sequence[Term]) -> Term:
+    """What the allocator and the libraries hold on top of a process and its other terms."""
+    return Term("allocator", SLACK_BYTES + int(SLACK_SHARE * sum(term.bytes for term in host[1:])))
+
+
+def written(terms: Sequence[Term]) -> str:
+    """Write a sum of terms for people, the largest first."""
+    parts = [
+        f"{term.name} {size(term.bytes)}"
+        for term in sorted(terms, key=lambda term: -term.bytes)
+        if term.bytes
+    ]
+    return f"{size(sum(term.bytes for term in terms))} = {' + '.join(parts)}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., OPTForCausalLM]:
     """tiny_model("pre" | "post", seed=0): the random model, made once. Do not change it."""
-    import models
+    from helpers import models
 
     made: dict[tuple[str, int], OPTForCausalLM] = {}
 
@@ -37,7 +37,7 @@ def tiny_checkpoint(
 
     Keywords are those of models.save_checkpoint. Copy the folder before damaging it.
     """
-    import models
+    from helpers import models
 
     made: dict[tuple[object, ...], Path] = {}
 
@@ -61,7 +61,7 @@ def order(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def planted_model() -> OPTForCausalLM:
     """The model of planted.py. Do not change it."""
-    import planted
+    from helpers import planted
 
     return planted.planted_opt()
 
@@ -71,8 +71,7 @@ def planted_checkpoint(
     planted_model: OPTForCausalLM, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The planted model's folder: one safetensors file, and a tokenizer of words w3, w4, ..."""
-    import models
-    import planted
+    from helpers import models, planted
 
     folder = models.save_checkpoint(planted_model, tmp_path_factory.mktemp("opt-planted"))
     return models.save_word_tokenizer(folder, planted.VOCABULARY)
@@ -81,6 +80,6 @@ def planted_checkpoint(
 @pytest.fixture(scope="session")
 def planted_corpus() -> tuple[np.ndarray, list[str]]:
     """Token ids [sequence, position] and domains of the planted corpus, with its defaults."""
-    import planted
+    from helpers import planted
 
     return planted.corpus()

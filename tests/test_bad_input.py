@@ -11,16 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import models
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from serial import SerialPool, save_tokens, serial
-
-from jobs import run_job
+from helpers import models
+from helpers.run_job import run_job
+from helpers.serial import SerialPool, save_tokens, serial
 
 DONE, FAILED, WRONG_SETTINGS, INTERRUPTED = 0, 1, 2, 130
 OWN_TRACES = {"run.lock", "logs", "ngrams"}  # what a job leaves in a run folder beside results
@@ -313,7 +312,7 @@ def test_hub_that_gives_nothing(desk, monkeypatch):
     def refuse(*args, **settings):
         raise OSError("no connection\nand more lines")
 
-    monkeypatch.setattr("neuronstats.checkpoint.snapshot_download", refuse)
+    monkeypatch.setattr("neuronstats.model.checkpoint.snapshot_download", refuse)
     desk.checkpoint = "facebook/opt-99"
     words = ["model.path=facebook/opt-99", "the hub did not give it (no connection)"]
     err = desk.fails(FAILED, *words, settings=desk.settings)
@@ -428,10 +427,10 @@ def test_read_only_disk(desk, collected, disk):
 
 
 def test_full_disk(desk, collected, disk, monkeypatch):
-    monkeypatch.setattr("neuronstats.prepare.free_disk_bytes", lambda path: 1000)
+    monkeypatch.setattr("neuronstats.collect.prepare.free_disk_bytes", lambda path: 1000)
     words = ["does not fit here", "disk: ", " needed, 1 kB may be used"]
     desk.fails(WRONG_SETTINGS, *words, settings=desk.settings)
-    monkeypatch.setattr("neuronstats.prepare.free_disk_bytes", lambda path: None)
+    monkeypatch.setattr("neuronstats.collect.prepare.free_disk_bytes", lambda path: None)
     folder = disk("size=48k")
     desk.run = folder / "run"
     made = []
@@ -583,7 +582,7 @@ def test_parts_of_the_store_that_changed(done):
 
 @pytest.mark.parametrize("layer", [1, 2])
 def test_weights_that_are_not_finite(desk, layer, tmp_path, monkeypatch):
-    from neuronstats import cluster
+    from neuronstats.cluster import pool as cluster
 
     damaged = models.tiny_opt("pre")
     with torch.no_grad():
@@ -591,7 +590,7 @@ def test_weights_that_are_not_finite(desk, layer, tmp_path, monkeypatch):
     desk.checkpoint = tmp_path / "damaged"
     models.save_checkpoint(damaged, desk.checkpoint)
     if layer == 1:  # once with Ray, which carries the error from its worker
-        monkeypatch.setattr("neuronstats.collect.connect", cluster.connect)
+        monkeypatch.setattr("neuronstats.collect.job.connect", cluster.connect)
     code, _, err = desk.job("collect", *desk.settings)
     assert code == FAILED, err
     assert err.startswith("error: ")
@@ -612,22 +611,22 @@ def machine(**changes):
 
 
 def test_more_memory_than_there_is(desk, monkeypatch):
-    monkeypatch.setattr("neuronstats.collect.probe", machine(host_bytes=GB // 8))
+    monkeypatch.setattr("neuronstats.collect.job.probe", machine(host_bytes=GB // 8))
     words = ["does not fit here", "host memory", "needed", "may be used", "largest part"]
     desk.fails(WRONG_SETTINGS, *words, settings=desk.settings)
 
 
 def test_gpu_that_is_not_there(desk, monkeypatch):
-    monkeypatch.setattr("neuronstats.collect.probe", machine())
+    monkeypatch.setattr("neuronstats.collect.job.probe", machine())
     words = ["1 GPUs each do not fit", "0 GPUs", "ray.gpus_per_worker lower"]
     desk.fails(WRONG_SETTINGS, *words, settings=[*desk.settings, "ray.gpus_per_worker=1"])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
 def test_ray_that_is_not_there(desk, monkeypatch, address):
-    from neuronstats import cluster
+    from neuronstats.cluster import pool as cluster
 
-    monkeypatch.setattr("neuronstats.collect.connect", cluster.connect)
+    monkeypatch.setattr("neuronstats.collect.job.connect", cluster.connect)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what auto finds: a cluster that has ended
     words = [f"ray.address={address} cannot be reached", "ray start --head"]
     desk.fails(FAILED, *words, settings=[*desk.settings, f"ray.address={address}"])
@@ -661,8 +660,8 @@ def test_interrupted(desk, collected, monkeypatch):
         yield StoppedPool()
 
     with monkeypatch.context() as patch:
-        patch.setattr("neuronstats.collect.connect", connect)
-        patch.setattr("neuronstats.reduce.connect", connect)
+        patch.setattr("neuronstats.collect.job.connect", connect)
+        patch.setattr("neuronstats.reduce.job.connect", connect)
         code, out, err = desk.job("collect", *desk.settings)
         assert (code, err) == (INTERRUPTED, "")
         assert "2 shards are left. The same command goes on" in out
@@ -677,8 +676,8 @@ def test_interrupted_at_once(done, monkeypatch):
     def stop(*args, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neuronstats.collect.connect", stop)
-    monkeypatch.setattr("neuronstats.reduce.connect", stop)
+    monkeypatch.setattr("neuronstats.collect.job.connect", stop)
+    monkeypatch.setattr("neuronstats.reduce.job.connect", stop)
     (done.run / "activations.zarr" / "records" / "00001.json").unlink()
     before = contents(done.run)
     for job, chosen in (
@@ -712,7 +711,7 @@ def test_plan_fetches_no_weights(desk, own_checkpoint, monkeypatch):
         asked.append((name, allow_patterns))
         return str(own_checkpoint)
 
-    monkeypatch.setattr("neuronstats.checkpoint.snapshot_download", give)
+    monkeypatch.setattr("neuronstats.model.checkpoint.snapshot_download", give)
     code, out, err = desk.job("collect", "model=opt-66b", "data=paper", "plan=true")
     assert (code, err) == (DONE, "")
     assert "about 20M" in out
@@ -731,8 +730,8 @@ def test_what_does_not_fit_is_refused_before_the_weights_are_fetched(
         asked.append(allow_patterns)
         return str(own_checkpoint)
 
-    monkeypatch.setattr("neuronstats.checkpoint.snapshot_download", give)
-    monkeypatch.setattr("neuronstats.collect.probe", machine(host_bytes=GB // 8))
+    monkeypatch.setattr("neuronstats.model.checkpoint.snapshot_download", give)
+    monkeypatch.setattr("neuronstats.collect.job.probe", machine(host_bytes=GB // 8))
     settings = ["model=opt-125m", *desk.settings[2:]]
     desk.fails(WRONG_SETTINGS, "does not fit here", "host memory", settings=settings)
     assert len(asked) == 1
@@ -741,7 +740,7 @@ def test_what_does_not_fit_is_refused_before_the_weights_are_fetched(
 
 @pytest.mark.parametrize(("name", "schema"), [("collect", "CollectJob"), ("reduce", "ReduceJob")])
 def test_help(desk, name, schema):
-    from neuronstats import config
+    from neuronstats import cli as config
 
     code, out, err = desk.job(name, "--help")
     assert (code, err) == (DONE, "")

@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-import models
 import pyarrow.parquet as pq
 import pytest
-from serial import collect_job, quiet, save_tokens, serial
+from helpers import models
+from helpers.serial import collect_job, quiet, save_tokens, serial
 
-from neuronstats.cluster import RaySettings, Workers, local_workers
+from neuronstats.cluster.pool import Workers, local_workers
+from neuronstats.cluster.settings import RaySettings
 from neuronstats.errors import SettingsError
 from neuronstats.machine import Machine
 
@@ -31,9 +32,9 @@ def inputs(tmp_path_factory, tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def local_run(inputs, tmp_path_factory):
-    from neuronstats.collect import collect
-    from neuronstats.config import ReduceJob
-    from neuronstats.reduce import reduce
+    from neuronstats.collect.job import collect
+    from neuronstats.reduce.job import reduce
+    from neuronstats.reduce.settings import ReduceJob
 
     run = tmp_path_factory.mktemp("local") / "run"
     with pytest.MonkeyPatch.context() as patch, serial(patch):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.run_job import JOBS, run_job
 from omegaconf import Container, DictConfig, ListConfig
 
-from jobs import JOBS, run_job
-from neuronstats import config
+from neuronstats import cli as config
 from neuronstats.errors import SettingsError, UserError
 
 NAMES = sorted(path.stem for path in JOBS.glob("*.py"))

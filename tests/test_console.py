@@ -5,7 +5,8 @@ import io
 import pytest
 
 from neuronstats import console
-from neuronstats.console import Console, duration, short
+from neuronstats.console import Console
+from neuronstats.units import duration, short
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """The builders of models.py: what they write is what transformers reads."""
 
-import models
 import numpy as np
 import pytest
 import torch
+from helpers import models
 from transformers import AutoTokenizer, OPTForCausalLM
 
 

@@ -5,8 +5,8 @@ import math
 from collections import Counter
 
 import numpy as np
-import oracle
 import pytest
+from helpers import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,12 +2,10 @@
 
 import collections
 
-import models
 import numpy as np
-import oracle
-import planted
 import pytest
 import torch
+from helpers import models, oracle, planted
 from transformers import AutoTokenizer, OPTForCausalLM
 
 

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import models
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from serial import save_tokens
+from helpers import models
+from helpers.serial import save_tokens
 
 ROOT = Path(__file__).parent.parent
 SHARDS = 60
@@ -188,12 +188,12 @@ def test_a_signal_drains_and_the_next_call_goes_on(number, inputs, undisturbed, 
 
 def test_peak_memory_is_within_the_plan(undisturbed):
     """At most what was planned, and at least 70 % of it."""
-    from serial import collect_job, quiet
+    from helpers.serial import collect_job, quiet
 
-    from neuronstats.cluster import Workers
-    from neuronstats.collect import Collect
+    from neuronstats.cluster.pool import Workers
+    from neuronstats.collect.job import Collect
     from neuronstats.machine import probe
-    from neuronstats.store import Run
+    from neuronstats.store.run import Run
 
     info = Run.open(str(undisturbed)).info["settings"]
     job = Collect(collect_job(undisturbed, info["model"]["path"], info["data"]["path"]), quiet())
@@ -211,7 +211,7 @@ def test_reducing_stays_within_its_plan(reduced):
 
 
 def test_tokens_are_the_arrays(undisturbed, inputs):
-    from neuronstats.store import Run
+    from neuronstats.store.run import Run
 
     tokens = np.load(inputs[3].removeprefix("data.path="))
     corpus = Run.open(str(undisturbed)).corpus()

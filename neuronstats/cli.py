@@ -1,0 +1,252 @@
+"""The only importer of hydra: conf/ and the command line -> plain settings; exit codes.
+
+Settings are dataclasses that live beside what they set; here they are put together for each job.
+"""
+
+import ast
+import contextlib
+import difflib
+import inspect
+import itertools
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from neuronstats.errors import DONE, FAILED, INTERRUPTED, WRONG_SETTINGS, SettingsError, UserError
+
+CONF = Path(__file__).parent.parent / "conf"
+
+Settings = TypeVar("Settings")
+
+
+def job(
+    name: str, schema: type[Settings]
+) -> Callable[[Callable[[Settings], int | None]], Callable[[], None]]:
+    """Make a function of settings the main of a job.
+
+    Args:
+        name: its file in conf/.
+        schema: the job's settings.
+
+    Returns:
+        A decorator; what it returns reads the command line and ends the process with the
+        contract's exit code: 0 done, 1 failed, 2 wrong settings, 130 interrupted.
+    """
+
+    def decorate(function: Callable[[Settings], int | None]) -> Callable[[], None]:
+        def main() -> None:
+            if {"--help", "-h"} & set(sys.argv[1:]):
+                sys.stdout.write(explain(name, schema))
+                sys.exit(DONE)
+            sys.exit(_finish(function, name, schema))
+
+        return main
+
+    return decorate
+
+
+def _finish(function: Callable[[Settings], int | None], name: str, schema: type[Settings]) -> int:
+    """Call a job's function; turn what it raises into a message and an exit code."""
+    try:
+        config = _compose(name, schema)
+        return DONE if config is None else function(to_settings(config, schema)) or DONE
+    except SettingsError as error:
+        return _complain(error, WRONG_SETTINGS)
+    except UserError as error:
+        return _complain(error, FAILED)
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "interrupted: what was committed stays. The same command goes on where it stopped.\n"
+        )
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:  # noqa: BLE001 - a defect: say where, and still end in one line
+        traceback.print_exc()
+        sys.stderr.write(
+            f"error: this is a defect of neuronstats ({error!r}); what was committed stays.\n"
+        )
+        return FAILED
+
+
+def _complain(error: Exception, code: int) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return code
+
+
+def _compose(name: str, schema: type[Any]) -> Any:
+    """Let Hydra read conf/ and the command line; None where it only prints, as with --cfg job.
+
+    Raises:
+        SettingsError: the command line is refused.
+    """
+    arguments = sys.argv[1:]
+    if {"--multirun", "-m"} & set(arguments):
+        raise SettingsError("--multirun: a command does one run; give one command for each.")
+    ConfigStore.instance().store(name=f"base_{name}", node=schema)
+    found: list[Any] = []
+
+    def keep(config: Any) -> None:
+        found.append(config)
+
+    try:
+        with _errors_let_through():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(keep)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(_refusal(error, schema)) from error
+    return found[0] if found else None
+
+
+@contextlib.contextmanager
+def _errors_let_through() -> Iterator[None]:
+    """Have Hydra raise its errors; by itself it prints them and ends with exit code 1."""
+    name = "HYDRA_FULL_ERROR"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _refusal(error: Exception, schema: type[Any]) -> str:
+    """Say which override is wrong, what there is, and what to do."""
+    for override in sys.argv[1:]:
+        key, _, value = override.lstrip("+~").partition("=")
+        reason = None if override.startswith("-") else _unknown(key, value, schema)
+        if reason:
+            return reason
+    reason = _first_line(error.__cause__ or error)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read ({reason}). Expected KEY=VALUE; a value with signs"
+            """ that mean something to Hydra goes into two kinds of quotes: 'KEY="VALUE"'."""
+        )
+    merging = "Error merging override "
+    if not str(error).startswith(merging):
+        return reason
+    override = _first_line(error).removeprefix(merging)
+    meaning = _meaning(override.lstrip("+~").partition("=")[0], schema)
+    return f"{override}: {reason}. {meaning}".rstrip()
+
+
+def _unknown(key: str, value: str, schema: type[Any]) -> str | None:
+    """Say what there is instead, if there is no such setting or no such choice of a group."""
+    choices = _groups(schema).get(key)
+    if choices is not None:
+        if not value or value in choices or "," in value:
+            return None
+        return f"{key}={value}: there is none of that name; choose one of {', '.join(choices)}."
+    at, prefix = schema, ""
+    for part in key.split("."):
+        there = [item.name for item in fields(at)]
+        if part == "hydra" and not prefix:
+            return None
+        if part not in there:
+            near = difflib.get_close_matches(part, there, 1)
+            hint = f"did you mean {prefix}{near[0]}? " if near else ""
+            known = ", ".join(prefix + name for name in there)
+            return f"{key}: there is no such setting; {hint}There are {known}."
+        inner = getattr(at(), part)
+        if not is_dataclass(inner):
+            return None
+        at, prefix = type(inner), f"{prefix}{part}."
+    return None
+
+
+def _groups(schema: type[Any]) -> dict[str, list[str]]:
+    """The groups of conf/ that a job has, with the names that may be chosen."""
+    used = {item.name for item in fields(schema)}
+    folders = [path for path in sorted(CONF.iterdir()) if path.is_dir() and path.name in used]
+    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
+
+
+def _meaning(key: str, schema: type[Any]) -> str:
+    """What stands under a setting in its dataclass."""
+    *outer, name = key.split(".")
+    at: Any = schema
+    for part in outer:
+        at = type(getattr(at(), part, None))
+        if not is_dataclass(at):
+            return ""
+    return field_docstrings(at).get(name, "")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def to_settings(config: Any, schema: type[Settings]) -> Settings:
+    """Resolve Hydra's configuration into plain dataclasses.
+
+    Raises:
+        SettingsError: a value is missing or of the wrong type.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise SettingsError(f"{missing[0]}= is missing. {_meaning(missing[0], schema)}".rstrip())
+    try:
+        settings = OmegaConf.to_object(config)
+    except (OmegaConfBaseException, TypeError, AttributeError) as error:  # a field that is none
+        raise SettingsError(_refusal(error, schema)) from error
+    assert isinstance(settings, schema)
+    return settings
+
+
+def explain(name: str, schema: type[Any]) -> str:
+    """Write the help of a job: every setting with its default and meaning, and the groups."""
+    lines = [f"python jobs/{name}.py [SETTING=VALUE ...]", "", inspect.getdoc(schema) or "", ""]
+    lines += _explain_fields(schema, "")
+    for group, names in _groups(schema).items():
+        text = f"{group}= {', '.join(names)}"
+        lines += ["", *textwrap.wrap(text, 100, subsequent_indent="    ")]
+    lines += ["", "--cfg job prints the settings as they stand."]
+    return "\n".join(lines) + "\n"
+
+
+def _explain_fields(schema: type[Any], prefix: str) -> list[str]:
+    meanings = field_docstrings(schema)
+    lines = []
+    default = schema()
+    for item in fields(schema):
+        value = getattr(default, item.name)
+        if is_dataclass(value):
+            lines += ["", *_explain_fields(type(value), f"{prefix}{item.name}.")]
+            continue
+        shown = getattr(value, "name", value)
+        lines.append(f"  {prefix}{item.name}={'null' if shown is None else shown}")
+        lines += textwrap.wrap(
+            meanings.get(item.name, ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return lines
+
+
+def field_docstrings(schema: type[Any]) -> dict[str, str]:
+    """Return the strings that stand under a dataclass's fields, those that it inherits included."""
+    meanings: dict[str, str] = {}
+    for base in schema.__bases__:
+        if is_dataclass(base):
+            meanings |= field_docstrings(base)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(schema)))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    for item, following in itertools.pairwise(body):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            text = getattr(getattr(following, "value", None), "value", None)
+            if isinstance(text, str):
+                meanings[item.target.id] = " ".join(text.split())
+    return meanings

@@ -1,0 +1,150 @@
+"""The collect job: text -> tokens -> shards -> sweep -> commit, resumed where it stopped."""
+
+import contextlib
+import dataclasses
+import time
+
+from neuronstats.cluster.pool import Pool, connect, local_workers
+from neuronstats.collect.plan import Plan
+from neuronstats.collect.prepare import Collect, is_small
+from neuronstats.collect.settings import CollectJob
+from neuronstats.collect.worker import ShardSummary, ShardWorker, describe
+from neuronstats.console import Console
+from neuronstats.errors import INTERRUPTED, UserError
+from neuronstats.machine import Machine, probe, written
+from neuronstats.model.source import absolute
+from neuronstats.store.folder import RunFolder
+from neuronstats.store.run import Run, Shard
+from neuronstats.units import duration, short, size
+
+
+def show_plan(plan: Plan, machine: Machine, console: Console, *, exact: bool) -> None:
+    """Print what the run will take."""
+    work = plan.work
+    about = "" if exact else "about "
+    corpus, batches = work.corpus, f"{work.batch_sequences} sequences a batch"
+    layers = f"{work.num_layers} of {work.shape.num_layers}, bitmaps of {work.num_bitmaps}"
+    rows = [
+        (
+            "tokens",
+            f"{about}{short(corpus.tokens)}, {corpus.sequences} sequences of {corpus.positions}",
+        ),
+        ("layers", f"{layers}; {work.shape.neurons} neurons each"),
+        ("shards", f"{work.num_shards} of up to {work.shard_sequences} sequences, {batches}"),
+        ("workers", f"{work.workers}, {'one GPU each' if work.on_gpu else 'CPU'}"),
+        (
+            "weights",
+            "stay in memory"
+            if work.resident
+            else f"read once per shard, {size(plan.weight_bytes)} in all",
+        ),
+        ("work", f"{short(plan.flop)} FLOP"),
+    ]
+    if plan.device:
+        rows.append(("GPU memory, each worker", written(plan.device)))
+    rows.append(("host memory, each worker", written(plan.host)))
+    rows.append(("disk, expected", written(plan.disk)))
+    console.table("plan", rows)
+
+
+def collect(settings: CollectJob, console: Console) -> int:
+    """Do the job; return its exit code."""
+    settings = dataclasses.replace(settings, model=absolute(settings.model))
+    job = Collect(settings, console)
+    exact = job.info is not None or not settings.plan or is_small(settings)
+    corpus = job.corpus() if job.info is None and exact else None
+    with contextlib.ExitStack() as stack:
+        pool: Pool | None = None
+        if settings.ray.address is not None:
+            pool = stack.enter_context(connect(settings.ray, tell=console.say))
+            [(_, machine)] = pool.run(_Probe, (), ["probing a worker's machine"])
+            workers = pool.workers
+        else:
+            machine = probe()
+            workers = local_workers(settings.ray, machine)
+        plan = job.choose(machine, workers, job.corpus_size(corpus))
+        show_plan(plan, machine, console, exact=exact)
+        if settings.plan:
+            return 0
+        job.fetch_weights()
+        stack.enter_context(RunFolder(job.location, create=True).lock())
+        run = job.open_run(plan, corpus)
+        todo = remaining(run, settings, console)
+        if todo and pool is None:
+            pool = stack.enter_context(connect(settings.ray, tell=console.say))
+        return _run_shards(run, todo, pool, settings, plan, console)
+
+
+class _Probe:
+    """Looks at the machine that a worker is on."""
+
+    def __call__(self, _: str) -> Machine:
+        return probe()
+
+
+def remaining(run: Run, settings: CollectJob, console: Console) -> list[Shard]:
+    """Return the shards without a commit; with repair also those whose bytes have changed.
+
+    Raises:
+        UserError: a committed shard's bytes have changed, and repair was not asked for.
+    """
+    records = run.records()
+    damage = run.damaged(records.values(), contents=settings.collect.verify)
+    if damage and not settings.repair:
+        index, reason = next(iter(sorted(damage.items())))
+        raise UserError(
+            f"{len(damage)} committed shard(s) of {run.folder.location} have changed:"
+            f" {run.layout.shards[index]}: {reason}. Run again with repair=true to compute"
+            f" shard(s) {', '.join(map(str, sorted(damage)))} again."
+        )
+    for index in damage:
+        run.forget(run.layout.shards[index])
+        console.say(f"repairing {run.layout.shards[index]}: {damage[index]}")
+    done = set(records) - set(damage)
+    if done:
+        console.say(f"{len(done)} of {len(run.layout.shards)} shards are committed already")
+    return [shard for shard in run.layout.shards if shard.index not in done]
+
+
+def _run_shards(
+    run: Run,
+    todo: list[Shard],
+    pool: Pool | None,
+    settings: CollectJob,
+    plan: Plan,
+    console: Console,
+) -> int:
+    start = time.monotonic()
+    location = run.folder.location
+    positions = run.layout.num_positions
+    finished: list[ShardSummary] = []
+    if todo:
+        assert pool is not None
+        total = sum(shard.num_sequences for shard in todo) * positions
+        with console.progress("collect", total, "tokens") as advance:
+            args = (location, settings.model, plan.work, pool.tell)
+            left = {str(shard) for shard in todo}
+
+            def tick(tokens: int = 0) -> None:
+                told = sum(n for shard, n in pool.tell.heard().items() if shard in left)
+                advance(tokens, f"{len(finished)}/{len(todo)} shards", told)
+
+            for shard, summary in pool.run(ShardWorker, args, todo, tick=tick):
+                finished.append(summary)
+                left.remove(str(shard))
+                tick(summary.tokens)
+    seconds = time.monotonic() - start
+    if len(finished) < len(todo):
+        console.say(
+            f"stopped: {len(todo) - len(finished)} shards are left. The same command goes on:"
+            f" {location}"
+        )
+        return INTERRUPTED
+    tokens = sum(summary.tokens for summary in finished)
+    words = f"{short(tokens)} tokens in {len(finished)} shards, {duration(seconds)}"
+    if finished:
+        console.say(f"speed: {describe(finished, plan.work)}")
+        peak = max(summary.peak_bytes for summary in finished)
+        words += f", peak memory {size(peak)} of {size(plan.host_bytes)} planned"
+    console.say(f"collected: {words}: {location}")
+    return 0

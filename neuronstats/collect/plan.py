@@ -1,0 +1,318 @@
+"""What a run will take, as sums of named terms, before anything starts.
+
+Every number is arithmetic on the model's and the corpus's sizes; the constants at the top are
+measured (docs/log.md). A test holds the host memory against the measured peak.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from neuronstats import bits
+from neuronstats.collect import transfer
+from neuronstats.errors import SettingsError
+from neuronstats.machine import PROCESS_BYTES, SPARE, Machine, Term, allocator
+from neuronstats.model.shape import Shape
+from neuronstats.store.run import OBJECT_BYTES
+from neuronstats.units import size
+
+CUDA_HOST_BYTES = 2 << 30  # what CUDA's libraries add to it (assumed, not measured)
+CUDA_DEVICE_BYTES = 1 << 30  # context and libraries' workspace (assumed, not measured)
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 16384
+CPU_SHARD_TOKENS = 1 << 16
+GPU_SHARD_TOKENS = 1 << 18  # above some 80k tokens, reading weights hides behind the work
+COMPRESSED = 0.4  # of raw bits: zstd level 1 at 5 % activity
+WRITERS = 4  # objects compressed at a time
+WRITE_AHEAD = 2  # layers that may wait to be written, the one at work included
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The corpus's size."""
+
+    sequences_by_domain: tuple[int, ...]
+    positions: int
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in all."""
+        return sum(self.sequences_by_domain)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all."""
+        return self.sequences * self.positions
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the token ids, at the two that OPT's vocabulary takes."""
+        return 2 * self.tokens
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, with every choice made."""
+
+    shape: Shape
+    corpus: Corpus
+    num_layers: int
+    num_bitmaps: int
+    shard_sequences: int
+    batch_sequences: int
+    dtype_bytes: int
+    stored_bytes: int
+    """Bytes of one weight in the checkpoint."""
+    on_gpu: bool
+    workers: int = 1
+    resident: bool = True
+    hidden_on_device: bool = True
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of all domains."""
+        return sum(-(-n // self.shard_sequences) for n in self.corpus.sequences_by_domain)
+
+    @property
+    def flop_per_token(self) -> int:
+        """Floating-point operations: matrices, and attention under its mask."""
+        shape = self.shape
+        layer = 2 * shape.layer_weights + 2 * self.corpus.positions * shape.hidden
+        last = 2 * shape.hidden * shape.neurons  # fc2 of the last layer is left out
+        return self.num_layers * layer - last
+
+    @property
+    def shard_tokens(self) -> int:
+        """Tokens of a full shard, filled up to whole batches."""
+        batches = -(-self.shard_sequences // self.batch_sequences)
+        return batches * self.batch_sequences * self.corpus.positions
+
+    @property
+    def packed_layer(self) -> int:
+        """Bytes of one layer's bits of a full shard."""
+        width = bits.packed_bytes(self.corpus.positions)
+        return self.shard_sequences * width * self.shape.neurons
+
+    def weight_terms(self) -> list[Term]:
+        """Weights in the memory where they are used."""
+        kept = self.num_layers if self.resident else min(2, self.num_layers)
+        layer = self.shape.layer_weights * self.dtype_bytes
+        name = f"weights ({kept} of {self.num_layers} layers)"
+        positions = self.shape.positions * self.shape.hidden * self.dtype_bytes
+        return [Term(name, kept * layer), Term("position embeddings", positions)]
+
+    @property
+    def hidden(self) -> int:
+        """Bytes of the shard's residual stream."""
+        return self.shard_tokens * self.shape.hidden * self.dtype_bytes
+
+    def batch_terms(self) -> list[Term]:
+        """One batch inside a layer: at its widest, FFN input, fc1's output, its ReLU and fc2's."""
+        tokens = self.batch_sequences * self.corpus.positions
+        width = 4 * self.shape.hidden + 2 * self.shape.neurons
+        return [Term("one batch's activations", tokens * width * self.dtype_bytes)]
+
+    def bit_terms(self) -> list[Term]:
+        """Bits of the layer at work: as made, and neuron by neuron."""
+        return [Term("bits of a layer", 2 * self.packed_layer)]
+
+    def writer_terms(self) -> list[Term]:
+        """Layers' bits and counts while they wait, are compressed, and written."""
+        counts = self.corpus.positions * self.shape.neurons * 4
+        bitmap = self.packed_layer if self.num_bitmaps else 0
+        compressed = min(WRITERS * OBJECT_BYTES, bitmap + counts)
+        return [
+            Term("bits to be written", WRITE_AHEAD * bitmap),
+            Term("position counts", (WRITE_AHEAD + 1) * counts),
+            Term("compression", compressed),
+        ]
+
+    def gpu_terms(self) -> tuple[list[Term], list[Term]]:
+        """What copies beside the computation take more: on the host, and on the GPU."""
+        counts = self.corpus.positions * self.shape.neurons * 4
+        bitmap = self.packed_layer if self.num_bitmaps else 0
+        # One layer's on the way and one's in hand beside those that wait, and what pinning adds.
+        held = WRITE_AHEAD + 2
+        planned = WRITE_AHEAD * bitmap + (WRITE_AHEAD + 1) * counts
+        pinned = held * sum(map(transfer.pinned_bytes, (bitmap, counts))) - planned
+        host = [
+            Term("CUDA", CUDA_HOST_BYTES),
+            Term("weights in pinned memory", 2 * transfer.PIECE_BYTES),
+            Term("bits and counts in pinned memory", pinned),
+        ]
+        device = [
+            Term("CUDA", CUDA_DEVICE_BYTES),
+            Term("bits and counts on their way", bitmap + 2 * counts),
+        ]
+        if self.hidden_on_device:
+            return host, [*device, Term("hidden states", self.hidden)]
+        batch = self.batch_sequences * self.corpus.positions * self.shape.hidden * self.dtype_bytes
+        host.append(Term("hidden states", transfer.pinned_bytes(self.hidden)))
+        return host, [*device, Term("hidden states, near", transfer.NEAR_BATCHES * batch)]
+
+    def read_terms(self) -> list[Term]:
+        """Pages of the checkpoint that are mapped while read."""
+        layer = self.shape.layer_weights * self.stored_bytes
+        seen = min(self.shape.vocabulary, self.corpus.tokens)
+        embeddings = seen * self.shape.embedding * self.stored_bytes
+        return [
+            Term("a layer being read", layer),
+            Term("token embeddings", embeddings),
+            Term("tokens", 2 * self.corpus.token_bytes),  # and a copy while they are checked
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the work takes, per worker where not said otherwise."""
+
+    work: Work
+    host: tuple[Term, ...]
+    device: tuple[Term, ...]
+    """Empty without a GPU."""
+    disk: tuple[Term, ...]
+    """Of the whole run."""
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory of one worker."""
+        return sum(term.bytes for term in self.host)
+
+    @property
+    def device_bytes(self) -> int:
+        """GPU memory of one worker."""
+        return sum(term.bytes for term in self.device)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Disk of the whole run, as expected."""
+        return sum(term.bytes for term in self.disk)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights read in the whole run."""
+        times = self.work.workers if self.work.resident else self.work.num_shards
+        return times * self.work.num_layers * self.work.shape.layer_weights * self.work.stored_bytes
+
+    @property
+    def flop(self) -> int:
+        """Floating-point operations of the whole run."""
+        return self.work.corpus.tokens * self.work.flop_per_token
+
+    def misfits(self, machine: Machine, free_disk: int | None) -> list[str]:
+        """Say what does not fit, one sentence each; none if all does."""
+        on_machine = min(
+            self.work.workers, max(1, machine.gpus if self.work.on_gpu else self.work.workers)
+        )
+        needs = [
+            (
+                "host memory",
+                self.host_bytes * on_machine,
+                int(machine.host_bytes * SPARE),
+                self.host,
+            ),
+            ("disk", self.disk_bytes, free_disk, self.disk),
+        ]
+        if self.work.on_gpu:
+            needs.append(
+                ("GPU memory", self.device_bytes, int(machine.gpu_bytes * SPARE), self.device)
+            )
+        misfits = []
+        for name, need, have, terms in needs:
+            if have is not None and need > have:
+                largest = max(terms, key=lambda term: term.bytes)
+                misfits.append(
+                    f"{name}: {size(need)} needed, {size(have)} may be used; the largest part is"
+                    f" {largest.name}, {size(largest.bytes)}"
+                )
+        return misfits
+
+
+def make_plan(work: Work) -> Plan:
+    """Add up what a piece of work takes."""
+    near = [*work.weight_terms(), *work.batch_terms(), *work.bit_terms()]
+    host = [Term("process", PROCESS_BYTES), *work.read_terms(), *work.writer_terms()]
+    device: list[Term] = []
+    if work.on_gpu:
+        beside, on_gpu = work.gpu_terms()
+        host, device = [*host, *beside], [*near, *on_gpu]
+    else:
+        host += [*near, Term("hidden states", work.hidden)]
+    slots = work.num_shards * work.packed_layer
+    counts = work.corpus.positions * work.shape.neurons * work.num_layers * work.num_shards
+    disk = [
+        Term(
+            f"bitmaps ({size(work.num_bitmaps * slots)} raw)",
+            int(COMPRESSED * work.num_bitmaps * slots),
+        ),
+        Term("position counts", counts * (1 if work.shard_sequences < 256 else 2)),
+        Term("tokens", work.corpus.token_bytes),
+    ]
+    return Plan(work, (*host, allocator(host)), tuple(device), tuple(disk))
+
+
+def choose(
+    work: Work,
+    machine: Machine,
+    free_disk: int | None,
+    *,
+    shard_sequences: int | None,
+    batch_sequences: int | None,
+) -> Plan:
+    """Resolve what is left to the plan, the fastest way that fits.
+
+    The defaults depend on the model and the corpus alone; only a machine with too little memory
+    gets smaller shards.
+
+    Args:
+        work: its shard and batch lengths are replaced.
+        machine: where a worker runs.
+        free_disk: bytes, or None where unknown.
+        shard_sequences: None to choose.
+        batch_sequences: None to choose.
+
+    Raises:
+        SettingsError: no choice fits; says what is lacking.
+    """
+    positions = work.corpus.positions
+    batch_tokens = GPU_BATCH_TOKENS if work.on_gpu else CPU_BATCH_TOKENS
+    batch = batch_sequences or max(1, batch_tokens // positions)
+    longest = max(work.corpus.sequences_by_domain)
+    if shard_sequences:
+        shards = [shard_sequences]
+        batch = batch_sequences or min(batch, shard_sequences)
+    else:
+        tokens = GPU_SHARD_TOKENS if work.on_gpu else CPU_SHARD_TOKENS
+        target = min(max(batch, tokens // positions), -(-longest // batch) * batch)
+        shards = _halvings(target // batch * batch, batch)
+    plan = None
+    for resident, near in _placements(on_gpu=work.on_gpu):
+        for length in shards:
+            plan = make_plan(
+                replace(
+                    work,
+                    shard_sequences=length,
+                    batch_sequences=batch,
+                    resident=resident,
+                    hidden_on_device=near,
+                )
+            )
+            if not plan.misfits(machine, free_disk):
+                return plan
+    assert plan is not None
+    raise SettingsError(
+        "this does not fit here: " + "; ".join(plan.misfits(machine, free_disk)) + "."
+    )
+
+
+def _placements(*, on_gpu: bool) -> Sequence[tuple[bool, bool]]:
+    """Orders of preference: layers resident, hidden states on the device."""
+    return (
+        [(True, True), (False, True), (False, False)] if on_gpu else [(True, True), (False, True)]
+    )
+
+
+def _halvings(length: int, batch: int) -> list[int]:
+    lengths = [length]
+    while lengths[-1] > batch:
+        lengths.append(max(batch, lengths[-1] // 2 // batch * batch))
+    return lengths

@@ -1,0 +1,54 @@
+"""What is recorded, and in which portions: settings of the collect job."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from neuronstats.cluster.settings import RaySettings
+from neuronstats.corpus.settings import DataSettings
+from neuronstats.errors import SettingsError
+from neuronstats.model.settings import ModelSettings
+
+
+@dataclass(kw_only=True, slots=True)
+class CollectSettings:
+    """What is recorded, and in which portions."""
+
+    layers: int | str = "all"
+    """Layers to run: all, first_half or a number of first layers."""
+    bitmaps: int | str = "first_half"
+    """Layers whose bitmaps are kept: first_half, all, none or a number of first layers."""
+    shard_sequences: int | str = "auto"
+    """Sequences in a shard, the unit of work and loss; auto: by the plan."""
+    batch_sequences: int | str = "auto"
+    """Sequences in a batch; auto: by the plan."""
+    verify: bool = True
+    """When going on with a run, read every committed object and compare its checksum."""
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that are no lengths."""
+        for name in ("shard_sequences", "batch_sequences"):
+            value = getattr(self, name)
+            if value != "auto" and (type(value) is not int or value < 1):
+                raise SettingsError(f"collect.{name}={value}: expected auto or a number from 1.")
+
+
+@dataclass(kw_only=True, slots=True)
+class CollectJob:
+    """Run a model over text and record which neurons are activated on which tokens."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    collect: CollectSettings = field(default_factory=CollectSettings)
+    ray: RaySettings = field(default_factory=RaySettings)
+    run: str | None = None
+    """The run folder, or an object-store URL; null: runs/MODEL-DATA under the current folder."""
+    plan: bool = False
+    """Print what it would take, and run nothing."""
+    repair: bool = False
+    """Compute committed shards again whose bytes have changed."""
+
+    @property
+    def location(self) -> str:
+        """The run folder."""
+        location = self.run or f"runs/{self.model.name}-{self.data.name}"
+        return location if "://" in location else str(Path(location).expanduser())

@@ -1,0 +1,270 @@
+"""The sweep: a shard's sequences carried layer by layer; bits and counts taken on the way.
+
+Layers outside, the shard inside: each layer's weights are read once for all of a shard's batches.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from neuronstats import bits
+from neuronstats.collect import transfer
+from neuronstats.errors import UserError
+from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.decoder import Embeddings, Layer
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer did on one shard."""
+
+    layer: int
+    bitmap: NDArray[np.uint8] | None
+    """uint8 [neuron, sequence, byte]; None where no bitmap was asked for."""
+    position_counts: NDArray[np.integer[Any]]
+    """Sequences in which each neuron was activated, [position, neuron]."""
+
+
+class LayerSource:
+    """Hands out the layers in order, filled; all stay in memory, or two at a time read ahead.
+
+    Args:
+        checkpoint: where the weights are.
+        num_layers: the first layers that are wanted.
+        dtype: to compute in.
+        device: to compute on.
+        resident: keep every layer on the device over shards.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        num_layers: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        resident: bool,
+    ) -> None:
+        self._checkpoint, self._num_layers = checkpoint, num_layers
+        count = num_layers if resident else min(2, num_layers)
+        self._layers = [Layer(checkpoint.config) for _ in range(count)]
+        self._weights = [layer.allocate(dtype, device) for layer in self._layers]
+        self._resident = resident
+        beside = transfer.runs_beside(device)
+        self._copies = transfer.WeightsIn(count, dtype, device) if beside else None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self.bytes_read = 0
+        self._waited = 0.0
+        if resident:
+            for index in range(num_layers):
+                self._load(index)
+
+    def _load(self, index: int) -> None:
+        """Read one layer into its slot's memory."""
+        slot = index % len(self._layers)
+        stored = self._checkpoint.layer(index)
+        self._layers[slot].check(stored, f"layer {index} of {self._checkpoint.folder}")
+        pairs = [(weight, stored[name]) for name, weight in self._weights[slot].items()]
+        if self._copies:
+            self._copies.load(slot, pairs)
+        else:
+            for weight, source in pairs:
+                weight.copy_(source)
+        self.bytes_read += sum(source.numel() * source.element_size() for _, source in pairs)
+        self._checkpoint.release()
+
+    def __iter__(self) -> Iterator[Layer]:
+        """Start reading at once; hand out the layers, each to be used before the next is asked."""
+        return self._hand_out(None if self._resident else self._reader.submit(self._load, 0))
+
+    def _hand_out(self, following: Future[None] | None) -> Iterator[Layer]:
+        for index in range(self._num_layers):
+            slot = index % len(self._layers)
+            with self._waiting(slot):
+                if following is not None:
+                    following.result()
+            if following is not None and index + 1 < self._num_layers:
+                following = self._reader.submit(self._load, index + 1)
+            try:
+                yield self._layers[slot]
+            finally:
+                if self._copies:
+                    self._copies.used(slot)
+
+    @contextlib.contextmanager
+    def _waiting(self, slot: int) -> Iterator[None]:
+        if self._copies:
+            with self._copies.waiting(slot):
+                yield
+            return
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def waited_seconds(self) -> float:
+        """Give the time that the computation has waited for weights since this was asked last."""
+        if self._copies:
+            return self._copies.waited_seconds()
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+
+class Sweep:
+    """One worker's forward passes over shards of tokens.
+
+    Args:
+        checkpoint: the model.
+        num_layers: the first layers to run and record.
+        num_bitmaps: the first layers whose bitmaps are wanted.
+        batch_sequences: sequences per batch; every batch has this many, the last is filled up,
+            since a matrix product may round differently at another shape.
+        dtype: to compute in.
+        device: to compute on.
+        resident: keep all layers on the device.
+        hidden_on_device: keep a shard's hidden states on the device; else in host memory.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        num_layers: int,
+        num_bitmaps: int,
+        batch_sequences: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        resident: bool = True,
+        hidden_on_device: bool = True,
+    ) -> None:
+        self._num_layers, self._num_bitmaps = num_layers, num_bitmaps
+        self._batch = batch_sequences
+        self._dtype, self._device = dtype, device
+        self._hidden_on_device = hidden_on_device
+        self._embed = Embeddings(checkpoint, dtype, device)
+        checkpoint.release()  # a layer read through the embeddings' mapping would stay mapped
+        self._vocabulary = checkpoint.config.vocab_size
+        self._neurons = checkpoint.config.ffn_dim
+        self._width = checkpoint.config.hidden_size
+        self.layers = LayerSource(checkpoint, num_layers, dtype, device, resident=resident)
+
+    def __call__(
+        self, tokens: NDArray[np.integer[Any]], name: str = "shard"
+    ) -> Iterator[LayerRecord]:
+        """Run the layers over a shard.
+
+        Args:
+            tokens: ids [sequence, position].
+            name: the shard, for messages.
+
+        Yields:
+            One record a layer, from the first.
+
+        Raises:
+            UserError: NaN or infinity in the hidden states; says layer and sequence.
+        """
+        layers = iter(self.layers)
+        hidden = self._embedded(tokens)
+        made = self._made(layers, hidden, tokens.shape)
+        if transfer.runs_beside(self._device):
+            made = transfer.to_host(made, self._device)
+        for index, (finite, sums, *bitmap) in enumerate(made):
+            self._check_finite(finite, hidden, index, name)
+            counts = sums.numpy().view(np.uint32)
+            yield LayerRecord(index, bitmap[0].numpy() if bitmap else None, counts)
+
+    def _made(
+        self, layers: Iterator[Layer], hidden: Tensor, shape: tuple[int, ...]
+    ) -> Iterator[Sequence[Tensor]]:
+        """Yield each layer's `finite`, position counts and, where wanted, neuron-major bits."""
+        num_sequences, num_positions = shape
+        size = (num_sequences, bits.packed_bytes(num_positions), self._neurons)
+        rows = torch.empty(size, dtype=torch.uint8, device=self._device)
+        batches: Iterable[Tensor] = torch.split(hidden, self._batch)
+        if not self._hidden_on_device:
+            batches = transfer.HiddenAside(hidden, self._batch, self._device)
+        for index, layer in enumerate(layers):
+            last = index + 1 == self._num_layers
+            finite = self._run_layer(layer, batches, rows, num_positions, last=last)
+            sums = bits.position_sums(rows, num_positions)
+            bitmap = [bits.neuron_major(rows)] if index < self._num_bitmaps else []
+            yield finite, sums, *bitmap
+
+    @torch.inference_mode()
+    def _embedded(self, tokens: NDArray[np.integer[Any]]) -> Tensor:
+        """Embed a shard, filled up to whole batches with its first sequence."""
+        num_sequences, num_positions = tokens.shape
+        whole = -(-num_sequences // self._batch) * self._batch
+        shape = (whole, num_positions, self._width)
+        if self._hidden_on_device:
+            hidden = torch.empty(shape, dtype=self._dtype, device=self._device)
+        else:
+            hidden = transfer.pinned(shape, self._dtype)
+        for start in range(0, whole, self._batch):
+            chosen = np.arange(start, start + self._batch)
+            chosen[chosen >= num_sequences] = 0
+            batch = torch.from_numpy(tokens[chosen].astype(np.int64))
+            hidden[start : start + self._batch] = self._embed(batch)
+        return hidden
+
+    @torch.inference_mode()
+    def _run_layer(
+        self,
+        layer: Layer,
+        batches: Iterable[Tensor],
+        rows: Tensor,
+        num_positions: int,
+        *,
+        last: bool,
+    ) -> Tensor:
+        """Carry all batches through one layer, in place.
+
+        Returns:
+            A bool per sequence: finite, with (but for the last layer) the others of its batch.
+        """
+        num_sequences = rows.shape[0]
+        finite = torch.empty(num_sequences, dtype=torch.bool, device=self._device)
+        for number, batch in enumerate(batches):
+            start = number * self._batch
+            valid = min(self._batch, num_sequences - start)
+
+            def listen(fc1_output: Tensor, start: int = start, valid: int = valid) -> None:
+                real, rest = fc1_output.tensor_split([valid * num_positions])
+                out = rows[start : start + valid]
+                if not last:
+                    bits.relu_pack_rows_(real, num_positions, out)
+                    rest.relu_()
+                    return
+                bits.pack_rows(real, num_positions, out)
+                # There is no output to look at: NaN and +inf show in the largest value.
+                largest = real.view(valid, -1).amax(1)
+                finite[start : start + valid] = torch.isfinite(largest)
+
+            output = layer(batch, listen, with_output=not last)
+            if output is not None:
+                extremes = torch.stack(torch.aminmax(output))
+                finite[start : start + valid] = torch.isfinite(extremes).all()
+                batch.copy_(output)
+        return finite
+
+    def _check_finite(self, finite: Tensor, hidden: Tensor, layer: int, name: str) -> None:
+        if bool(finite.all()):
+            return
+        if transfer.runs_beside(self._device):
+            torch.cuda.synchronize()  # the hidden states may be on their way to the host
+        number = int((~finite).nonzero()[0])
+        batch = hidden[number : min(number + self._batch, len(finite))]
+        inside = (~torch.isfinite(batch).flatten(1).all(1)).nonzero().flatten().tolist()
+        number += inside[0] if inside else 0  # the last layer's input is finite
+        raise UserError(
+            f"NaN or infinity in layer {layer}, sequence {number} of {name}: these are never"
+            f" counted. The type is {str(self._dtype).removeprefix('torch.')}: try"
+            " model.dtype=float32 (or bfloat16); if it stays, the weights are damaged."
+        )

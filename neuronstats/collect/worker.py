@@ -1,0 +1,205 @@
+"""A collect worker: keeps the model over shards, sweeps, writes and commits each."""
+
+import logging
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from neuronstats.collect.plan import WRITE_AHEAD, Work
+from neuronstats.collect.sweep import LayerRecord, Sweep
+from neuronstats.errors import SettingsError, UserError
+from neuronstats.machine import peak_host_bytes
+from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.settings import ModelSettings
+from neuronstats.model.source import locate
+from neuronstats.store.run import Run, Shard, ShardWriter
+from neuronstats.units import short, size
+
+PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}  # of the square matrices that are multiplied
+PRODUCT_SECONDS = 0.2
+
+log = logging.getLogger(__name__)
+
+LOGS = "logs"
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What a worker says of a shard that it has committed."""
+
+    tokens: int
+    seconds: float
+    weight_bytes: int
+    """Read for this shard; with the first one, also what was read before it."""
+    weights_wait_seconds: float
+    """The computation waited for weights."""
+    writer_wait_seconds: float
+    """The worker waited for the writer; on a GPU the computation may have gone on meanwhile."""
+    product_rate: float
+    """FLOP per second of a matrix product alone, measured by the worker when it started."""
+    peak_bytes: int
+
+
+class ShardWorker:
+    """One worker: keeps the model over shards, writes and commits each.
+
+    Args:
+        location: the run.
+        model: where the checkpoint is.
+        work: the sizes, with every choice made.
+        tell: called with a shard's name and how many of its tokens' worth of work is done.
+    """
+
+    def __init__(
+        self, location: str, model: ModelSettings, work: Work, tell: Callable[[str, float], None]
+    ) -> None:
+        _log_to_file(location)
+        try:
+            self._run = Run.open(location)
+        except SettingsError as error:
+            raise UserError(
+                f"{error} The worker on {platform.node()} looked for it: on a cluster the run must"
+                " be an object-store URL, or a folder that every machine sees."
+            ) from error
+        checkpoint = Checkpoint(locate(model))
+        identity = self._run.info["identity"]
+        if checkpoint.fingerprint() != identity["model.weights"]:
+            raise UserError(
+                f"{checkpoint.folder} on {platform.node()} holds other weights than the run's."
+            )
+        self._work, self._tell = work, tell
+        self._tokens = self._run.corpus().tokens
+        dtype = getattr(torch, identity["model.dtype"])
+        device = torch.device("cuda" if work.on_gpu else "cpu")
+        self._product_rate = product_rate(dtype, device)
+        self._sweep = Sweep(
+            checkpoint,
+            num_layers=work.num_layers,
+            num_bitmaps=work.num_bitmaps,
+            batch_sequences=work.batch_sequences,
+            dtype=dtype,
+            device=device,
+            resident=work.resident,
+            hidden_on_device=work.hidden_on_device,
+        )
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._weight_bytes = 0
+
+    def __call__(self, shard: Shard) -> ShardSummary:
+        """Run, write and commit one shard."""
+        start = time.monotonic()
+        log.info("%s: start", shard)
+        waited = write_layers(self._records(shard), self._run.writer(shard), self._writing)
+        read, self._weight_bytes = self._weight_bytes, self._sweep.layers.bytes_read
+        summary = ShardSummary(
+            tokens=shard.num_sequences * self._tokens.shape[1],
+            seconds=time.monotonic() - start,
+            weight_bytes=self._weight_bytes - read,
+            weights_wait_seconds=self._sweep.layers.waited_seconds(),
+            writer_wait_seconds=waited,
+            product_rate=self._product_rate,
+            peak_bytes=peak_host_bytes(),
+        )
+        log.info("%s: committed, %s", shard, summary)
+        log.info("%s: %s", shard, describe([summary], self._work))
+        return summary
+
+    def _records(self, shard: Shard) -> Iterator[LayerRecord]:
+        """Sweep a shard, and tell of each layer."""
+        tokens = self._tokens[shard.sequences]
+        for record in self._sweep(tokens, str(shard)):
+            self._tell(str(shard), tokens.size * (record.layer + 1) / self._work.num_layers)
+            yield record
+
+
+def write_layers(records: Iterable[LayerRecord], writer: ShardWriter, thread: Executor) -> float:
+    """Write layers in a thread while the next ones are computed; then commit.
+
+    Args:
+        records: a shard's layers.
+        writer: of that shard.
+        thread: where it writes; at most WRITE_AHEAD layers are held there.
+
+    Returns:
+        Seconds in which this thread waited for the writer.
+    """
+    waited = 0.0
+    pending: deque[Future[None]] = deque()
+
+    def wait_for_first() -> float:
+        start = time.monotonic()
+        pending.popleft().result()
+        return time.monotonic() - start
+
+    try:
+        for record in records:
+            if len(pending) == WRITE_AHEAD:
+                waited += wait_for_first()
+            pending.append(
+                thread.submit(
+                    writer.write_layer, record.layer, record.bitmap, record.position_counts
+                )
+            )
+            del record
+        while pending:
+            waited += wait_for_first()
+    finally:
+        wait(pending)  # after an error too: nothing is written behind its back
+    writer.commit()
+    return waited
+
+
+def describe(summaries: Sequence[ShardSummary], work: Work) -> str:
+    """Say how fast shards went, and what they waited for."""
+    tokens = sum(summary.tokens for summary in summaries)
+    busy = sum(summary.seconds for summary in summaries)
+    rate = sum(summary.product_rate for summary in summaries) / len(summaries)
+    reached = tokens * work.flop_per_token / busy / rate
+    read = sum(summary.weight_bytes for summary in summaries) / tokens
+    weights = sum(summary.weights_wait_seconds for summary in summaries) / busy
+    writer = sum(summary.writer_wait_seconds for summary in summaries) / busy
+    return (
+        f"{short(tokens / busy)} tokens/s a worker, {reached:.0%} of the {short(rate)}FLOP/s that a"
+        f" matrix product reached here; {size(read)} of weights read per token;"
+        f" waited for weights {weights:.1%}, for the writer {writer:.1%} of the time"
+    )
+
+
+def _log_to_file(location: str) -> None:
+    """Send a worker's log to the run folder; on an object store it stays with ray's own."""
+    if "://" in location:
+        return
+    folder = Path(location) / LOGS
+    folder.mkdir(exist_ok=True)
+    logging.basicConfig(
+        filename=folder / f"{platform.node()}-{time.strftime('%Y%m%d-%H%M%S')}.log",
+        level=logging.INFO,
+        format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+
+
+def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Measure how fast this process multiplies matrices: FLOP per second, the best of several.
+
+    With the threads that torch has now. What a forward pass could reach at most, about.
+    """
+    side = PRODUCT_SIDE[device.type]
+    matrix = torch.full((side, side), 0.5, dtype=dtype, device=device)
+    out = torch.empty_like(matrix)
+    best, end = float("inf"), time.perf_counter() + PRODUCT_SECONDS
+    while (start := time.perf_counter()) < end:
+        torch.mm(matrix, matrix, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    if device.type == "cuda":
+        del matrix, out
+        torch.cuda.empty_cache()
+    return 2 * side**3 / best

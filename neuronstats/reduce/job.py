@@ -1,0 +1,248 @@
+"""The reduce job: bitmaps and counts of all shards -> tables, a (layer, neuron block) a task."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronstats.cluster.pool import Pool, connect, local_workers
+from neuronstats.console import Console
+from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
+from neuronstats.machine import PROCESS_BYTES, Term, allocator, probe, written
+from neuronstats.model.settings import Dtype, ModelSettings
+from neuronstats.model.shape import Shape, num_first_layers
+from neuronstats.reduce import gather as layerstats
+from neuronstats.reduce.block import (
+    Block,
+    BlockWorker,
+    changed,
+    create_positions,
+    cut_blocks,
+    spread,
+)
+from neuronstats.reduce.block import memory_terms as block_memory
+from neuronstats.reduce.compare import compare
+from neuronstats.reduce.gather import BlockResult
+from neuronstats.reduce.ngram_cache import NgramStore
+from neuronstats.reduce.project import SuppressionWorker
+from neuronstats.reduce.project import memory_terms as projection_memory
+from neuronstats.reduce.settings import ReduceJob
+from neuronstats.stats import ngram_ids
+from neuronstats.store import tables
+from neuronstats.store.folder import told
+from neuronstats.store.run import REPAIR, Run, Shard
+from neuronstats.units import duration, short, size
+
+Counts = NDArray[np.int64]
+
+
+def _tokens_seen(run: Run, shards: Sequence[Shard]) -> list[int]:
+    lengths = [shards[index].num_sequences * run.layout.num_positions for index in spread(shards)]
+    return np.cumsum(lengths).tolist()
+
+
+def committed_shards(run: Run, *, partial: bool) -> tuple[list[Shard], Counts]:
+    """Return the shards that count and their records' activations, int64 [shard, layer].
+
+    Raises:
+        UserError: shards are missing and partial is False, or objects are missing or cut off.
+    """
+    records = run.records()
+    missing = len(run.layout.shards) - len(records)
+    if missing and (not partial or not records):
+        share = 100 * missing / len(run.layout.shards)
+        raise UserError(
+            f"{run.folder.location} is not finished: {missing} of {len(run.layout.shards)} shards"
+            f" ({share:.0f} %) are missing. Run collect again to the end"
+            + ("." if not records else ", or reduce with partial=true, which marks the tables.")
+        )
+    damage = run.damaged(records.values(), contents=False)
+    if damage:
+        index, reason = next(iter(sorted(damage.items())))
+        raise UserError(f"{run.layout.shards[index]}: {reason}; {REPAIR}.")
+    shards = [run.layout.shards[index] for index in sorted(records)]
+    activations = np.array([records[shard.index].activations for shard in shards], np.int64)
+    return shards, activations
+
+
+def reduce(settings: ReduceJob, console: Console) -> int:
+    """Do the job; return its exit code."""
+    locations = [*settings.runs, *([] if settings.run is None else [settings.run])]
+    if not locations:
+        raise SettingsError(
+            "run= is missing: expected a run folder that jobs/collect.py wrote, or"
+            " runs=[DIR,DIR2] to compare several."
+        )
+    if len(set(locations)) < len(locations) or (settings.run and settings.runs):
+        raise SettingsError(
+            f"run={settings.run}, runs={settings.runs}: expected one run=DIR, or different"
+            " runs=[DIR,DIR2] to compare."
+        )
+    reductions = [_Reduction(Run.open(place), settings, console) for place in locations]
+    for reduction in reductions:  # all are looked at before the first is touched
+        reduction.show_plan()
+    if settings.plan:
+        return DONE
+    for reduction in reductions:
+        if not reduction.run():
+            return INTERRUPTED
+    if len(reductions) > 1:
+        compare([reduction.opened.folder for reduction in reductions], console)
+    return DONE
+
+
+class _Reduction:
+    """One run's reduction: what it takes, and its steps."""
+
+    def __init__(self, run: Run, settings: ReduceJob, console: Console) -> None:
+        self.opened, self._settings, self._console = run, settings, console
+        self._shards, self._recorded = committed_shards(run, partial=settings.partial)
+        shape = Shape.read(run.info["model"])
+        wanted = num_first_layers(settings.layers, shape.num_layers, "layers")
+        if not wanted:
+            raise SettingsError(f"layers={settings.layers}: expected at least one layer.")
+        self._num_layers = min(wanted, run.layout.num_layers)
+        self._num_sequences = sum(shard.num_sequences for shard in self._shards)
+        self._num_tokens = self._num_sequences * run.layout.num_positions
+        self._blocks = cut_blocks(run.layout, self._num_layers, self._num_tokens)
+        self._terms = self._memory_terms(shape)
+
+    def _memory_terms(self, shape: Shape) -> dict[str, tuple[Term, ...]]:
+        """Bound the memory of this process while it numbers n-grams, and of the workers."""
+        layout, reduce = self.opened.layout, self._settings.reduce
+        positions = layout.num_positions
+        numbering = ngram_ids.projected_bytes(self._num_sequences, positions, reduce.ngrams)
+        terms = {
+            "merging": block_memory(
+                layout, self._shards, self._blocks[0].last, reduce, numbering["n-gram ids"]
+            )
+        }
+        if layout.num_bitmaps:
+            own = [Term("process", PROCESS_BYTES), *(Term(*term) for term in numbering.items())]
+            terms["numbering n-grams"] = (*own, allocator(own))
+            terms["projecting"] = projection_memory(shape)
+        return terms
+
+    @property
+    def _worker_bytes(self) -> int:
+        """Memory of a worker, whichever work takes more."""
+        sums = [sum(term.bytes for term in terms) for terms in self._terms.values()]
+        return max(sums)
+
+    def show_plan(self) -> None:
+        """Say what it will take.
+
+        Raises:
+            SettingsError: it does not fit this machine.
+        """
+        settings, machine = self._settings.ray, probe()
+        rows = [
+            ("run", self.opened.folder.location),
+            ("tokens", f"{short(self._num_tokens)}, {self._num_sequences} sequences"),
+            ("work", f"{len(self._blocks)} blocks of up to {self._blocks[0].last} neurons"),
+        ]
+        if settings.address is None:
+            workers = local_workers(settings, machine, self._worker_bytes)
+            rows.append(("workers", str(workers.count)))
+        rows += [(f"memory, {what}", written(terms)) for what, terms in self._terms.items()]
+        self._console.table("plan", rows)
+
+    def run(self) -> bool:
+        """Write the tables; return whether it came to the end."""
+        start, run = time.monotonic(), self.opened
+        model = ModelSettings(**{**run.info["settings"]["model"], "dtype": Dtype.auto})
+        lengths, num_shards = self._settings.reduce.ngrams, len(run.layout.shards)
+        metadata = {
+            "fingerprint": run.fingerprint,
+            "settings": dataclasses.asdict(self._settings.reduce),
+            "tokens": self._num_tokens,
+            "shards": len(self._shards),
+            "layers": self._num_layers,
+            "complete": len(self._shards) == num_shards,
+        }
+        with run.folder.lock():
+            if run.layout.num_bitmaps:
+                NgramStore(run, self._shards).prepare(lengths)
+            files = tables.TableFiles(run.folder, metadata)
+            with told("write", f"{run.folder.location}/{tables.PARTIAL}"):
+                create_positions(run, self._shards, self._blocks, metadata)
+            merged = layerstats.Merge(run.layout, self._num_layers, lengths, self._num_tokens)
+            with connect(
+                self._settings.ray, tell=self._console.say, worker_bytes=self._worker_bytes
+            ) as pool:
+                if not self._merge(pool, model, files, merged):
+                    self._console.say(
+                        "stopped; the old tables are as they were. The same command starts again."
+                    )
+                    return False
+                recorded = self._recorded[:, : self._num_layers]
+                _check_records(merged.activations, recorded, self._shards)
+                if not self._project(pool, model, merged):
+                    return False
+            neurons = merged.neurons()
+            files.append("neurons", neurons)
+            files.append("layers", merged.layers(neurons))
+            files.append("suppression", merged.suppression())
+            files.append("dead_curve", merged.dead_curve(_tokens_seen(run, self._shards)))
+            files.finish()
+        planned = sum(term.bytes for term in self._terms["merging"])
+        marked = ""
+        if not metadata["complete"]:
+            marked = f" of {len(self._shards)} of {num_shards} shards (partial)"
+        self._console.say(
+            f"reduced: {short(self._num_tokens)} tokens{marked}, {layerstats.summary(neurons)},"
+            f" {duration(time.monotonic() - start)}, peak memory {size(merged.peak_bytes)} of"
+            f" {size(planned)} planned: {run.folder.location}/{tables.TABLES}"
+        )
+        return True
+
+    def _merge(
+        self, pool: Pool, model: ModelSettings, files: tables.TableFiles, merged: layerstats.Merge
+    ) -> bool:
+        """Do all blocks, writing rows in their order; return whether all were done."""
+        work = self._blocks
+        args = (self.opened.folder.location, self._shards, self._settings.reduce, model)
+        total = sum(block.last - block.first for block in work)
+        with self._console.progress("reduce", total, "neurons") as advance:
+            done = 0
+            for block, result in _in_order(pool.run(BlockWorker, args, work), work):
+                files.append("domains", result.domains)
+                files.append("ngrams", result.ngrams)
+                files.append("triggers", result.triggers)
+                merged.add(block.layer, result)
+                done += 1
+                advance(block.last - block.first, f"{done}/{len(work)} blocks")
+        return done == len(work)
+
+    def _project(self, pool: Pool, model: ModelSettings, merged: layerstats.Merge) -> bool:
+        """Judge all layers' token detectors; return whether all were done."""
+        tasks = merged.layer_tokens
+        weights = self.opened.info["identity"]["model.weights"]
+        args = (model, weights, self._settings.reduce.centred)
+        done = 0
+        for task, found in pool.run(SuppressionWorker, args, tasks):
+            merged.add_suppression(task.layer, found)
+            done += 1
+        return done == len(tasks)
+
+
+def _in_order(
+    results: Iterator[tuple[Block, BlockResult]], work: list[Block]
+) -> Iterator[tuple[Block, BlockResult]]:
+    waiting: dict[Block, BlockResult] = {}
+    following = 0
+    for block, result in results:
+        waiting[block] = result
+        while following < len(work) and work[following] in waiting:
+            yield work[following], waiting.pop(work[following])
+            following += 1
+
+
+def _check_records(found: Counts, recorded: Counts, shards: Sequence[Shard]) -> None:
+    """Hold the merged activations, int64 [shard, layer], against the records'."""
+    wrong = np.argwhere(found != recorded)
+    if len(wrong):
+        shard, layer = wrong[0]
+        raise changed(f"position counts of layer {layer} of {shards[shard]}")

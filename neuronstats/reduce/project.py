@@ -1,0 +1,185 @@
+"""Detectors of a layer -> whether they suppress their tokens, from fc2 and the embedding alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from neuronstats.errors import UserError
+from neuronstats.machine import PROCESS_BYTES, Term, allocator
+from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.settings import ModelSettings
+from neuronstats.model.shape import Shape
+from neuronstats.model.source import locate
+from neuronstats.stats.suppression import (
+    JUDGE_BLOCK,
+    TOKEN_BLOCK_BYTES,
+    Triggers,
+    Vocabulary,
+    draw_controls,
+    judge,
+    mean_projections,
+)
+
+NUM_TOP = 20
+
+SCHEMA = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("neuron", pa.int32()),
+        ("triggers", pa.list_(pa.int32())),
+        ("trigger_rank", pa.list_(pa.int64())),
+        ("promoted", pa.list_(pa.int32())),
+        ("promoted_projection", pa.list_(pa.float64())),
+        ("suppressed", pa.list_(pa.int32())),
+        ("suppressed_projection", pa.list_(pa.float64())),
+    ]
+)
+
+Tokens = Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """What one layer's projections are asked for: small, so that it can be a task."""
+
+    layer: int
+    detected: Tokens
+    """Detected tokens of each token detector."""
+    controls: Tokens
+    """Most frequent triggers of neurons that detect none, as many as the detectors have."""
+
+    def __str__(self) -> str:
+        return f"projections of layer {self.layer}"
+
+
+@dataclass(frozen=True)
+class LayerSuppression:
+    """What one layer's detectors write on their tokens."""
+
+    neurons: list[int]
+    trigger_projection: NDArray[np.float64]
+    """[detector]"""
+    suppresses: NDArray[np.bool_]
+    """[detector]"""
+    table: pa.Table
+    """A row per detector."""
+    shuffled_share: float | None
+    """Suppressing share to expect with another detector's tokens; None with fewer than two."""
+    control_share: float | None
+    """Suppressing share of the controls; None without any."""
+
+
+def layer_tokens(
+    layer: int, detected: Tokens, triggers: Tokens, alive: Sequence[int]
+) -> LayerTokens:
+    """Put a layer's detectors beside as many neurons that detect none, drawn at random.
+
+    Args:
+        layer: the layer; with it the draw is the same every time.
+        detected: detected tokens of each token detector.
+        triggers: tokens of each neuron by falling activations.
+        alive: neurons that were activated.
+    """
+    others = np.array([n for n in alive if n not in detected and triggers.get(n)], np.int64)
+    drawn = draw_controls(np.sort(others), len(detected), layer=layer)
+    lengths = [len(detected[neuron]) for neuron in sorted(detected)]
+    controls = {
+        int(neuron): list(triggers[int(neuron)][:length])
+        for neuron, length in zip(drawn, lengths, strict=False)
+    }
+    return LayerTokens(layer, detected, controls)
+
+
+def memory_terms(shape: Shape) -> tuple[Term, ...]:
+    """Bound the memory of a worker, by what it is for."""
+    block = min(TOKEN_BLOCK_BYTES, 8 * shape.vocabulary * shape.embedding)
+    terms = [
+        Term("process", PROCESS_BYTES),
+        Term("output embedding", 2 * 4 * shape.vocabulary * shape.embedding),  # as stored, too
+        Term("fc2", 2 * 4 * shape.hidden * shape.neurons),
+        Term("projections", 8 * shape.vocabulary * min(shape.neurons, JUDGE_BLOCK) + 3 * block),
+    ]
+    return (*terms, allocator(terms))
+
+
+class SuppressionWorker:
+    """Projects updates of one model; reads a layer's fc2 at a time.
+
+    Args:
+        model: where the checkpoint is.
+        fingerprint: of the weights that the run was made with.
+        centred: take each update's mean over the vocabulary off.
+
+    Raises:
+        UserError: the checkpoint is not to be had, or holds other weights.
+    """
+
+    def __init__(self, model: ModelSettings, fingerprint: str, centred: bool) -> None:  # noqa: FBT001
+        self._checkpoint = Checkpoint(locate(model))
+        if self._checkpoint.fingerprint() != fingerprint:
+            raise UserError(
+                f"{self._checkpoint.folder} holds other weights than the run was made with:"
+                " suppression cannot be told from them."
+            )
+        config = self._checkpoint.config
+        name = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        project = None
+        if config.word_embed_proj_dim != config.hidden_size:
+            project = self._weights("project_out.weight")
+        self._vocabulary = Vocabulary(self._weights(name), project, centred=centred)
+
+    def _weights(self, name: str) -> NDArray[np.float32]:
+        weights: NDArray[np.float32] = self._checkpoint.tensor(name).float().numpy()
+        return weights
+
+    def _updates(self, layer: int) -> NDArray[np.float32]:
+        """Read a layer's fc2: float32 [channel, neuron]."""
+        return self._weights(f"layers.{layer}.fc2.weight")
+
+    def project(self, layer: int, neurons: Sequence[int]) -> NDArray[np.float64]:
+        """Project some neurons' updates on the vocabulary, float64 [token, neuron]."""
+        return self._vocabulary.project(self._updates(layer)[:, list(neurons)])
+
+    def __call__(self, task: LayerTokens) -> LayerSuppression:
+        """Judge one layer's detectors and controls."""
+        fc2 = self._updates(task.layer)
+        neurons = sorted(task.detected)
+        triggers = _triggers(task.detected)
+        found = judge(self._vocabulary, fc2[:, neurons], triggers, num_top=NUM_TOP)
+        controls = mean_projections(
+            self._vocabulary, fc2[:, sorted(task.controls)], _triggers(task.controls)
+        )
+        self._checkpoint.release()
+        ranks: list[list[int]] = [
+            found.trigger_rank[triggers.neuron == i].tolist() for i in range(len(neurons))
+        ]
+        columns: dict[str, Any] = {
+            "layer": [task.layer] * len(neurons),
+            "neuron": neurons,
+            "triggers": [list(task.detected[neuron]) for neuron in neurons],
+            "trigger_rank": ranks,
+            "promoted": found.promoted.tolist(),
+            "promoted_projection": found.promoted_projection.tolist(),
+            "suppressed": found.suppressed.tolist(),
+            "suppressed_projection": found.suppressed_projection.tolist(),
+        }
+        shuffled = found.shuffled_share
+        return LayerSuppression(
+            neurons=neurons,
+            trigger_projection=found.trigger_projection,
+            suppresses=found.suppresses,
+            table=pa.table(columns, schema=SCHEMA),
+            shuffled_share=None if np.isnan(shuffled) else float(shuffled),
+            control_share=float((controls < 0).mean()) if len(controls) else None,
+        )
+
+
+def _triggers(tokens: Tokens) -> Triggers:
+    """Number the neurons of a mapping, ascending, and list their tokens."""
+    rows = [(i, token) for i, neuron in enumerate(sorted(tokens)) for token in tokens[neuron]]
+    pairs = np.array(rows, np.int64).reshape(-1, 2)
+    return Triggers(neuron=pairs[:, 0], token=pairs[:, 1])

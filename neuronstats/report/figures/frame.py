@@ -1,0 +1,224 @@
+"""The frame that all figures share: style, name, caption, picture files; or why there is none."""
+
+import dataclasses
+import io
+import itertools
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from neuronstats.report.notebook import LoadedRun
+from neuronstats.units import short
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 3,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "savefig.dpi": 150,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "neuronstats",
+    "text.parse_math": False,  # tokens are shown as they are, dollars too
+}
+
+
+class NoDataError(Exception):
+    """A figure has nothing to show; the message says why."""
+
+
+@dataclass(frozen=True)
+class NamedRun:
+    """A run and the name that it has in this report."""
+
+    label: str
+    run: LoadedRun
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, drawn or not."""
+
+    name: str
+    """As in the paper (1a), or a word."""
+    title: str
+    caption: str
+    """What is measured, exactly."""
+    reason: str = ""
+    """Why there is nothing to see; empty where there is."""
+    figure: Figure | None = field(default=None, compare=False, repr=False)
+    rows: Sequence[Sequence[str]] = ()
+    """A figure that is a table: the names of the columns, then rows."""
+    settings: Sequence[str] = ()
+    """The reduce settings that decide what is seen; `draw` writes their values."""
+
+    @property
+    def stem(self) -> str:
+        """The name of its files, without their ending."""
+        return f"fig_{self.name.replace(' ', '_')}"
+
+    def render(self, kind: str) -> bytes:
+        """Return the picture's bytes, the same for the same tables.
+
+        Args:
+            kind: svg or png.
+        """
+        assert self.figure is not None
+        sink = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        with mpl.rc_context(STYLE):
+            self.figure.savefig(sink, format=kind, metadata=metadata)
+        return sink.getvalue()
+
+
+Draw = Callable[[Sequence[NamedRun]], Drawing]
+
+
+def new_figure(width: float = 6.0, height: float = 3.6) -> Figure:
+    """Return an empty figure of this size in inches, tied to no window."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(
+    count: int, *, columns: int = 2, width: float = 4.6, height: float = 3.2
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of several panels, and the panels."""
+    columns = min(columns, max(1, count))
+    rows = -(-count // columns)
+    figure = new_figure(width * columns, height * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    axes = list(grid.ravel())
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes[:count]
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Return colour and marker of the run with this index."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def basis(runs: Sequence[NamedRun]) -> str:
+    """Say which runs a figure is of, with their tokens, data and whether they are complete."""
+    words = []
+    for named in runs:
+        run = named.run
+        part = (
+            ""
+            if run.metadata["complete"]
+            else (f", partial: {run.metadata['shards']} of {len(run.layout.shards)} shards")
+        )
+        words.append(f"{named.label}: {short(run.tokens)} tokens ({run.data}{part})")
+    return "; ".join(words) + "."
+
+
+def settings_words(runs: Sequence[NamedRun], names: Sequence[str]) -> str:
+    """Write the reduce settings behind a figure: once where the runs agree, else each run's."""
+    words = []
+    for name in names:
+        values = [_plain(named.run.setting(name)) for named in runs]
+        if len(set(values)) == 1:
+            words.append(f"{name} {values[0]}")
+        else:
+            each = zip(values, runs, strict=True)
+            words.append(f"{name} " + ", ".join(f"{v} ({named.label})" for v, named in each))
+    return f"Settings: {'; '.join(words)}." if words else ""
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    return "none" if value is None else str(value)
+
+
+def wrapped(panel: Axes, title: str, **keywords: Any) -> None:
+    """Write a panel's title, in lines that are no longer than the panel is wide."""
+    figure = panel.get_figure(root=True)
+    assert figure is not None
+    size = keywords.get("fontsize", STYLE["axes.titlesize"])
+    share = 1 / panel.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    letters = int(figure.get_size_inches()[0] * share * 72 / (0.62 * size))
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, letters)]
+    panel.set_title("\n".join(lines), **keywords)
+
+
+def legend(panel: Axes, runs: Sequence[NamedRun], *more: Line2D | None) -> None:
+    """Name the runs by their colours, then other kinds of lines once for all runs.
+
+    Args:
+        panel: with the runs drawn in `line_style`, in this order.
+        runs: of which some may have nothing in the panel.
+        more: further entries; None: left out.
+    """
+    labels = [str(line.get_label()) for line in panel.lines]
+    handles = [
+        Line2D([], [], label=named.label, **line_style(index))
+        for index, named in enumerate(runs)
+        if any(label == named.label or label.startswith(f"{named.label}, ") for label in labels)
+    ]
+    panel.legend(handles=[*handles, *(entry for entry in more if entry is not None)])
+
+
+def line_kind(line: str, words: str) -> Line2D:
+    """Return a legend's entry for a kind of line, whatever its colour."""
+    return Line2D([], [], color="0.4", linestyle=line, label=words)
+
+
+def from_zero(panel: Axes, *, whole: bool = False) -> None:
+    """Let a panel's y begin just below zero, so that marks at zero are seen.
+
+    Args:
+        panel: with everything drawn.
+        whole: the values are counts: only whole numbers are marked.
+    """
+    top = max(panel.get_ylim()[1], 1.0 if whole else 0.0)
+    panel.set_ylim(-0.025 * top, top)
+    if whole:
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def draw(function: Draw, name: str, title: str, runs: Sequence[NamedRun]) -> Drawing:
+    """Draw a figure, or say why it has nothing to show.
+
+    Its name, its runs and the settings behind it are written above it and under its caption.
+    """
+    try:
+        with mpl.rc_context(STYLE):
+            drawing = function(runs)
+            parts = [basis(runs), settings_words(runs, drawing.settings)]
+            made_of = [part for part in parts if part]
+            if drawing.figure is not None:
+                number = f"{drawing.name}. " if drawing.name[0].isdigit() else ""
+                width = round(15 * drawing.figure.get_size_inches()[0])
+                wrapped_parts = [textwrap.wrap(part, width) for part in made_of]
+                lines = [number + drawing.title, *itertools.chain(*wrapped_parts)]
+                drawing.figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8)
+                drawing.figure.draw_without_rendering()  # lays out, once for both kinds of file
+                drawing.figure.set_layout_engine("none")
+            return dataclasses.replace(
+                drawing, caption=" ".join([drawing.caption.strip(), *made_of])
+            )
+    except NoDataError as missing:
+        return Drawing(name, title, basis(runs), reason=str(missing))

@@ -1,0 +1,339 @@
+"""Figures by layer: dead neurons, frequencies (1), detectors (3, 14), new n-grams (4, 15), ours."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+from numpy.typing import NDArray
+
+from neuronstats.reduce.gather import NEVER_SEEN_BOUND
+from neuronstats.report.figures import published
+from neuronstats.report.figures.frame import (
+    Draw,
+    Drawing,
+    NamedRun,
+    NoDataError,
+    from_zero,
+    legend,
+    line_kind,
+    line_style,
+    new_figure,
+    panels,
+    wrapped,
+)
+from neuronstats.units import short
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+LOG_FROM = 20  # runs whose tokens differ by more share a logarithmic axis
+DETECTED_BY = ("cover_share", "max_cover", "detect_rate", "min_count")
+CONTROLS = {  # of the suppressing share, in layers.parquet
+    "suppressing_shuffled_share": ("others' triggers", "--"),
+    "suppressing_control_share": ("neurons that detect none", "-."),
+}
+DEPTH = "layer relative to depth (0: first, 1: last)"
+WORDS = {1: "token", 2: "bigram", 3: "trigram"}
+NO_BITMAPS = "no run keeps bitmaps (collect.bitmaps), which n-grams are counted on"
+
+
+def by_depth(named: NamedRun, column: str, factor: float = 1.0) -> Curve | None:
+    """Return layers relative to depth and a column of layers.parquet, without its nulls."""
+    values = named.run.column(column)
+    if values is None:
+        return None
+    known = ~np.isnan(values)
+    return named.run.depth[known], values[known] * factor
+
+
+def _overlay(
+    runs: Sequence[NamedRun], column: str, ylabel: str, *, factor: float = 1.0, missing: str
+) -> tuple[Figure, Axes]:
+    figure = new_figure()
+    axes = figure.subplots()
+    drawn = 0
+    for index, named in enumerate(runs):
+        curve = by_depth(named, column, factor)
+        if curve is not None:
+            axes.plot(*curve, label=named.label, **line_style(index))
+            drawn += 1
+    if not drawn:
+        raise NoDataError(missing)
+    axes.set(xlabel=DEPTH, ylabel=ylabel)
+    return figure, axes
+
+
+def _finish(
+    axes: Axes, runs: Sequence[NamedRun], figure: str, *more: Line2D, whole: bool = False
+) -> None:
+    """Mark what the paper shows, name what is drawn, begin at zero."""
+    legend(axes, runs, *more, published.beside(axes, figure, runs))
+    from_zero(axes, whole=whole)
+
+
+def dead(runs: Sequence[NamedRun]) -> Drawing:
+    """Fig. 1a."""
+    figure, axes = _overlay(
+        runs, "dead_share", "dead neurons, % of the layer", factor=100, missing="no layers"
+    )
+    _finish(axes, runs, "1a")
+    bounds = ", ".join(
+        f"{NEVER_SEEN_BOUND / named.run.tokens:.2g} ({named.label})" for named in runs
+    )
+    caption = (
+        "Share of each layer's neurons that were not activated on a single token of the run, in per"
+        " cent. Never seen is not never: with 95 % confidence such a neuron's frequency is below"
+        f" 3/tokens = {bounds}. {published.remarks(['1a'], runs)}"
+    )
+    return Drawing("1a", "Dead neurons by layer", caption, figure=figure)
+
+
+def frequency(runs: Sequence[NamedRun]) -> Drawing:
+    """Fig. 1b."""
+    figure, axes = _overlay(
+        runs, "alive_frequency", "mean activation frequency", missing="no neuron is alive"
+    )
+    _finish(axes, runs, "1b")
+    caption = (
+        "Activation frequency (activations divided by tokens, the begin-of-sequence token"
+        " included), mean over each layer's neurons that are not dead."
+        f" {published.remarks(['1b'], runs)}"
+    )
+    return Drawing("1b", "Mean frequency of the alive neurons by layer", caption, figure=figure)
+
+
+def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title: str) -> Drawing:
+    """Figs. 3 and 14: detectors by layer (a), and the n-grams that have one (b)."""
+    lengths = _counted(runs, lengths)
+    figure, axes = panels(2 * len(lengths))
+    for place, n in enumerate(lengths):
+        left, right = axes[2 * place : 2 * place + 2]
+        for index, named in enumerate(runs):
+            found = by_depth(named, f"detectors_{n}")
+            if found is None:
+                continue
+            style = line_style(index)
+            left.plot(*found, label=named.label, **style)
+            for column, line in ((f"detected_{n}", "-"), (f"detected_cumulative_{n}", "--")):
+                curve = by_depth(named, column)
+                assert curve is not None
+                words = f"{named.label}, " + ("in the layer" if line == "-" else "up to the layer")
+                right.plot(*curve, line, label=words, **style)
+        left.set(title=f"(a) detectors of {WORDS[n]}s", xlabel=DEPTH, ylabel="neurons in the layer")
+        right.set(
+            title=f"(b) {WORDS[n]}s with a detector", xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s"
+        )
+        _finish(left, runs, f"{name}a", whole=True)
+        kinds = (line_kind("-", "in the layer"), line_kind("--", "up to the layer"))
+        _finish(right, runs, f"{name}b", *kinds, whole=True)
+    caption = (
+        f"A detector is covered by few n-grams (at most {_covers(runs, lengths)}, for"
+        f" {_each(runs, 'cover_share', 95)} of its activations), is activated in at least"
+        f" {_each(runs, 'detect_rate', 95)} of the occurrences of those that count as detected, and"
+        " these alone still cover it. The begin-of-sequence token is left out. (b) solid: n-grams"
+        " that a neuron of the layer detects; dashed: of this layer or one below. Layers with"
+        f" bitmaps alone: {_counted_layers(runs)}. In all: {_detectors_in_all(runs, lengths)}."
+        f" {published.remarks([name, f'{name}a', f'{name}b'], runs)}"
+    )
+    return Drawing(name, title, caption, figure=figure, settings=DETECTED_BY)
+
+
+def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title: str) -> Drawing:
+    """Figs. 4 and 15: what a layer detects that the layers below, or the one below, do not."""
+    lengths = _counted(runs, lengths)
+    cells = [
+        (named, n)
+        for n in lengths
+        for named in runs
+        if by_depth(named, f"detected_{n}") is not None
+    ]
+    figure, axes = panels(len(cells))
+    for panel, (named, n) in zip(axes, cells, strict=True):
+        lines = (
+            (f"detected_{n}", "detected in the layer", "-", 4.0),
+            (f"new_to_previous_{n}", "new against the layer just below", "-", 2.0),
+            (f"new_overall_{n}", "new against all layers below", "--", 1.0),
+        )
+        for index, (column, words, line, width) in enumerate(lines):
+            curve = by_depth(named, column)
+            assert curve is not None
+            panel.plot(*curve, line, label=words, linewidth=width, **line_style(index))
+        marks = published.beside(panel, name, [named])
+        panel.set(xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s")
+        wrapped(panel, named.label)
+        from_zero(panel, whole=True)
+        panel.legend(handles=[*panel.lines[: len(lines)], *([marks] if marks else [])])
+    caption = (
+        "Of the n-grams that the neurons of a layer detect, those that no neuron of any layer below"
+        " detects, and those that none of the layer just below does. Layers with bitmaps alone:"
+        f" {_counted_layers(runs)}. {published.remarks([name], runs)}"
+    )
+    return Drawing(name, title, caption, figure=figure, settings=DETECTED_BY)
+
+
+def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
+    """Return the lengths that any run has detectors counted for."""
+    kept = [
+        n for n in lengths if any(by_depth(named, f"detectors_{n}") is not None for named in runs)
+    ]
+    if not kept:
+        raise NoDataError(NO_BITMAPS)
+    found = [by_depth(named, f"detectors_{n}") for named in runs for n in kept]
+    if not any(curve is not None and curve[1].any() for curve in found):
+        words = " or ".join(f"{WORDS[n]}s" for n in kept)
+        raise NoDataError(f"no neuron of any run is a detector of {words}")
+    return kept
+
+
+def _detectors_in_all(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
+    """Say of each run how many detectors there are, how many of them on weak evidence."""
+    words = []
+    for named in runs:
+        for n in lengths:
+            sums = [
+                None if found is None else int(np.nansum(found))
+                for name in ("detectors", "detectors_few", "detectors_loose")
+                for found in [named.run.column(f"{name}_{n}")]
+            ]
+            strict, few, loose = sums
+            if strict is None or loose is None:
+                continue
+            least = named.run.setting("few_occurrences")
+            weak = "" if few is None else f"{few} of them on fewer than {least} occurrences, "
+            words.append(
+                f"{strict} detectors of {WORDS[n]}s in {named.label} ({weak}{loose} where the"
+                " detected are gathered from all triggers, not from the cover alone)"
+            )
+    return "; ".join(words)
+
+
+def _counted_layers(runs: Sequence[NamedRun]) -> str:
+    """Say of each run how many layers have their n-grams counted."""
+    words = [
+        f"the first {named.run.bitmap_layers} of {named.run.model_layers} ({named.label})"
+        for named in runs
+    ]
+    return ", ".join(words)
+
+
+def _covers(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
+    found = [named.run.setting("max_cover", {}) for named in runs]
+    words = [f"{each.get(str(n), '?')} {WORDS[n]}s" for n in lengths for each in found[:1]]
+    same = all(each == found[0] for each in found)
+    return " or ".join(words) + (
+        "" if same else " in the first run; the others have other settings"
+    )
+
+
+def _each(runs: Sequence[NamedRun], name: str, default: float) -> str:
+    shares = sorted({float(named.run.setting(name, default / 100)) for named in runs})
+    return " or ".join(f"{100 * share:g} %" for share in shares)
+
+
+def suppression(runs: Sequence[NamedRun]) -> Drawing:
+    """Ours: the share of token detectors that suppress what they detect."""
+    figure, axes = _overlay(
+        runs,
+        "suppressing_share",
+        "suppressing, % of token detectors",
+        factor=100,
+        missing="no run has projections of token detectors (none was found, or reduce did not"
+        " read the checkpoint)",
+    )
+    axes.axhline(50, color="0.5", linewidth=1, linestyle=":")
+    for index, named in enumerate(runs):
+        for column, (words, line) in CONTROLS.items():
+            control = by_depth(named, column, 100)
+            if control is not None:
+                label = f"{named.label}, {words}"
+                axes.plot(*control, line, label=label, **line_style(index), alpha=0.6)
+    kinds = [line_kind(line, words) for words, line in CONTROLS.values()]
+    _finish(axes, runs, "suppression", *kinds)
+    axes.set_ylim(-3, 103)
+    caption = (
+        "Share of each layer's token detectors whose update lowers, in the mean over their detected"
+        " tokens, the tokens' projections on the output embedding. Dotted: one half, which a sign"
+        " drawn at random would give. Dashed, where computed: the same neurons against each other's"
+        " detected tokens; dash-dotted: neurons of the layer that detect none against these tokens."
+        f" In all: {_suppressing(runs)}. {published.remarks(['suppression'], runs)}"
+    )
+    title = "Detectors that suppress their triggers"
+    made_by = (*DETECTED_BY, "centred")
+    return Drawing("suppression", title, caption, figure=figure, settings=made_by)
+
+
+def _suppressing(runs: Sequence[NamedRun]) -> str:
+    """Say of each run how many of its token detectors suppress, over all layers."""
+    words = []
+    for named in runs:
+        judged = pc.drop_null(named.run.neurons["suppresses"])
+        count = pc.sum(judged, min_count=0).as_py()
+        share = f" ({100 * count / len(judged):.0f} %)" if len(judged) else ""
+        words.append(f"{count} of {len(judged)}{share} of {named.label}")
+    return ", ".join(words)
+
+
+def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
+    """Ours: how the dead share falls as tokens are seen."""
+    figure = new_figure()
+    axes = figure.subplots()
+    drawn = False
+    for index, named in enumerate(runs):
+        table = named.run.table("dead_curve")
+        if table is None or not len(table):
+            continue
+        drawn = True
+        layer, tokens, neurons, never = (
+            table[name].to_numpy() for name in ("layer", "tokens", "neurons", "dead")
+        )
+        steps = np.unique(tokens)
+        share = np.stack([100 * never[layer == k] / neurons[layer == k] for k in np.unique(layer)])
+        weight = [neurons[layer == k][0] for k in np.unique(layer)]
+        worst = int(np.argmax(share[:, -1]))
+        style = line_style(index)
+        axes.plot(
+            steps, np.average(share, axis=0, weights=weight), label=f"{named.label}, all", **style
+        )
+        axes.plot(steps, share[worst], "--", label=f"{named.label}, layer {worst}", **style)
+    if not drawn:
+        raise NoDataError(
+            "the runs were reduced by a version that keeps no such table: reduce again"
+        )
+    ends = [named.run.tokens for named in runs]
+    if max(ends) > LOG_FROM * min(ends):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda number, _: short(number))
+    axes.set(xlabel="tokens seen", ylabel="neurons never activated yet, %")
+    from_zero(axes)
+    axes.legend()
+    caption = (
+        "Neurons that were not activated on any token seen so far, of all recorded layers (solid)"
+        " and of the layer with most of them at the end (dashed). Text is taken from all domains"
+        " evenly. Where the curve still falls, more text would find fewer dead neurons."
+    )
+    return Drawing("dead_curve", "Dead neurons against tokens seen", caption, figure=figure)
+
+
+CATALOGUE: dict[str, tuple[Draw, str]] = {
+    "1a": (dead, "Dead neurons by layer"),
+    "1b": (frequency, "Mean frequency of the alive neurons by layer"),
+}
+for _name, _lengths, _draw, _title in (
+    ("3", (1,), detectors, "Token detectors by layer"),
+    ("14", (2, 3), detectors, "Detectors of bigrams and trigrams by layer"),
+    ("4", (1,), new_ngrams, "Detected tokens that are new in a layer"),
+    ("15", (2, 3), new_ngrams, "Detected bigrams and trigrams that are new in a layer"),
+):
+    _keywords: dict[str, Any] = {"lengths": _lengths, "name": _name, "title": _title}
+    CATALOGUE[_name] = (functools.partial(_draw, **_keywords), _title)
+CATALOGUE |= {
+    "dead_curve": (dead_curve, "Dead neurons against tokens seen"),
+    "suppression": (suppression, "Detectors that suppress their triggers"),
+}

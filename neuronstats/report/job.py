@@ -1,0 +1,146 @@
+"""The report job: reduced runs -> a folder with figures and a page."""
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+from neuronstats.console import Console
+from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
+from neuronstats.report.figures.catalogue import all_figures
+from neuronstats.report.figures.frame import Drawing, NamedRun
+from neuronstats.report.notebook import LoadedRun
+from neuronstats.report.page import html as page
+from neuronstats.report.page.data import chosen, neuron_script
+from neuronstats.report.page.search import script
+from neuronstats.report.page.serve import make_server
+from neuronstats.report.settings import ReportJob
+from neuronstats.store.folder import RunFolder
+from neuronstats.store.reduced import labels
+from neuronstats.units import duration
+
+MARKER = "report.json"  # what a report folder is known by
+
+
+def open_runs(locations: Sequence[str]) -> list[NamedRun]:
+    """Open the runs to report on.
+
+    Raises:
+        SettingsError: none is named, one is named twice, or one is no run.
+        UserError: one was not reduced.
+    """
+    if not locations:
+        raise SettingsError("runs is not set: give one run folder or several, runs=[DIR,DIR2].")
+    runs = [LoadedRun(location) for location in locations]
+    places = [run.location for run in runs]
+    twice = {place for place in places if places.count(place) > 1}
+    if twice:
+        raise SettingsError(f"runs names {', '.join(sorted(twice))} more than once.")
+    return [NamedRun(label, run) for label, run in zip(labels(runs), runs, strict=True)]
+
+
+def open_out(location: str) -> RunFolder:
+    """Open or create the folder to write to.
+
+    Raises:
+        SettingsError: it is a file, or holds a page that is not ours.
+    """
+    if "://" not in location and Path(location).expanduser().is_file():
+        raise SettingsError(f"out={location} is a file; expected a folder, there or not yet.")
+    folder = RunFolder(location, create=True)
+    if folder.read(MARKER) is None and folder.read("index.html") is not None:
+        raise SettingsError(
+            f"out={location} holds an index.html that jobs/report.py did not write: choose another"
+            " folder."
+        )
+    return folder
+
+
+def write_figures(folder: RunFolder, figures: Sequence[Drawing]) -> None:
+    """Write every figure that has data as svg and png."""
+    for drawing in figures:
+        if drawing.figure is not None:
+            for kind in ("svg", "png"):
+                folder.write(f"figures/{drawing.stem}.{kind}", drawing.render(kind))
+
+
+def report(settings: ReportJob, console: Console) -> int:
+    """Do the job; return its exit code."""
+    runs = open_runs(settings.runs)
+    location = settings.out or f"{runs[0].run.location.rstrip('/')}/report"
+    if settings.serve and "://" in location:
+        raise SettingsError(f"serve=true needs a local folder to serve from, not out={location}.")
+    folder = open_out(location)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_server(settings, runs, folder)) if settings.serve else None
+        _write(settings, runs, folder, console)
+        if server is not None:
+            return _serve(server, folder, console)
+    return DONE
+
+
+def _write(
+    settings: ReportJob, runs: Sequence[NamedRun], folder: RunFolder, console: Console
+) -> None:
+    """Write figures and page."""
+    start = time.monotonic()
+    folder.write(MARKER, _marker(runs))
+    for stale in ("figures", "data"):
+        folder.clear(stale)
+    figures = all_figures(runs)
+    write_figures(folder, figures)
+    total = sum(len(chosen(named.run, settings.report)) for named in runs)
+    with console.progress("report", total, "neurons") as advance:
+        left_out = page.write_page(
+            folder, runs, figures, settings.report, advance, live=settings.serve
+        )
+    console.say(left_out)
+    for named in runs:
+        if not named.run.projects:
+            console.say(
+                f"What updates promote and suppress is shown of {named.label}'s detectors alone:"
+                f" its checkpoint ({named.run.run.info['settings']['model']['path']}) is not there."
+            )
+    drawn = sum(1 for drawing in figures if not drawing.reason)
+    console.say(
+        f"report: {len(runs)} runs, {drawn} figures ({len(figures) - drawn} without data),"
+        f" {duration(time.monotonic() - start)}: {folder.location}/index.html"
+    )
+
+
+def _server(
+    settings: ReportJob, runs: Sequence[NamedRun], folder: RunFolder
+) -> ThreadingHTTPServer:
+    """Bind the port, before anything is written."""
+
+    def detail(number: int, layer: int, neuron: int) -> bytes | None:
+        if number >= len(runs):
+            return None
+        try:
+            return neuron_script(runs[number].run, number, layer, neuron, settings.report)
+        except UserError as error:
+            return script("NS.problem", str(error))
+
+    return make_server(Path(folder.location), detail, settings.port)
+
+
+def _serve(server: ThreadingHTTPServer, folder: RunFolder, console: Console) -> int:
+    """Serve the page until interrupted, which is how it ends; return the exit code for that."""
+    console.say(f"serving http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        console.say(
+            f"stopped serving; {folder.location}/index.html stays. The same command serves again."
+        )
+    return INTERRUPTED
+
+
+def _marker(runs: Sequence[NamedRun]) -> bytes:
+    entries = [
+        {"label": named.label, "fingerprint": named.run.run.fingerprint, "tokens": named.run.tokens}
+        for named in runs
+    ]
+    return json.dumps({"runs": entries}, indent=1).encode()

@@ -1,0 +1,169 @@
+"""Tables -> the page's data, in script files that are loaded when asked for.
+
+data/rR/nLLL.js   columns of all neurons of one layer of run R, as base64 of little-endian arrays
+data/rR/dNNNNN.js a few neurons' details: curves, n-grams, updates, contexts
+and what search.py writes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from neuronstats.report.notebook import LoadedRun
+from neuronstats.report.page.detail import detail
+from neuronstats.report.page.search import encoded, script, write_search
+from neuronstats.report.settings import ReportSettings
+from neuronstats.stats.curves import TYPES
+from neuronstats.store.folder import RunFolder
+
+PIECE_NEURONS = 16  # details loaded together
+DEAD, SUPPRESS_KNOWN, SUPPRESSES, POSITIONAL, STRONG, COVERED = 1, 16, 32, 64, 1024, 2048
+TYPE_SHIFT = 7  # three bits: 0 untyped, then TYPES from 1
+
+Ints = NDArray[np.int64]
+Advance = Callable[[int, str], None]
+
+
+def flags(neurons: pa.Table) -> NDArray[np.uint16]:
+    """Pack what is true of each neuron into bits; DEAD and its fellows name them.
+
+    Detectors of n-grams have bit n (values 2, 4, 8).
+    """
+
+    def column(name: str) -> NDArray[np.uint16]:
+        if name not in neurons.column_names:
+            return np.zeros(len(neurons), np.uint16)
+        return pc.fill_null(neurons[name], False).to_numpy().astype(np.uint16)  # noqa: FBT003
+
+    kinds = pc.index_in(neurons["position_type"], pa.array(TYPES))
+    kind = pc.add(pc.fill_null(kinds, -1), 1).to_numpy().astype(np.uint16)
+    found = column("dead") * DEAD + (kind << TYPE_SHIFT) + column("position_strong") * STRONG
+    for n in (1, 2, 3):
+        found += column(f"detector_{n}") << n
+    found += pc.is_valid(neurons["suppresses"]).to_numpy().astype(np.uint16) * SUPPRESS_KNOWN
+    found += column("suppresses") * SUPPRESSES
+    found += pc.is_valid(neurons["position_type"]).to_numpy().astype(np.uint16) * POSITIONAL
+    if "cover_1" in neurons.column_names:
+        found += pc.is_valid(neurons["cover_1"]).to_numpy().astype(np.uint16) * COVERED
+    return found
+
+
+def layer_script(run: LoadedRun, number: int, layer: int, details: Ints) -> bytes:
+    """Write one layer's neurons as columns.
+
+    Args:
+        run: the run.
+        number: its number in the report.
+        layer: the layer.
+        details: the piece that holds each neuron's detail, -1 for none, int64 [neuron].
+    """
+    width = run.layout.num_neurons
+    rows = run.neurons.slice(layer * width, width)
+    columns: dict[str, NDArray[Any]] = {
+        "frequency": rows["frequency"].to_numpy().astype("<f4"),
+        "activations": rows["activations"].to_numpy().astype("<f8"),
+        "mi": rows["position_mi"].to_numpy().astype("<f4"),
+        "flags": flags(rows).astype("<u2"),
+        "piece": details.astype("<i4"),
+    }
+    for n in run.ngrams:
+        columns[f"cover_{n}"] = pc.fill_null(rows[f"cover_{n}"], 0).to_numpy().astype("<i4")
+    return script("NS.layer", number, layer, encoded(columns))
+
+
+def chosen(run: LoadedRun, settings: ReportSettings) -> Ints:
+    """Choose the neurons that get detail.
+
+    Returns:
+        Rows of neurons.parquet: the classified first, then the sample, each in the table's order;
+        so what a size limit cuts off is the sample's end first.
+    """
+    found = flags(run.neurons)
+    classified = (found & (2 | 4 | 8 | POSITIONAL)) != 0
+    if settings.neurons == "all":
+        return np.concatenate([np.flatnonzero(classified), np.flatnonzero(~classified)])
+    first = (
+        np.flatnonzero(classified) if settings.neurons == "classified" else np.zeros(0, np.int64)
+    )
+    others = np.flatnonzero(~classified)
+    count = 0 if settings.neurons == "none" else min(settings.sample, len(others))
+    picks = (np.arange(count) + 0.5) * len(others) / max(1, count)
+    return np.concatenate([first, others[picks.astype(np.int64)]])
+
+
+def groups(rows: Ints, width: int) -> Iterator[tuple[int, list[int]]]:
+    """Cut rows into groups of one layer, as (layer, neurons)."""
+    start = 0
+    while start < len(rows):
+        layer = int(rows[start]) // width
+        end = start + 1
+        while end < len(rows) and end - start < PIECE_NEURONS and rows[end] // width == layer:
+            end += 1
+        yield layer, [int(row % width) for row in rows[start:end]]
+        start = end
+
+
+def neuron_script(
+    run: LoadedRun, number: int, layer: int, neuron: int, settings: ReportSettings
+) -> bytes | None:
+    """Write one neuron's detail; None where the run has no such neuron."""
+    if layer >= run.num_layers or neuron >= run.layout.num_neurons:
+        return None
+    return script("NS.detail", number, layer, detail(run, layer, [neuron], settings))
+
+
+@dataclass
+class Budget:
+    """Bytes that details may still take, over all runs."""
+
+    left: int
+    details: int = 0
+    """Neurons that got detail."""
+    left_out: int = 0
+    """Neurons chosen that did not: the limit was reached."""
+
+
+def write_run(
+    folder: RunFolder,
+    run: LoadedRun,
+    number: int,
+    settings: ReportSettings,
+    budget: Budget,
+    advance: Advance,
+) -> dict[str, Any]:
+    """Write a run's pieces.
+
+    Args:
+        folder: the report.
+        run: the run.
+        number: its number in the report.
+        settings: which neurons get detail, and how much.
+        budget: bytes left for details; is used up.
+        advance: told of neurons newly done, and where things stand.
+
+    Returns:
+        What the page must know of the pieces.
+    """
+    width = run.layout.num_neurons
+    where = np.full(len(run.neurons), -1, np.int64)
+    before = budget.details
+    parts = list(groups(chosen(run, settings), width))
+    for index, (layer, neurons) in enumerate(parts):
+        content = script("NS.detail", number, layer, detail(run, layer, neurons, settings))
+        if len(content) > budget.left:
+            budget.left_out += sum(len(others) for _, others in parts[index:])
+            break
+        budget.left -= len(content)
+        budget.details += len(neurons)
+        where[layer * width + np.array(neurons)] = index
+        folder.write(f"data/r{number}/d{index:05d}.js", content)
+        advance(len(neurons), f"layer {layer}")
+    for layer in range(run.num_layers):
+        content = layer_script(run, number, layer, where[layer * width : (layer + 1) * width])
+        folder.write(f"data/r{number}/n{layer:03d}.js", content)
+    return {"details": budget.details - before, **write_search(folder, run, number)}

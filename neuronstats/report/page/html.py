@@ -1,0 +1,254 @@
+"""Tables and figures -> a page that opens from disk: index.html, and what it loads when asked."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow.compute as pc
+
+from neuronstats.reduce.gather import NEVER_SEEN_BOUND
+from neuronstats.report.figures.frame import Drawing, NamedRun
+from neuronstats.report.page.data import Advance, Budget, write_run
+from neuronstats.report.settings import ReportSettings
+from neuronstats.store.folder import RunFolder
+from neuronstats.units import short
+
+ASSETS = "assets"
+VENDORED = ("tabulator.min.js", "tabulator.min.css", "tabulator.LICENSE",
+            "uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE")  # fmt: skip
+ASSET_FILES = ("page.css", "page.js", *(f"vendor/{name}" for name in VENDORED))
+
+
+def asset(name: str) -> bytes:
+    """Return a static file of the page."""
+    return (resources.files("neuronstats.report.page") / ASSETS / name).read_bytes()
+
+
+def escape(text: object) -> str:
+    """Write anything as HTML text or attribute value."""
+    return html.escape(str(text), quote=True)
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """One cell of the overview's table."""
+
+    value: str
+    kind: str = ""
+    """The class of neurons in the list's filter that it counts; empty: it counts none."""
+
+
+def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
+    """Return a run's key numbers for people, by their names."""
+    run = named.run
+    neurons = run.neurons
+    dead = int(pc.sum(neurons["dead"], min_count=0).as_py())
+    share = 100 * dead / max(1, len(neurons))
+    rows = {
+        "dead: never activated": KeyNumber(f"{dead:,} ({share:.2f} %)", "dead"),
+    }
+    for n, word in ((1, "token"), (2, "bigram"), (3, "trigram")):
+        if run.has(f"detector_{n}"):
+            count = pc.sum(neurons[f"detector_{n}"], min_count=0).as_py()
+            rows[f"{word} detectors"] = KeyNumber(f"{count:,}", word)
+    if run.has("suppresses"):
+        judged = len(neurons) - neurons["suppresses"].null_count
+        share = 100 * pc.mean(neurons["suppresses"].cast("float64")).as_py()
+        rows["suppress what they detect"] = KeyNumber(
+            f"{share:.1f} % of {judged:,} token detectors", "suppresses"
+        )
+    positional = len(neurons) - neurons["position_type"].null_count
+    rows["positional: tell the position"] = KeyNumber(f"{positional:,}", "positional")
+    rows |= {
+        "a dead neuron's frequency is below": KeyNumber(
+            f"{NEVER_SEEN_BOUND / run.tokens:.2g} (3/tokens, with 95 % confidence)"
+        ),
+        "model": KeyNumber(f"{run.model_layers} layers of {run.layout.num_neurons:,} FFN neurons"),
+        "analysed": KeyNumber(
+            f"{run.num_layers} layers ({run.bitmap_layers} with bitmaps), {len(neurons):,} neurons"
+        ),
+        "text": KeyNumber(
+            f"{run.data}: {run.tokens:,} tokens, {run.num_sequences:,} sequences of"
+            f" {run.layout.num_positions}"
+        ),
+        "domains": KeyNumber(", ".join(run.layout.domains)),
+    }
+    if not run.metadata["complete"]:
+        shards = f"{run.metadata['shards']} of {len(run.layout.shards)} shards"
+        rows["partial"] = KeyNumber(shards)
+    return rows
+
+
+def settings_rows(named: NamedRun) -> list[tuple[str, str]]:
+    """Return the settings behind a run's numbers."""
+    run = named.run
+    rows = [("fingerprint", run.run.fingerprint)]
+    rows += [
+        (f"reduce.{name}", str(value)) for name, value in sorted(run.metadata["settings"].items())
+    ]
+    rows += [(name, str(value)) for name, value in run.run.info["identity"].items()]
+    rows += [(f"version of {name}", str(value)) for name, value in run.run.info["versions"].items()]
+    return rows
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows)
+    return f"<div class=scroll><table class=facts>{body}</table></div>"
+
+
+def _key_table(runs: Sequence[NamedRun]) -> str:
+    """Write the key numbers of all runs, a column each; counts link to the neurons counted."""
+    columns = [key_numbers(named) for named in runs]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    head = "".join(f"<th scope=col>{escape(named.label)}</th>" for named in runs)
+    lines = []
+    for name in names:
+        cells = []
+        for named, column in zip(runs, columns, strict=True):
+            number = column.get(name, KeyNumber("–"))
+            text = escape(number.value)
+            if number.kind:
+                where = f"#neurons?run={quote(named.label, safe='')}&class={number.kind}"
+                text = f'<a href="{escape(where)}">{text}</a>'
+            cells.append(f"<td>{text}</td>")
+        lines.append(f"<tr><th scope=row>{escape(name)}</th>{''.join(cells)}</tr>")
+    body = f"<tr><td></td>{head}</tr>" + "".join(lines)
+    return f'<div class=scroll><table class="facts key">{body}</table></div>'
+
+
+def _figure(drawing: Drawing) -> str:
+    number = f"Figure {drawing.name}" if drawing.name[0].isdigit() else "Beyond the paper"
+    head = (
+        f"<figcaption><b>{escape(number)}. {escape(drawing.title)}.</b> {escape(drawing.caption)}"
+    )
+    if drawing.reason:
+        body = f"<p class=reason>Nothing to show: {escape(drawing.reason)}.</p>"
+        links = ""
+    elif drawing.rows:
+        first, *others = drawing.rows
+        cells = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in first)
+        lines = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in others
+        )
+        body = f"<div class=scroll><table class=grid><tr>{cells}</tr>{lines}</table></div>"
+        links = ""
+    else:
+        path = f"figures/{drawing.stem}"
+        body = f'<img loading=lazy src="{path}.svg" alt="{escape(drawing.title)}">'
+        links = f' <a href="{path}.svg">svg</a> <a href="{path}.png">png</a>'
+    return f'<figure id="{escape(drawing.stem)}">{body}{head}{links}</figcaption></figure>'
+
+
+def index_html(runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> str:
+    """Write the overview: what this is, key numbers, figures, settings."""
+    names = ", ".join(named.label for named in runs)
+    texts = dict.fromkeys(f"{short(named.run.tokens)} tokens ({named.run.data})" for named in runs)
+    numbers = _key_table(runs) + "".join(
+        f"<details><summary>settings and versions of {escape(named.label)}</summary>"
+        f"{_table(settings_rows(named))}</details>"
+        for named in runs
+    )
+    page = asset("index.html").decode()
+    parts = {
+        "TITLE": escape(names),
+        "TOKENS": escape(", ".join(texts)),
+        "NUMBERS": numbers,
+        "FIGURES": "".join(_figure(drawing) for drawing in figures),
+    }
+    for name, value in parts.items():
+        page = page.replace(f"<!--{name}-->", value)
+    return page
+
+
+def info_script(
+    runs: Sequence[NamedRun],
+    written: Sequence[Mapping[str, Any]],
+    left_out: str,
+    *,
+    live: bool = False,
+) -> bytes:
+    """Write what the page must know of each run before it asks for more."""
+    entries = [
+        {
+            "label": named.label,
+            "layers": named.run.num_layers,
+            "neurons": named.run.layout.num_neurons,
+            "tokens": named.run.tokens,
+            "ngrams": named.run.ngrams,
+            "settings": named.run.metadata["settings"],
+            **pieces,
+        }
+        for named, pieces in zip(runs, written, strict=True)
+    ]
+    title = "neuronstats: " + ", ".join(named.label for named in runs)
+    info = {"runs": entries, "left_out": left_out, "live": live, "title": title}
+    return f"window.NS_INFO={json.dumps(info)};\n".encode("ascii")
+
+
+def left_out_words(
+    runs: Sequence[NamedRun],
+    written: Sequence[Mapping[str, Any]],
+    budget: Budget,
+    settings: ReportSettings,
+    *,
+    live: bool = False,
+) -> str:
+    """Say which neurons' details this page holds, and what was left out."""
+    total = sum(len(named.run.neurons) for named in runs)
+    others = (
+        "those of the others are computed when asked for"
+        if live
+        else ("of the others it has the table's columns")
+    )
+    words = [
+        f"Details of {budget.details:,} of {total:,} neurons are on this page (report.neurons="
+        f"{settings.neurons}, report.sample={settings.sample}); {others}."
+    ]
+    if budget.left_out:
+        words.append(
+            f"{budget.left_out:,} more were to have detail, but the limit of {settings.max_bytes:,}"
+            " bytes (report.max_bytes) was reached."
+        )
+    unsearchable = sum(int(pieces["unsearchable"]) for pieces in written)
+    if unsearchable:
+        words.append(f"{unsearchable:,} detected n-grams are left out of the search for text.")
+    return " ".join(words)
+
+
+def write_page(
+    folder: RunFolder,
+    runs: Sequence[NamedRun],
+    figures: Sequence[Drawing],
+    settings: ReportSettings,
+    advance: Advance,
+    *,
+    live: bool = False,
+) -> str:
+    """Write the page, its static files and its data.
+
+    Args:
+        folder: the report.
+        runs: the runs, in the page's order.
+        figures: drawn or not.
+        settings: which neurons get detail, and how much.
+        advance: told of neurons whose detail is written.
+        live: the page may ask a server for the details that it does not hold.
+
+    Returns:
+        What was left out, in words.
+    """
+    for name in ASSET_FILES:
+        folder.write(f"assets/{name}", asset(name))
+    budget = Budget(settings.max_bytes)
+    written = [
+        write_run(folder, named.run, number, settings, budget, advance)
+        for number, named in enumerate(runs)
+    ]
+    words = left_out_words(runs, written, budget, settings, live=live)
+    folder.write("data/info.js", info_script(runs, written, words, live=live))
+    folder.write("index.html", index_html(runs, figures).encode())
+    return words

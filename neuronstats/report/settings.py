@@ -1,0 +1,44 @@
+"""What a report holds, and how much of it: settings of the report job."""
+
+from dataclasses import dataclass, field
+
+from neuronstats.errors import SettingsError
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportSettings:
+    """What the page holds."""
+
+    neurons: str = "classified"
+    """Neurons with detail on the page: classified (detectors and positional ones), all, none."""
+    sample: int = 200
+    """Further neurons with detail in each run, spread evenly over those not classified."""
+    contexts: int = 10
+    """Example contexts of a neuron with detail; 0: none."""
+    context_tokens: int = 20
+    """Tokens shown on either side of an activation."""
+    max_bytes: int = 200_000_000
+    """Bytes that the neurons' details may take in all; what is left out is said on the page."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.neurons not in ("classified", "all", "none"):
+            raise SettingsError(f"report.neurons={self.neurons}: expected classified, all or none.")
+        for name in ("sample", "contexts", "context_tokens", "max_bytes"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"report.{name}={getattr(self, name)}: expected 0 or more.")
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportJob:
+    """Make figures and a page, which opens from disk, of one reduced run or several."""
+
+    runs: list[str] = field(default_factory=list)
+    """Run folders, or object-store URLs: [DIR,DIR2]."""
+    out: str | None = None
+    """Folder for figures and page; null: report/ in the first run."""
+    serve: bool = False
+    """Serve the page on this machine alone, with every neuron's detail, until interrupted."""
+    port: int = 8000
+    """Port of serve=true; 0: any free one."""
+    report: ReportSettings = field(default_factory=ReportSettings)

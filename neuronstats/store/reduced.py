@@ -1,0 +1,262 @@
+"""A reduced run, opened for reading: its tables, curves, tokens and bits, each when asked for."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import zarr
+from numpy.typing import NDArray
+
+from neuronstats import bits
+from neuronstats.errors import UserError
+from neuronstats.store import tables
+from neuronstats.store.run import Run, Shard
+
+Counts = NDArray[np.int64]
+UInt8 = NDArray[np.uint8]
+
+
+class ReducedRun:
+    """One reduced run.
+
+    Args:
+        location: the run folder, or an object-store URL.
+
+    Raises:
+        SettingsError: there is no run.
+        UserError: it was not reduced, or its tables are of another run.
+    """
+
+    def __init__(self, location: str) -> None:
+        """Open the run and read its tables of neurons and layers."""
+        self.run = Run.open(location)
+        self.location = self.run.folder.location
+        self.layout = self.run.layout
+        self.neurons: pa.Table = tables.read_table(self.run.folder, "neurons")
+        self.layers: pa.Table = tables.read_table(self.run.folder, "layers")
+        self.metadata = tables.table_metadata(self.neurons)
+        if self.metadata["fingerprint"] != self.run.fingerprint:
+            raise UserError(
+                f"{self.location}/{tables.TABLES} was made from another run (fingerprint"
+                f" {self.metadata['fingerprint']}, the run's is {self.run.fingerprint}): run"
+                f" jobs/reduce.py run={self.location} again."
+            )
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return str(self.run.info["settings"]["model"]["name"])
+
+    @property
+    def data(self) -> str:
+        """The data's name."""
+        return str(self.run.info["settings"]["data"]["name"])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens behind the tables."""
+        return int(self.metadata["tokens"])
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences behind the tables."""
+        return self.tokens // self.layout.num_positions
+
+    @property
+    def model_layers(self) -> int:
+        """Layers of the whole model, recorded or not."""
+        return int(self.run.info["model"]["num_layers"])
+
+    @property
+    def num_layers(self) -> int:
+        """The first layers, which were reduced."""
+        return len(self.layers)
+
+    @property
+    def bitmap_layers(self) -> int:
+        """Those of them with bitmaps, whose n-grams were counted."""
+        return min(self.num_layers, self.layout.num_bitmaps)
+
+    @property
+    def has_positions(self) -> bool:
+        """Tell whether the model has positional embeddings."""
+        return bool(self.run.info["model"].get("has_positions", True))
+
+    @property
+    def depth(self) -> NDArray[np.float64]:
+        """Each layer relative to the model's depth: 0 the first, 1 the last."""
+        return np.arange(self.num_layers) / max(1, self.model_layers - 1)
+
+    @property
+    def bos_id(self) -> int:
+        """The begin-of-sequence token."""
+        return int(self.run.info["model"]["bos_token_id"])
+
+    @property
+    def ngrams(self) -> list[int]:
+        """Lengths of n-grams counted."""
+        return [int(n) for n in self.metadata["settings"]["ngrams"]]
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards behind the tables: all, or, in a partial run, those committed.
+
+        Raises:
+            UserError: shards were committed since the partial tables were made.
+        """
+        if self.metadata["complete"]:
+            return list(self.layout.shards)
+        committed = sorted(self.run.records())
+        if len(committed) != self.metadata["shards"]:
+            raise UserError(
+                f"{self.location} has {len(committed)} shards, its partial tables were made of"
+                f" {self.metadata['shards']}: run jobs/reduce.py run={self.location} again."
+            )
+        return [self.layout.shards[index] for index in committed]
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """Return one of the reduce settings that made the tables."""
+        return self.metadata["settings"].get(name, default)
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """Return a column of layers.parquet as floats, NaN for null; None without any value."""
+        if name not in self.layers.column_names or self.layers[name].null_count == len(self.layers):
+            return None
+        return self.layers[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+    def has(self, name: str) -> bool:
+        """Tell whether a column of neurons.parquet is there and holds anything."""
+        if name not in self.neurons.column_names:
+            return False
+        return bool(self.neurons[name].null_count < len(self.neurons))
+
+    def table(self, name: str) -> pa.Table | None:
+        """Return a whole table; None where the run has none of this name."""
+        file = self._file(name)
+        return None if file is None else file.read()
+
+    def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield a table in pieces, in order; nothing where the run has none of this name."""
+        file = self._file(name)
+        for index in range(0 if file is None else file.num_row_groups):
+            yield file.read_row_group(index, columns=columns)
+
+    def rows(
+        self, name: str, layer: int, first: int, last: int, columns: list[str] | None = None
+    ) -> pa.Table | None:
+        """Return a table's rows of some neurons of one layer, reading only the groups they are in.
+
+        Args:
+            name: a table with the columns layer and neuron.
+            layer: the layer.
+            first: the first neuron.
+            last: one past the last neuron.
+            columns: layer, neuron and others; None: all.
+        """
+        file = self._file(name)
+        if file is None:
+            return None
+        names = file.schema_arrow.names
+        keys = (names.index("layer"), names.index("neuron"))
+        groups = []
+        for index in range(file.num_row_groups):
+            group = file.metadata.row_group(index)
+            spans = [group.column(key).statistics for key in keys]
+            if any(span is None or not span.has_min_max for span in spans):
+                groups.append(index)
+            elif spans[0].min <= layer <= spans[0].max:
+                one_layer = spans[0].min == spans[0].max
+                if not one_layer or (spans[1].min < last and spans[1].max >= first):
+                    groups.append(index)
+        found = file.read_row_groups(groups, columns) if groups else file.schema_arrow.empty_table()
+        here = pc.and_(pc.equal(found["layer"], layer), pc.greater_equal(found["neuron"], first))
+        return found.filter(pc.and_(here, pc.less(found["neuron"], last)))
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            self._files[name] = tables.open_table(self.run.folder, name)
+        return self._files[name]
+
+    @cached_property
+    def _files(self) -> dict[str, Any]:
+        return {}
+
+    @cached_property
+    def _positions(self) -> Any:
+        store = self.run.folder.zarr_store(f"{tables.TABLES}/{tables.POSITIONS}", read_only=True)
+        try:
+            return zarr.open_group(store, mode="r", use_consolidated=False)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.location}/{tables.TABLES}/{tables.POSITIONS} is missing: run"
+                f" jobs/reduce.py run={self.location} again."
+            ) from None
+
+    def position_counts(self, layer: int, neurons: slice) -> Counts:
+        """Return activations by position, int64 [position, neuron]."""
+        return np.asarray(self._positions["counts"][layer, :, neurons])
+
+    def position_counts_by_domain(self, layer: int, neurons: slice) -> Counts:
+        """Return activations by domain and position, int64 [domain, position, neuron]."""
+        return np.asarray(self._positions["counts_by_domain"][:, layer, :, neurons])
+
+    @cached_property
+    def domain_sequences(self) -> dict[str, int]:
+        """Sequences of each domain behind the tables."""
+        attributes = self._positions["counts_by_domain"].attrs
+        return dict(zip(attributes["domains"], attributes["sequences"], strict=True))
+
+    @cached_property
+    def token_ids(self) -> NDArray[np.integer[Any]]:
+        """Token ids [sequence, position] of the shards behind the tables, in the bits' order."""
+        ids = self.run.corpus().tokens
+        return np.concatenate([ids[shard.sequences] for shard in self.shards])
+
+    @cached_property
+    def sequence_domains(self) -> NDArray[np.int64]:
+        """The domain's index of each sequence of token_ids."""
+        indices = [self.layout.domains.index(shard.domain) for shard in self.shards]
+        return np.repeat(indices, [shard.num_sequences for shard in self.shards])
+
+    def bits(self, layer: int, neurons: slice) -> UInt8:
+        """Return bitmaps, uint8 [neuron, sequence, byte], sequences as in token_ids.
+
+        Raises:
+            UserError: the run keeps none for this layer.
+        """
+        if layer >= self.layout.num_bitmaps:
+            raise UserError(
+                f"layer {layer} of {self.location} has no bitmaps: they are kept for the first"
+                f" {self.layout.num_bitmaps} layers (collect.bitmaps)."
+            )
+        return self.run.read_bits(layer, neurons, self.shards)
+
+    def activated(self, layer: int, neuron: int) -> NDArray[np.bool_]:
+        """Return the tokens on which a neuron was activated, bool [sequence, position].
+
+        Raises:
+            UserError: the run keeps no bitmaps for this layer.
+        """
+        bitmap = self.bits(layer, slice(neuron, neuron + 1))[0]
+        return bits.unpack(bitmap, self.layout.num_positions)
+
+    def curve(self, layer: int, neuron: int) -> NDArray[np.float64]:
+        """Return a neuron's activation frequency at each position, float64 [position]."""
+        counts = self.position_counts(layer, slice(neuron, neuron + 1))[:, 0]
+        return counts / self.num_sequences
+
+
+def labels(runs: Sequence[ReducedRun]) -> list[str]:
+    """Name runs so that no two share a name: the model, else its data too, else its folder."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{run.name} ({run.data})" for run in runs]
+    if len(set(names)) < len(names):
+        folders = [run.location.rstrip("/").rsplit("/", 1)[-1] for run in runs]
+        names = [f"{run.name} ({folder})" for run, folder in zip(runs, folders, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{name} #{index + 1}" for index, name in enumerate(names)]
+    return names

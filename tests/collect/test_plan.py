@@ -1,0 +1,61 @@
+"""The plan's sums on a GPU, which no test here can measure."""
+
+from dataclasses import replace
+
+from neuronstats.collect.plan import Corpus, Work, make_plan
+from neuronstats.model.shape import Shape
+from neuronstats.units import size
+
+OPT_66B = Shape(
+    num_layers=64,
+    hidden=9216,
+    neurons=36864,
+    heads=72,
+    vocabulary=50272,
+    embedding=9216,
+    positions=2048,
+)
+WORK = Work(
+    shape=OPT_66B,
+    corpus=Corpus((9765,), 2048),
+    num_layers=32,
+    num_bitmaps=32,
+    shard_sequences=128,
+    batch_sequences=8,
+    dtype_bytes=2,
+    stored_bytes=2,
+    on_gpu=True,
+    resident=False,
+)
+
+
+def terms(some):
+    return {term.name: term.bytes for term in some}
+
+
+def test_two_layers_of_66b_and_a_quarter_of_a_million_tokens_fit_into_24_gb():
+    plan = make_plan(WORK)
+    device = terms(plan.device)
+    assert device["weights (2 of 32 layers)"] == 2 * OPT_66B.layer_weights * 2
+    assert device["hidden states"] == 128 * 2048 * 9216 * 2
+    assert device["bits of a layer"] == 2 * 128 * 256 * 36864
+    assert plan.device_bytes < 24e9, size(plan.device_bytes)
+    assert plan.weight_bytes == 77 * 32 * OPT_66B.layer_weights * 2  # once a shard
+
+
+def test_hidden_states_on_the_host_leave_three_batches_on_the_gpu():
+    near, aside = make_plan(WORK), make_plan(replace(WORK, hidden_on_device=False))
+    hidden = terms(near.device)["hidden states"]
+    batch = 8 * 2048 * 9216 * 2
+    assert terms(aside.device)["hidden states, near"] == 3 * batch
+    assert near.device_bytes - aside.device_bytes == hidden - 3 * batch
+    assert hidden <= terms(aside.host)["hidden states"] < 2 * hidden  # a power of two is pinned
+
+
+def test_pinned_bits_are_counted_as_torch_takes_them():
+    host = terms(make_plan(WORK).host)
+    bitmap, counts = 128 * 256 * 36864, 2048 * 36864 * 4
+    waiting = host["bits to be written"] + host["position counts"]
+    assert waiting + host["bits and counts in pinned memory"] == 4 * ((1 << 31) + (1 << 29))
+    assert (bitmap, counts) < (1 << 31, 1 << 29)
+    assert host["weights in pinned memory"] == 128 << 20

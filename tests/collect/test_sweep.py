@@ -1,0 +1,160 @@
+"""Parity: every bit equals Hugging Face's own forward, whatever the files, batches and shards."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import models
+
+from neuronstats import bits
+from neuronstats.collect.sweep import Sweep
+from neuronstats.errors import UserError
+from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.shape import num_first_layers
+
+NEAR_ZERO = 1e-5
+FILES = [
+    {"layout": "safetensors"},
+    {"layout": "safetensors_sharded"},
+    {"layout": "bin_sharded", "prefix": "decoder."},
+    {"layout": "bin", "prefix": "model.decoder.", "tied_head": True},
+]
+
+
+def make_sweep(folder, **settings):
+    checkpoint = Checkpoint(folder)
+    defaults = {
+        "num_layers": checkpoint.config.num_hidden_layers,
+        "num_bitmaps": checkpoint.config.num_hidden_layers,
+        "batch_sequences": 4,
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+    }
+    return Sweep(checkpoint, **(defaults | settings))
+
+
+def swept_bits(sweep, tokens, cuts=()):
+    """All layers' bits, bool [neuron, sequence, position], of the shards between the cuts."""
+    parts = []
+    for first, last in zip([0, *cuts], [*cuts, len(tokens)], strict=True):
+        records = list(sweep(tokens[first:last]))
+        for record in records:
+            unpacked = bits.unpack(record.bitmap, tokens.shape[1])
+            assert (record.position_counts == unpacked.sum(axis=1).T).all()
+        parts.append([bits.unpack(record.bitmap, tokens.shape[1]) for record in records])
+    return [np.concatenate(layer, axis=1) for layer in zip(*parts, strict=True)]
+
+
+def assert_equal_bits(found, outputs, record_property):
+    """Equal everywhere except where |fc1 output| < 1e-5; those are counted, and printed."""
+    near = flipped = 0
+    for bit, output in zip(found, outputs, strict=True):
+        value = output.transpose(2, 0, 1)
+        close = np.abs(value) < NEAR_ZERO
+        near += int(close.sum())
+        flipped += int((bit != (value > 0)).sum())
+        assert ((bit == (value > 0)) | close).all()
+    record_property("near_zero", near)
+    print(f"{sum(b.size for b in found)} bits, {near} near zero, {flipped} of these differ")
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("files", FILES, ids=lambda f: f["layout"])
+def test_bits_equal_hugging_face(
+    order, files, resident, tiny_model, tiny_checkpoint, record_property
+):
+    tokens = models.random_tokens(11, 61, seed=1)
+    outputs = models.hf_fc1_outputs(tiny_model(order), tokens, 4)
+    sweep = make_sweep(tiny_checkpoint(order, **files), resident=resident)
+    assert_equal_bits(swept_bits(sweep, tokens), outputs, record_property)
+
+
+@pytest.mark.parametrize(("batch", "cuts"), [(1, ()), (3, (5,)), (16, (1, 2, 10))])
+def test_batches_and_shards_change_no_bit(
+    order, batch, cuts, tiny_model, tiny_checkpoint, record_property
+):
+    tokens = models.random_tokens(11, 64, seed=2)
+    outputs = models.hf_fc1_outputs(tiny_model(order), tokens, 11)
+    sweep = make_sweep(tiny_checkpoint(order), batch_sequences=batch)
+    assert_equal_bits(swept_bits(sweep, tokens, cuts), outputs, record_property)
+
+
+def test_two_shards_through_streamed_layers(tiny_checkpoint, tiny_model):
+    tokens = models.random_tokens(6, 16, seed=3)
+    streamed = make_sweep(tiny_checkpoint("pre"), resident=False)
+    resident = make_sweep(tiny_checkpoint("pre"))
+    for a, b in zip(
+        swept_bits(streamed, tokens, (2,)), swept_bits(resident, tokens, (2,)), strict=True
+    ):
+        assert (a == b).all()
+    layer_bytes = sum(t.numel() * 4 for t in Checkpoint(tiny_checkpoint("pre")).layer(0).values())
+    assert resident.layers.bytes_read == 3 * layer_bytes  # once, however many shards
+    assert streamed.layers.bytes_read == 6 * layer_bytes  # once a shard
+
+
+def test_first_layers_alone_give_the_same_bits(tiny_checkpoint, tiny_model, order):
+    tokens = models.random_tokens(3, 16, seed=4)
+    all_layers = swept_bits(make_sweep(tiny_checkpoint(order)), tokens)
+    first = swept_bits(make_sweep(tiny_checkpoint(order), num_layers=2), tokens)
+    assert len(first) == 2
+    for a, b in zip(first, all_layers, strict=False):
+        assert (a == b).all()
+
+
+def test_bitmaps_of_first_layers_only(tiny_checkpoint, tiny_model):
+    tokens = models.random_tokens(3, 16, seed=4)
+    records = list(make_sweep(tiny_checkpoint("pre"), num_bitmaps=1)(tokens))
+    assert [record.bitmap is None for record in records] == [False, True, True]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_not_a_number_is_never_counted(layer, value, tmp_path):
+    tokens = models.random_tokens(7, 16, seed=5)
+    damaged = models.tiny_opt("pre", seed=0)
+    rare = int(tokens[5, 3])
+    others = np.arange(7) != 5
+    tokens[others] = np.where(tokens[others] == rare, rare - 1, tokens[others])
+    with torch.no_grad():
+        if layer == 0:
+            damaged.model.decoder.embed_tokens.weight[rare] = value
+        else:  # only the last layer's fc1 is wrong
+            damaged.model.decoder.layers[2].fc1.bias[3] = value
+    models.save_checkpoint(damaged, tmp_path)
+    with pytest.raises(UserError, match=f"NaN or infinity in layer {layer}, ") as caught:
+        list(make_sweep(tmp_path)(tokens, "shard 4"))
+    if layer == 0:
+        assert "sequence 5 of shard 4" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "layers", "expected"),
+    [
+        ("all", 12, 12),
+        ("first_half", 12, 6),
+        ("first_half", 3, 1),
+        ("first_half", 1, 1),
+        ("none", 12, 0),
+        (4, 12, 4),
+        ("4", 12, 4),
+    ],
+)
+def test_first_layers(setting, layers, expected):
+    assert num_first_layers(setting, layers, "collect.layers") == expected
+
+
+@pytest.mark.parametrize("setting", ["half", 13, -1, "-1"])
+def test_first_layers_that_are_none(setting):
+    with pytest.raises(UserError, match=r"collect\.layers=.*at most 12"):
+        num_first_layers(setting, 12, "collect.layers")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gpu_equals_the_planted_truth(dtype, planted_checkpoint, planted_corpus):
+    from helpers import planted
+
+    tokens, _ = planted_corpus
+    sweep = make_sweep(planted_checkpoint, dtype=dtype, device=torch.device("cuda"))
+    for layer, found in enumerate(swept_bits(sweep, tokens)):
+        assert (found == planted.expected_bits(layer, tokens)).all()

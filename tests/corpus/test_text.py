@@ -1,0 +1,492 @@
+"""Documents by domain. Run: pytest tests/test_text.py"""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from neuronstats.corpus import documents as text
+from neuronstats.corpus import files as textfiles
+from neuronstats.corpus.documents import content_fingerprint, documents
+from neuronstats.corpus.settings import DataSettings, Source, domain_shares
+from neuronstats.errors import SettingsError, UserError
+
+CONF = Path(__file__).parents[2] / "conf" / "data"
+TABLE = {"text": ["one", "two", None, "three"], "domain": ["x", None, "y", "z"]}
+READ = [("x", "one"), ("unknown", "two"), ("z", "three")]
+
+
+def local(path: Path | str, **values: object) -> DataSettings:
+    return DataSettings(name="local", kind="local", path=str(path), **values)
+
+
+def read(path: Path | str, **values: object) -> list[tuple[str, str]]:
+    return list(documents(local(path, **values)))
+
+
+def write_jsonl(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_rows(path: Path, table: dict[str, list[object]], kind: str) -> Path:
+    arrow = pa.table(table)
+    if kind == "jsonl":
+        return write_jsonl(path, arrow.to_pylist())
+    if kind == "parquet":
+        pq.write_table(arrow, path, row_group_size=2)
+    else:
+        new = pa.ipc.new_file if kind == "arrow file" else pa.ipc.new_stream
+        with pa.OSFile(str(path), "wb") as sink, new(sink, arrow.schema) as writer:
+            writer.write_table(arrow, max_chunksize=2)
+    return path
+
+
+KINDS = {
+    "jsonl": ".jsonl",
+    "parquet": ".parquet",
+    "arrow file": ".arrow",
+    "arrow stream": ".arrow",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_every_format(tmp_path: Path, kind: str) -> None:
+    path = write_rows(tmp_path / f"a{KINDS[kind]}", TABLE, kind)
+    assert read(path, domain="domain") == READ
+    assert read(path) == [("text", content) for _, content in READ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nested_columns(tmp_path: Path, kind: str) -> None:
+    table = {"body": [{"raw": "one"}, {"raw": "two"}], "meta": [{"set": "x"}, {"set": "y"}]}
+    path = write_rows(tmp_path / f"a{KINDS[kind]}", table, kind)
+    assert read(path, text="body.raw", domain="meta.set") == [("x", "one"), ("y", "two")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_rows_than_a_batch(tmp_path: Path, kind: str) -> None:
+    table = {"text": [f"document {number}" for number in range(3 * textfiles.BATCH_ROWS + 1)]}
+    path = write_rows(tmp_path / f"a{KINDS[kind]}", table, kind)
+    assert [content for _, content in read(path)] == table["text"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wrong", ["text", "domain"])
+def test_missing_column_names_those_that_exist(tmp_path: Path, kind: str, wrong: str) -> None:
+    path = write_rows(tmp_path / f"a{KINDS[kind]}", TABLE, kind)
+    columns = {"text": "text", "domain": "domain", wrong: "typo"}
+    with pytest.raises(UserError, match=r"no column 'typo'; the columns are text, domain"):
+        read(path, **columns)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_must_be_text(tmp_path: Path, kind: str) -> None:
+    path = write_rows(tmp_path / f"a{KINDS[kind]}", {"text": [7]}, kind)
+    with pytest.raises(UserError, match=r"'text' holds int 7, not text"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "jsonl"])
+def test_table_cut_short(tmp_path: Path, kind: str) -> None:
+    path = write_rows(tmp_path / f"a{KINDS[kind]}", {"text": ["word " * 999] * 9}, kind)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"a\.(parquet|arrow): broken or cut short"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", textfiles.SUFFIXES)
+def test_empty_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"there is no text|broken or cut short"):
+        read(path)
+
+
+def test_text_file_is_one_document_byte_for_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo \xc3\xbc\n")
+    assert read(tmp_path / "a.txt") == [("text", "one\r\n\r\ntwo ü\n")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "offset"),
+    [
+        ("a.txt", b"fine \xff\xfe", 5),
+        ("a.txt", b"\xef\xbb\xbfab\xe2\x82", 5),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "\xe9t\xe9"}\n', 27),
+        ("a.jsonl", b'{"text": "\xc3\xa9"}\n{"text": "\xff"}\n', 25),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "\xff"}\n', 13),
+    ],
+)
+def test_undecodable_bytes_name_file_and_offset(
+    tmp_path: Path, name: str, content: bytes, offset: int
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}.*at offset {offset} is not UTF-8"):
+        read(tmp_path / name)
+    assert content[offset] >= 0x80
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow file"])
+def test_undecodable_value_in_a_table(tmp_path: Path, kind: str) -> None:
+    column = pa.array([b"fine", b"\xff"]).view(pa.string())
+    path = write_rows(tmp_path / f"a{KINDS[kind]}", {"text": column}, kind)
+    with pytest.raises(UserError, match=r"a\.\w+, rows 1 to .* 0xff at its offset 0"):
+        read(path)
+
+
+def test_half_a_surrogate_pair(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "ab\\ud800"}\n')
+    with pytest.raises(UserError, match=r"line 1: half a surrogate pair at character 2"):
+        read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": ', "line 2: not JSON"),
+        ("[" * 200_000, "line 2: not JSON"),
+        ('["text"]', "line 2: expected an object"),
+        ('{"body": "b"}', "line 2: there is no column 'text'; the columns are body"),
+    ],
+)
+def test_bad_json_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n{line}\n')
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "a.jsonl")
+
+
+def test_json_rows_may_leave_out_the_domain_and_lines_may_be_blank(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "domain": 7}\n\n{"text": "b"}\n{"text": "c", "domain": " "}')
+    assert read(path, domain="domain") == [("7", "a"), ("unknown", "b"), ("unknown", "c")]
+
+
+@pytest.mark.parametrize("content", ["", " \n\t"])
+def test_no_text_at_all(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(UserError, match=r"data=local: there is no text in .*documents: 1, all"):
+        read(tmp_path)
+
+
+def test_empty_documents_are_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": ""}, {"text": None}])
+    assert read(tmp_path) == [("text", "a")]
+    assert "left out 2 empty documents" in caplog.text
+
+
+def test_folder_is_read_in_the_order_of_names_with_subfolders(tmp_path: Path) -> None:
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "b" / "c" / "2.txt").write_text("second")
+    (tmp_path / "b" / "README.md").write_text("no")
+    (tmp_path / ".git" / "a.txt").write_text("no")
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "first"}])
+    pq.write_table(pa.table({"text": ["third"]}), tmp_path / "c.parquet")
+    assert [content for _, content in read(tmp_path)] == ["first", "second", "third"]
+
+
+def test_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ["b1.txt", "a1.txt", "a2.txt", "a3.md"]:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "deep.txt").write_text("deep")
+    assert [content for _, content in read(tmp_path / "a*")] == ["deep", "a1.txt", "a2.txt"]
+    assert [content for _, content in read(tmp_path / "**" / "*p.txt")] == ["deep"]
+    monkeypatch.chdir(tmp_path / "a")
+    assert [content for _, content in read("*.txt")] == ["deep"]
+    assert [content for _, content in read("../b*.txt")] == ["b1.txt"]
+    (tmp_path / "[1].txt").write_text("a file's own name comes first")
+    assert read(tmp_path / "[1].txt") == [("text", "a file's own name comes first")]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "there is no such file or folder"),
+        ("*.txt", r"no file ends in .txt, .jsonl, .parquet, .arrow; found nothing"),
+        ("a.md", r"no file ends in .*; found a.md"),
+        ("", r"no file ends in .*; found a.md"),
+    ],
+)
+def test_nothing_to_read(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "a.md").write_text("no")
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read \(Permission denied\)"):
+        read(tmp_path)
+
+
+def test_domain_column_for_text_files_only(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(SettingsError, match=r"data.domain=topic: .txt files have no columns"):
+        read(tmp_path, domain="topic")
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "b", "topic": "x"}])
+    assert read(tmp_path, domain="topic") == [("text", "text"), ("x", "b")]
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {"text": st.none() | st.text(), "domain": st.none() | st.text(max_size=3)}
+        ),
+        max_size=9,
+    )
+)
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_text_comes_back_whatever_the_format(
+    tmp_path: Path, rows: list[dict[str, str | None]]
+) -> None:
+    expected = [
+        ((row["domain"] or "").strip() or "unknown", row["text"])
+        for row in rows
+        if row["text"] and row["text"].strip()
+    ]
+    schema = pa.schema({"text": pa.large_string(), "domain": pa.string()})
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    for name in ["a.parquet", "a.jsonl"]:
+        if expected:
+            assert read(tmp_path / name, domain="domain") == expected
+        else:
+            with pytest.raises(UserError, match="there is no text"):
+                read(tmp_path / name, domain="domain")
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "locl"}, "data.kind=locl: choose one of sample, local, tokens, hub"),
+        ({"packing": "pack"}, "data.packing=pack: choose one of concat, document"),
+        ({"kind": "local"}, r"data=sample needs data.path: a file, folder or glob"),
+        ({"kind": "tokens"}, r"data=sample needs data.path: an .npy file"),
+        ({"path": "a.txt"}, r"data.path=a.txt is for data=local and data=tokens"),
+        ({"kind": "tokens", "path": "a.npy", "packing": "document"}, "data.packing is for text"),
+        ({"sequence_length": 1}, "data.sequence_length=1: give 2 or more"),
+        ({"max_tokens": 0}, "data.max_tokens=0: give 1 or more"),
+        ({"shares": {"a": 1.0}}, "data.shares are shares of data.max_tokens"),
+        ({"shares": {"a": 0.0}, "max_tokens": 9}, "must be 0 or more and not all 0"),
+        ({"shares": {"a": -1.0, "b": 2.0}, "max_tokens": 9}, r"got \{'a': -1.0\}"),
+        ({"shares": {"a": float("nan")}, "max_tokens": 9}, r"got \{'a': nan\}"),
+        ({"kind": "hub"}, "data.sources is empty"),
+        ({"kind": "hub", "sources": [Source(domain="a", path="b")]}, "set data.max_tokens"),
+        (
+            {"kind": "hub", "max_tokens": 9, "sources": [Source(domain="a")]},
+            "domain and path are needed",
+        ),
+        (
+            {"kind": "hub", "max_tokens": 9, "sources": [Source(domain="a", path="b")] * 2},
+            "a domain is there twice: a, a",
+        ),
+        (
+            {
+                "kind": "hub",
+                "max_tokens": 9,
+                "sources": [Source(domain="a", path="b", filter_column="c")],
+            },
+            "a: filter_column and filter_value go together",
+        ),
+    ],
+)
+def test_wrong_settings(values: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        DataSettings(**values)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configuration_files_fit_the_settings(path: Path) -> None:
+    values = OmegaConf.merge(OmegaConf.structured(DataSettings), OmegaConf.load(path))
+    if path.stem in ("local", "tokens"):
+        with pytest.raises(SettingsError, match=f"data={path.stem} needs data.path"):
+            OmegaConf.to_object(values)
+        values.path = "somewhere"
+    made = OmegaConf.to_object(values)
+    assert isinstance(made, DataSettings)
+    assert made.name == path.stem
+    assert all(isinstance(source, Source) for source in made.sources)
+
+
+def test_the_papers_domains() -> None:
+    values = OmegaConf.merge(DataSettings, OmegaConf.load(CONF / "paper.yaml"))
+    paper = OmegaConf.to_object(values)
+    assert paper.max_tokens == 20_000_000
+    assert list(domain_shares(paper) or ()) == [
+        *("wikipedia", "dm_mathematics", "hackernews", "europarl", "freelaw"),
+        *("pubmed_abstracts", "stackexchange", "reddit", "code"),
+    ]
+    assert all(len(source.revision or "") == 40 for source in paper.sources)
+
+
+def test_domain_shares() -> None:
+    assert domain_shares(local("a")) == {"text": 1.0}
+    assert domain_shares(local("a", domain="d")) is None
+    assert domain_shares(DataSettings(domain="d")) is None
+    assert domain_shares(local("a", shares={"b": 2.0, "a": 1.0}, max_tokens=9)) == {"b": 2, "a": 1}
+
+
+# --- the hub: a folder stands in for it, read by the same library ---------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSettings:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    pile, code = tmp_path / "pile", tmp_path / "code"
+    pile.mkdir()
+    code.mkdir()
+    sets = ["Wikipedia (en)", "HackerNews", "Other"]
+    rows = [{"text": f"{n}", "meta": {"pile_set_name": sets[n % 3]}} for n in range(30)]
+    write_jsonl(pile / "test.jsonl", rows)
+    write_jsonl(code / "train.jsonl", [{"content": f"code {n}", "size": n} for n in range(10)])
+    by_set = {"split": "test", "filter_column": "meta.pile_set_name"}
+    return DataSettings(
+        name="paper",
+        kind="hub",
+        max_tokens=100,
+        sources=[
+            Source(domain="hackernews", path=str(pile), filter_value="HackerNews", **by_set),
+            Source(domain="wiki", path=str(pile), filter_value="Wikipedia (en)", **by_set),
+            Source(domain="code", path=str(code), text="content", share=2.0),
+        ],
+    )
+
+
+def test_hub_domains_of_one_set_are_streamed_together(hub: DataSettings) -> None:
+    expected = [
+        ("wiki" if n % 3 == 0 else "hackernews", f"{n}") for n in range(30) if n % 3 != 2
+    ] + [("code", f"code {n}") for n in range(10)]
+    assert list(documents(hub)) == expected
+    assert list(documents(hub)) == expected
+    assert domain_shares(hub) == {"hackernews": 1.0, "wiki": 1.0, "code": 2.0}
+
+
+def test_hub_stream_is_left_when_its_domains_are_full(hub: DataSettings) -> None:
+    full: set[str] = set()
+    given = []
+    for domain, content in documents(hub, full):
+        given.append(content)
+        if content in ("3", "4"):
+            full.add(domain)
+    assert given == ["0", "1", "3", "4", *(f"code {n}" for n in range(10))]
+    assert {content for _, content in documents(hub, {"wiki", "hackernews"})} == set(given[4:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "/nowhere/at/all"}, r"/nowhere/at/all .*cannot be read from the hub"),
+        ({"split": "validation"}, r"split validation\) cannot be read from the hub"),
+        ({"text": "body"}, r"no column 'body'; the columns are content, size"),
+    ],
+)
+def test_hub_that_cannot_be_read(hub: DataSettings, change: dict[str, str], message: str) -> None:
+    hub.sources = hub.sources[2:]
+    for name, value in change.items():
+        setattr(hub.sources[0], name, value)
+    with pytest.raises(UserError, match=message):
+        list(documents(hub))
+
+
+def test_hub_reads_the_piles_compression(hub: DataSettings, tmp_path: Path) -> None:
+    pytest.importorskip("zstandard")
+    plain = tmp_path / "pile" / "test.jsonl"
+    expected = list(documents(hub))
+    with pa.CompressedOutputStream(f"{plain}.zst", "zstd") as file:
+        file.write(plain.read_bytes())
+    plain.unlink()
+    assert list(documents(hub)) == expected
+
+
+def test_hub_without_network(hub: DataSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(
+        UserError, match=r"not known\nCheck the network and the id, or .*data=local"
+    ):
+        list(documents(hub))
+
+
+# --- fingerprint ----------------------------------------------------------------------------------
+
+
+def test_fingerprint_knows_content_and_names_but_no_place(tmp_path: Path) -> None:
+    found = []
+    for folder, name, content in [
+        ("a", "x.txt", "same"),
+        ("b", "x.txt", "same"),
+        ("c", "x.txt", "SAME"),
+        ("d", "y.txt", "same"),
+    ]:
+        (tmp_path / folder / "deep").mkdir(parents=True)
+        (tmp_path / folder / "deep" / name).write_text(content)
+        found.append(content_fingerprint(local(tmp_path / folder)))
+    assert found[0] == found[1]
+    assert found[0]["files"][0].keys() == {"name", "bytes", "xxh3"}
+    assert found[0]["files"][0]["name"] == "deep/x.txt"
+    assert found[2] != found[0] != found[3]
+
+
+def test_fingerprint_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in [("WHOLE", 1000), ("STRIDE", 500), ("SAMPLE", 10)]:
+        monkeypatch.setattr(textfiles, f"{name}_BYTES", size)
+    path = tmp_path / "a.txt"
+
+    def changed_at(size: int, place: int) -> bool:
+        path.write_bytes(b"a" * size)
+        before = content_fingerprint(local(path))
+        content = bytearray(b"a" * size)
+        content[place] = ord("b")
+        path.write_bytes(content)
+        return before != content_fingerprint(local(path))
+
+    assert all(changed_at(1000, place) for place in [0, 9, 10, 499, 999])
+    assert [changed_at(1600, place) for place in [9, 10, 505, 1509, 1510, 1590, 1599]] == [
+        *(True, False, True, True, False, True, True),
+    ]
+
+
+def test_fingerprint_of_tokens_knows_the_domains(tmp_path: Path) -> None:
+    array = tmp_path / "a.npy"
+    array.write_bytes(b"content is not looked at")
+    tokens = DataSettings(name="tokens", kind="tokens", path=str(array))
+    alone = content_fingerprint(tokens)
+    (tmp_path / "a.domains.txt").write_text("x\n")
+    assert [file["name"] for file in content_fingerprint(tokens)["files"]] == [
+        *("a.npy", "a.domains.txt"),
+    ]
+    assert content_fingerprint(tokens)["files"][:1] == alone["files"]
+    array.unlink()
+    with pytest.raises(UserError, match=r"a\.npy: cannot be read \(No such file"):
+        content_fingerprint(tokens)
+
+
+def test_fingerprint_of_the_hub_is_its_ids_and_revisions(hub: DataSettings) -> None:
+    hub.sources[2].revision = "abc"
+    assert content_fingerprint(hub)["sources"][2] == {
+        **{"path": hub.sources[2].path, "config": None, "split": "train", "revision": "abc"},
+    }
+
+
+def test_sample_is_read_from_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "SAMPLE", tmp_path)
+    write_rows(tmp_path / "a.parquet", TABLE, "parquet")
+    assert list(documents(DataSettings(domain="domain"))) == READ

@@ -1,0 +1,37 @@
+"""A reduced run of the planted model, for the tests of figures and page; made once."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import planted
+from helpers.serial import collect_job, quiet, save_tokens, serial
+
+MARKUP = '</script><b/class="x">&amp;'  # must be text wherever it shows up
+MARKED = 8  # the token that is written so
+
+
+@functools.cache
+def planted_run(base: Path, checkpoint: Path) -> Path:
+    """Collect and reduce the planted corpus; the model's name and one token are markup."""
+    from neuronstats.collect.job import collect
+    from neuronstats.reduce.job import reduce
+    from neuronstats.reduce.settings import ReduceJob
+
+    model = shutil.copytree(checkpoint, base / "model")
+    tokenizer = model / "tokenizer.json"
+    words = json.loads(tokenizer.read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary[MARKUP] = vocabulary.pop(f"w{MARKED}")
+    tokenizer.write_text(json.dumps(words))
+    tokens, domains = planted.corpus()
+    folder = base / "run"
+    file = save_tokens(base / "planted.npy", tokens, domains)
+    job = collect_job(folder, model, file, collect__bitmaps=3)
+    job.model.name = MARKUP
+    with serial(pytest.MonkeyPatch()):
+        assert collect(job, quiet()) == 0
+        assert reduce(ReduceJob(run=str(folder)), quiet()) == 0
+    return folder

@@ -1,0 +1,87 @@
+"""The jobs in this process: a pool without Ray, for the tests that are not about Ray."""
+
+import contextlib
+import io
+
+from neuronstats.cluster.pool import Workers
+from neuronstats.console import Console
+
+
+class Told:
+    """What workers say of their shards, in this process."""
+
+    def __init__(self):
+        self._told = {}
+
+    def __call__(self, task, reached):
+        self._told[task] = reached
+
+    def heard(self):
+        return dict(self._told)
+
+
+class SerialPool:
+    """Does the tasks one after another, in the order given or another."""
+
+    def __init__(self, reverse=False):
+        self.workers = Workers(count=1, gpus=0, cpus=1)
+        self.stopping = False
+        self.tell = Told()
+        self._reverse = reverse
+
+    def run(self, make, args, tasks, tick=lambda: None):
+        work = make(*args)
+        for task in reversed(tasks) if self._reverse else tasks:
+            yield task, work(task)
+            tick()
+
+
+@contextlib.contextmanager
+def serial(monkeypatch, reverse=False):
+    """Let collect and reduce run without Ray inside this context."""
+
+    @contextlib.contextmanager
+    def connect(settings, tell, worker_bytes=None):
+        yield SerialPool(reverse)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("neuronstats.collect.job.connect", connect)
+        patch.setattr("neuronstats.reduce.job.connect", connect)
+        yield
+
+
+def quiet():
+    return Console(io.StringIO())
+
+
+def collect_job(folder, checkpoint, tokens_file, **settings):
+    """CollectJob on an array of tokens; settings by their dotted names with __ for the dot."""
+    from neuronstats.collect.settings import CollectJob, CollectSettings
+    from neuronstats.corpus.settings import DataSettings
+    from neuronstats.model.settings import ModelSettings
+
+    groups = {"model": {}, "data": {}, "collect": {}}
+    top = {}
+    for name, value in settings.items():
+        group, _, key = name.partition("__")
+        if key:
+            groups[group][key] = value
+        else:
+            top[name] = value
+    return CollectJob(
+        model=ModelSettings(name="local", path=str(checkpoint), **groups["model"]),
+        data=DataSettings(name="tokens", kind="tokens", path=str(tokens_file), **groups["data"]),
+        collect=CollectSettings(**groups["collect"]),
+        run=str(folder),
+        **top,
+    )
+
+
+def save_tokens(path, tokens, domains=None):
+    """Write an .npy file, and the domains beside it."""
+    import numpy as np
+
+    np.save(path, tokens)
+    if domains is not None:
+        path.with_suffix(".domains.txt").write_text("\n".join(domains) + "\n")
+    return path

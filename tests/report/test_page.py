@@ -1,0 +1,602 @@
+"""The report job and its page: exit codes, data pieces, and the page in a real browser."""
+
+import base64
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from helpers import oracle, planted
+from helpers.reported import MARKED, MARKUP, planted_run
+from helpers.run_job import JOBS, run_job
+
+import neuronstats
+from benchmarks.page import browser_is_here, start_browser
+from neuronstats.errors import UserError
+from neuronstats.report.contexts import example_contexts, spread_out
+from neuronstats.report.notebook import LoadedRun
+from neuronstats.report.page import data as pieces
+from neuronstats.report.page import detail as details
+from neuronstats.report.page import search
+from neuronstats.report.page.serve import make_server
+
+browser_missing = pytest.mark.skipif(
+    not browser_is_here(),
+    reason="no selenium, chromium and chromedriver here: apt install chromium-driver",
+)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, planted_checkpoint):
+    return planted_run(tmp_path_factory.mktemp("page"), planted_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def run(run_folder):
+    return LoadedRun(str(run_folder))
+
+
+@pytest.fixture(scope="module")
+def report(run_folder, tmp_path_factory):
+    """A report that holds the detail of all classified neurons and five others."""
+    out = tmp_path_factory.mktemp("report") / "out"
+    code, said, wrong = run_job("report", f"runs=[{run_folder}]", f"out={out}", "report.sample=5")
+    assert code == 0, wrong
+    assert "index.html" in said
+    return out
+
+
+def piece(report, layer, neuron):
+    """A neuron's detail, as the files have it."""
+    columns = json.loads(
+        (report / f"data/r0/n{layer:03d}.js").read_text()[len("NS.layer(0,0,") : -3]
+    )
+    number = np.frombuffer(base64.b64decode(columns["piece"][1]), "<i4")[neuron]
+    if number < 0:
+        return None
+    text = (report / f"data/r0/d{number:05d}.js").read_text()
+    return json.loads(text[len("NS.detail(0,0,") : -3])[str(neuron)]
+
+
+# The job.
+
+
+def test_no_run_is_a_wrong_setting(tmp_path):
+    code, _, wrong = run_job("report", f"out={tmp_path / 'out'}")
+    assert code == 2
+    assert "runs is not set" in wrong
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    code, _, wrong = run_job("report", f"runs=[{tmp_path}]")
+    assert code == 2
+    assert "holds no run" in wrong
+
+
+def test_a_run_named_twice(run_folder, tmp_path):
+    code, _, wrong = run_job(
+        "report", f"runs=[{run_folder},{run_folder}]", f"out={tmp_path / 'out'}"
+    )
+    assert code == 2
+    assert "more than once" in wrong
+
+
+def test_a_run_that_was_not_reduced(run_folder, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(run_folder / "run.yaml", bare)
+    code, _, wrong = run_job("report", f"runs=[{bare}]", f"out={tmp_path / 'out'}")
+    assert code == 1
+    assert wrong.splitlines()[-1].startswith("error: ")
+    assert "jobs/reduce.py" in wrong
+
+
+def test_out_is_a_file(run_folder, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "below"):
+        code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"out={out}")
+        assert code in (1, 2)
+        assert str(file) in wrong.splitlines()[-1]
+    assert file.read_text() == "mine"
+
+
+def test_tables_of_another_run(run_folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run_folder / "tables", other / "tables")
+    text = (run_folder / "run.yaml").read_text()
+    (other / "run.yaml").write_text(re.sub(r"fingerprint: \w+", "fingerprint: none", text, count=1))
+    code, _, wrong = run_job("report", f"runs=[{other}]", f"out={tmp_path / 'out'}")
+    assert code == 1
+    assert "was made from another run" in wrong
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_written(run_folder, tmp_path):
+    with make_server(tmp_path, lambda *_: None, 0) as server:
+        code, _, wrong = run_job(
+            "report", f"runs=[{run_folder}]", f"out={tmp_path / 'out'}", "serve=true",
+            f"port={server.server_port}",
+        )  # fmt: skip
+    assert code == 1
+    assert "cannot be used" in wrong
+    assert not (tmp_path / "out/index.html").exists()
+
+
+def test_shards_committed_since_partial_tables(run_folder):
+    run = LoadedRun(str(run_folder))
+    run.metadata |= {"complete": False, "shards": 1}
+    with pytest.raises(UserError, match=r"has 3 shards, its partial tables were made of 1: run"):
+        run.token_ids.sum()
+
+
+def test_a_page_that_is_not_ours_stays(run_folder, tmp_path):
+    (tmp_path / "index.html").write_text("mine")
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"out={tmp_path}")
+    assert code == 2
+    assert "did not write" in wrong
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_settings_of_the_report_are_checked(run_folder):
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", "report.neurons=some")
+    assert code == 2
+    assert "classified, all or none" in wrong
+
+
+# The data.
+
+
+def test_scripts_are_ascii_and_close_nothing():
+    written = search.script("NS.detail", 0, {"text": MARKUP + "\u2028é"})
+    assert written.isascii()
+    assert json.loads(written[len("NS.detail(0,") : -3])["text"] == MARKUP + "\u2028é"
+
+
+def test_flags_say_what_the_table_says(run):
+    found = pieces.flags(run.neurons)
+    for flag, row in zip(found.tolist(), run.neurons.to_pylist(), strict=True):
+        assert bool(flag & pieces.DEAD) == row["dead"]
+        for n in (1, 2, 3):
+            assert bool(flag & (1 << n)) == bool(row[f"detector_{n}"])
+        assert bool(flag & pieces.POSITIONAL) == (row["position_type"] is not None)
+        assert bool(flag & pieces.STRONG) == bool(row["position_strong"])
+        kind = (flag >> pieces.TYPE_SHIFT) & 7
+        assert (pieces.TYPES[kind - 1] if kind else None) == row["position_type"]
+
+
+def test_trigger_tokens_are_those_of_the_top_ngrams(run):
+    for layer in range(run.layout.num_bitmaps):
+        rows = [r for r in run.table("triggers").to_pylist() if r["layer"] == layer]
+        table = run.rows("triggers", layer, 0, planted.WIDTH, ["layer", "neuron", "n", "token_ids"])
+        for most in (3, 60):
+            counts, tokens = search.trigger_tokens(table, planted.WIDTH, most)
+            found = np.split(tokens, np.cumsum(counts)[:-1])
+            for neuron in range(planted.WIDTH):
+                mine = sorted((r for r in rows if r["neuron"] == neuron), key=lambda r: r["n"])
+                held = list(dict.fromkeys(t for r in mine for t in r["token_ids"]))
+                assert found[neuron].tolist() == held[:most]
+
+
+def test_the_searched_tokens_are_bounded(run, monkeypatch):
+    assert search.tokens_kept(run) == search.TRIGGER_TOKENS
+    monkeypatch.setattr(search, "TRIGGER_BYTES", 3 * run.layout.num_bitmaps * planted.WIDTH * 8)
+    assert search.tokens_kept(run) == 9
+
+
+def test_the_classified_come_first_and_the_sample_is_spread(run):
+    everything = pieces.chosen(run, pieces.ReportSettings(neurons="all"))
+    assert sorted(everything) == list(range(len(run.neurons)))
+    some = pieces.chosen(run, pieces.ReportSettings(sample=4))
+    classified = [r for r in some if pieces.flags(run.neurons)[r] & (2 | 4 | 8 | pieces.POSITIONAL)]
+    assert some[: len(classified)].tolist() == classified
+    assert len(some) == len(classified) + 4
+    assert len(pieces.chosen(run, pieces.ReportSettings(neurons="none"))) == 0
+
+
+def test_contexts_mark_exactly_the_activated_tokens(run):
+    tokens = run.token_ids
+    bits = planted.expected_bits(0, tokens)
+    for neuron in (1, 3, 12):
+        for context in example_contexts(run, bits[neuron], 6, 9):
+            row, first = context["sequence"], context["first"]
+            marks = [isinstance(part, list) for part in context["text"]]
+            last = min(tokens.shape[1], context["position"] + 10)
+            assert sum(marks) == bits[neuron, row, first:last].sum()
+            words = [w for p in context["text"] for w in (p if isinstance(p, list) else p.split())]
+            assert words == [run.texts([t]) for t in tokens[row, first:last]]
+            assert bits[neuron, row, context["position"]]
+
+
+def test_contexts_are_spread_out():
+    activated = np.zeros((4, 100), bool)
+    activated[0, :50] = True
+    activated[3, 90] = True
+    found = spread_out(activated, 3, 10)
+    assert (3, 90) in found
+    assert len(found) == 3
+    same = [p for s, p in found if s == 0]
+    assert abs(same[0] - same[1]) > 10
+    assert spread_out(np.zeros((4, 100), bool), 3, 10) == []
+
+
+def test_every_detail_names_what_the_update_promotes_and_suppresses(report, run, planted_model):
+    decoder = planted_model.model.decoder
+    embedding = decoder.embed_tokens.weight.detach().numpy().tolist()
+    fc2 = decoder.layers[0].fc2.weight.detach().numpy()
+    detectors = {r["neuron"] for r in run.neurons.to_pylist()[: planted.WIDTH] if r["detector_1"]}
+    kinds = set()
+    for neuron in range(planted.WIDTH):
+        found = piece(report, 0, neuron)
+        if found is None:
+            continue
+        expected = oracle.suppression_row(oracle.project(fc2[:, neuron].tolist(), embedding), [])
+        for side in ("promoted", "suppressed"):
+            assert found["update"][side] == run.words(expected[side][: details.TOP])
+        assert ("triggers" in found["update"]) == (neuron in detectors)
+        kinds.add(neuron in detectors)
+    assert kinds == {True, False}
+
+
+def test_without_the_checkpoint_only_detectors_have_an_update(run_folder, tmp_path):
+    moved = shutil.copytree(run_folder, tmp_path / "run")
+    text = (moved / "run.yaml").read_text()
+    (moved / "run.yaml").write_text(
+        text.replace(str(run_folder.parent / "model"), "/nowhere/it/is")
+    )
+    lone = LoadedRun(str(moved))
+    assert not lone.projects
+    neurons = list(range(planted.WIDTH))
+    found = details.detail(lone, 0, neurons, pieces.ReportSettings())
+    rows = lone.neurons.to_pylist()
+    assert {int(n) for n, entry in found.items() if "update" in entry} == {
+        n for n in neurons if rows[n]["detector_1"]
+    }
+
+
+def test_a_detail_holds_the_tables_rows(report, run):
+    found = piece(report, 0, 1)  # detects the token MARKED
+    assert [r["text"] for r in found["ngrams"] if r["n"] == 1] == [MARKUP]
+    assert found["triggers"][0]["occurrences"] == int((run.token_ids == MARKED).sum())
+    assert {d["domain"] for d in found["domains"]} == set(planted.DOMAINS)
+    counts = run.position_counts(0, slice(1, 2))[:, 0]
+    assert found["curve"]["values"] == pytest.approx(counts / run.num_sequences, abs=1e-4)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """The job without its figures, which take most of its time."""
+    monkeypatch.setattr("neuronstats.report.job.all_figures", lambda runs: [])
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_limit_of_bytes_is_kept_and_told(run_folder, tmp_path):
+    limit = 20_000
+    code, said, _ = run_job(
+        "report", f"runs=[{run_folder}]", f"out={tmp_path / 'out'}", f"report.max_bytes={limit}"
+    )
+    assert code == 0
+    assert sum(p.stat().st_size for p in (tmp_path / "out/data/r0").glob("d*.js")) <= limit
+    assert "report.max_bytes" in said
+
+
+def test_nothing_on_the_page_is_markup_but_the_pages_own(report):
+    page = (report / "index.html").read_text()
+    assert MARKUP not in page
+    assert "&lt;/script&gt;&lt;b/class=&quot;x&quot;&gt;&amp;amp;" in page
+    assert not re.search(r"(src|href)=\"(https?:)?//", page)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_second_report_leaves_nothing_of_the_first(run_folder, tmp_path):
+    out = tmp_path / "out"
+    for chosen in ("all", "none"):
+        arguments = (f"runs=[{run_folder}]", f"out={out}", f"report.neurons={chosen}")
+        assert run_job("report", *arguments)[0] == 0
+        assert (out / "data/r0/d00000.js").exists() == (chosen == "all")
+
+
+def test_a_notebook_gets_bits_curves_and_tables(run_folder):
+    run = neuronstats.load(str(run_folder))
+    tokens = run.token_ids
+    assert (run.activated(1, 3) == planted.expected_bits(1, tokens)[3]).all()
+    assert run.curve(1, 3) == pytest.approx(run.activated(1, 3).mean(axis=0))
+    assert run.neurons.to_pandas()["dead"].sum() == sum(p.dead for p in planted.NEURONS)
+    assert run.table("no_such_table") is None
+    with pytest.raises(UserError, match="no bitmaps"):
+        run.activated(3, 0)
+
+
+# The browser.
+
+LOCAL = ("file://", "data:", "about:", "blob:", "chrome://")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
+    driver.get("about:blank")
+    driver.get_log("performance")  # the browser's own start page
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The page as a person uses it."""
+
+    def __init__(self, driver, report):
+        self.driver, self.url = driver, (report / "index.html").as_uri()
+
+    def open(self, fragment=""):
+        self.driver.get("about:blank")
+        self.driver.get(self.url + fragment)
+
+    def js(self, code, *arguments):
+        return self.driver.execute_script(code, *arguments)
+
+    def wait(self, code, *arguments):
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, 60).until(lambda _: self.js("return " + code, *arguments))
+
+    def text(self, selector):
+        return self.js("return document.querySelector(arguments[0]).textContent", selector)
+
+    def texts(self, selector):
+        code = "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)"
+        return self.js(code, selector)
+
+    def set(self, name, value):
+        self.js(
+            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+            "e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change'))",
+            name, value,
+        )  # fmt: skip
+
+    def shown(self, layer, neuron):
+        self.wait(
+            "document.getElementById('panel').dataset.shown === arguments[0]", f"0/{layer}/{neuron}"
+        )
+
+    def press(self, key):
+        self.js("document.body.dispatchEvent(new KeyboardEvent('keydown',"
+                "{key: arguments[0], bubbles: true}))", key)  # fmt: skip
+
+    def complaints(self):
+        return [entry for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    def requests(self):
+        messages = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
+        return [
+            m["params"]["request"]["url"]
+            for m in messages
+            if m["method"] == "Network.requestWillBeSent"
+        ]
+
+
+@pytest.fixture
+def page(browser, report):
+    found = Page(browser, report)
+    yield found
+    assert found.complaints() == []
+    assert [url for url in found.requests() if not url.startswith(LOCAL)] == []
+
+
+@browser_missing
+def test_the_overview_shows_figures_and_numbers(page):
+    page.open()
+    assert MARKUP in page.text("h1")
+    page.wait("[...document.images].some((i) => i.complete && i.naturalWidth > 0)")
+    assert "never activated" in page.text("table.facts")
+    assert any("Nothing to show" in text for text in page.texts("figure"))
+
+
+@browser_missing
+def test_the_table_filters_sorts_and_searches(page, run):
+    table = run.neurons.to_pylist()
+    page.open("#neurons")
+    page.wait("document.querySelectorAll('.tabulator-row').length > 0")
+    assert page.text("#count") == f"{len(table)} neurons"
+    for name, true in {
+        "dead": lambda r: r["dead"],
+        "token": lambda r: r["detector_1"],
+        "positional": lambda r: r["position_type"] is not None,
+        "oscillatory": lambda r: r["position_type"] == "oscillatory",
+    }.items():
+        page.set("class", name)
+        expected = f"{sum(bool(true(r)) for r in table)} neurons"
+        page.wait("document.getElementById('count').textContent === arguments[0]", expected)
+    page.set("class", "")
+    page.set("layer", "2")
+    page.wait(
+        "document.getElementById('count').textContent === arguments[0]", f"{planted.WIDTH} neurons"
+    )
+    page.set("layer", "")
+    page.set("token", MARKUP)
+    held = [*run.table("ngrams").to_pylist(), *run.table("triggers").to_pylist()]
+    found = {(r["layer"], r["neuron"]) for r in held if MARKUP in r["text"]}
+    page.wait(
+        "document.getElementById('count').textContent === arguments[0]", f"{len(found)} neurons"
+    )
+    assert MARKUP.replace(" ", "␣") in "".join(page.texts(".tabulator-cell"))
+    page.set("token", "")
+    page.wait(
+        "document.getElementById('count').textContent === arguments[0]", f"{len(table)} neurons"
+    )
+    for _ in range(2):  # falling frequency
+        page.js(
+            "document.querySelector('[tabulator-field=frequency] .tabulator-col-title').click()"
+        )
+    page.wait(
+        "document.querySelector('.tabulator-row [tabulator-field=frequency]').textContent"
+        " === '100 %'"
+    )
+
+
+@browser_missing
+def test_key_numbers_link_to_the_neurons_that_they_count(page, run):
+    for name, row in (("dead", "dead"), ("positional", "position_type")):
+        page.open()
+        page.js("document.querySelector(`a[href$='class=${arguments[0]}']`).click()", name)
+        count = sum(bool(r[row]) for r in run.neurons.to_pylist())
+        page.wait(
+            "document.getElementById('count').textContent === arguments[0]", f"{count} neurons"
+        )
+        assert page.js("return document.getElementById('class').value") == name
+
+
+@browser_missing
+def test_a_link_names_a_neuron_and_its_panel_tells_of_it(page, report):
+    page.open(f"#{quote(MARKUP, safe='')}/0/1")
+    page.shown(0, 1)
+    assert page.text("#name").endswith("layer 0, neuron 1")
+    assert any("token detector" in text for text in page.texts(".tag"))
+    assert any("Detects tokens" in text for text in page.texts("#why li"))
+    assert page.js("return document.querySelectorAll('#curve canvas').length") == 1
+    contexts = piece(report, 0, 1)["contexts"]
+    marks = [part[0] for context in contexts for part in context["text"] if isinstance(part, list)]
+    assert page.texts("#contexts mark") == marks
+    assert set(marks) == {MARKUP}
+    assert page.js("return document.querySelectorAll('#panel b').length") == 0
+
+
+@browser_missing
+def test_next_previous_random_and_keys(page):
+    name = quote(MARKUP, safe="")
+    page.open(f"#{name}/0/1")
+    page.shown(0, 1)
+    page.js("document.getElementById('next').click()")
+    page.shown(0, 2)
+    page.press("ArrowLeft")
+    page.shown(0, 1)
+    page.press("r")
+    page.wait("document.getElementById('panel').dataset.shown !== '0/0/1'")
+    page.press("Escape")
+    page.wait("!document.getElementById('neurons').hidden")
+
+
+@browser_missing
+def test_a_neuron_without_detail_says_so(page, report):
+    bare = next(k for k in range(planted.WIDTH) if piece(report, 0, k) is None)
+    page.open(f"#{quote(MARKUP, safe='')}/0/{bare}")
+    page.shown(0, bare)
+    visible = "getComputedStyle(document.querySelector(arguments[0])).display !== 'none'"
+    assert page.wait(visible, ".no-detail")
+    assert not page.js("return " + visible, ".detail")
+
+
+@pytest.fixture(scope="module")
+def server(report, run, tmp_path_factory):
+    """The address of the page, served, with every neuron's detail."""
+    live = shutil.copytree(report, tmp_path_factory.mktemp("live") / "out")
+    info = live / "data/info.js"
+    info.write_text(info.read_text().replace('"live": false', '"live": true'))
+
+    def detail(number, layer, neuron):
+        if number:
+            return None
+        return pieces.neuron_script(run, 0, layer, neuron, pieces.ReportSettings())
+
+    with make_server(live, detail, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def ask(url, host=None):
+    request = urllib.request.Request(url, headers={"Host": host} if host else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+
+
+def test_the_server_gives_pages_and_details(server, report):
+    assert ask(server + "/index.html") == (200, (report / "index.html").read_bytes())
+    status, content = ask(server + "/live/0/0/0.js")
+    assert status == 200
+    assert content.startswith(b'NS.detail(0,0,{"0":')
+
+
+def test_the_server_gives_nothing_else(server):
+    assert ask(server + "/live/0/0/99999.js")[0] == 404
+    assert ask(server + "/live/0/-1/0.js")[0] == 404
+    assert ask(server + "/live/7/0/0.js")[0] == 404
+    assert ask(server + "/../run.yaml")[0] == 404
+    assert ask(server + "/data/")[0] == 404
+    assert ask(server + "/index.html", host="elsewhere.example")[0] == 403
+
+
+def start_serving(run_folder, out):
+    """The job as a process, and the address that it says."""
+    command = [sys.executable, JOBS / "report.py", "serve=true", "port=0", f"runs=[{run_folder}]"]
+    some = ["report.neurons=none", f"out={out}"]
+    process = subprocess.Popen(
+        [*command, *some], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if found := re.search(r"serving (http://\S+)/ ", line):
+            return process, found[1]
+    raise AssertionError(process.communicate()[1])
+
+
+@browser_missing
+def test_a_served_page_computes_every_neurons_detail(browser, run_folder, run, tmp_path):
+    process, address = start_serving(run_folder, tmp_path / "out")
+    try:
+        found = Page(browser, tmp_path / "out")
+        found.url = address + "/index.html"
+        assert piece(tmp_path / "out", 0, 2) is None  # not in the folder
+        found.open(f"#{quote(MARKUP, safe='')}/0/2")
+        found.shown(0, 2)
+        found.wait("document.querySelectorAll('#curve canvas').length === 1")
+        bits = planted.expected_bits(0, run.token_ids)[2]
+        tokens = {run.texts([t]) for t in run.token_ids[bits & (run.token_ids != planted.BOS)]}
+        assert set(found.texts("#contexts mark")) - {run.texts([planted.BOS])} == tokens
+        assert "computed when asked for" in found.text("#left-out")
+        assert found.complaints() == []
+        assert [url for url in found.requests() if not url.startswith((*LOCAL, address))] == []
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said, wrong = process.communicate(timeout=60)
+    assert process.returncode == 130, wrong
+    assert "stopped serving" in said
+
+
+@browser_missing
+def test_a_link_to_no_neuron_says_so(page):
+    page.open("#nobody/0/1")
+    page.wait("document.getElementById('message').textContent.includes('no neuron')")
+
+
+@browser_missing
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_window(page, width):
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    try:
+        for fragment in ("", "#neurons", f"#{quote(MARKUP, safe='')}/0/1"):
+            page.open(fragment)
+            page.wait("document.readyState === 'complete'")
+            assert page.js("return document.documentElement.scrollWidth") <= width
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_vendored_libraries_keep_their_licences():
+    vendor = Path(pieces.__file__).parent / "assets/vendor"
+    for name in ("tabulator", "uPlot"):
+        assert "MIT" in (vendor / f"{name}.LICENSE").read_text()
