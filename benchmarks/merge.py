@@ -36,6 +36,7 @@ from neuronstats.reduce.gather import BlockResult
 from neuronstats.reduce.ngram_cache import NgramStore
 from neuronstats.stats.ngram_ids import projected_bytes
 from neuronstats.stats.settings import ReduceSettings
+from neuronstats.store.commit import ShardWriter
 from neuronstats.store.run import Run
 from neuronstats.units import short, size
 
@@ -139,7 +140,7 @@ def write_run(folder: Path, work: Work) -> Run:
     num_groups = len(pool) // GROUP
     num_whole = sum(shard.num_sequences == SHARD_SEQUENCES for shard in layout.shards)
     for shard in layout.shards:
-        writer = run.writer(shard)
+        writer = ShardWriter(run, shard)
         for layer in range(work.num_layers):
             bitmap = np.empty((work.num_neurons, *pieces[shard.index].shape[1:]), np.uint8)
             for neuron in range(work.num_neurons):

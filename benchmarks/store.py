@@ -13,8 +13,10 @@ from benchmarks.forward import Bitmaps, Swept
 from benchmarks.subject import Subject, Tokens
 from neuronstats.collect.worker import write_layers
 from neuronstats.corpus.corpus import Corpus
+from neuronstats.store.commit import ShardWriter
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.run import Layout, Run, make_shards
+from neuronstats.store.layout import Layout, make_shards
+from neuronstats.store.run import Run
 
 
 def create_run(
@@ -71,14 +73,14 @@ class Written:
     def on_one_core(self) -> None:
         """Do everything on one core: compute, then compress and write, layer by layer."""
         with pinned():
-            writer = self._run.writer(self._run.layout.shards[0])
+            writer = ShardWriter(self._run, self._run.layout.shards[0])
             for record in self._swept.sweep(self._subject.tokens):
                 writer.write_layer(record.layer, record.bitmap, record.position_counts)
             writer.commit()
 
     def with_thread(self) -> None:
         """Write layers in a thread while the next ones are computed, as a collect worker does."""
-        writer = self._run.writer(self._run.layout.shards[0])
+        writer = ShardWriter(self._run, self._run.layout.shards[0])
         write_layers(self._swept.sweep(self._subject.tokens), writer, self._writing)
 
     def read(self) -> Bitmaps:

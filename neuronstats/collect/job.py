@@ -14,7 +14,8 @@ from neuronstats.errors import INTERRUPTED, UserError
 from neuronstats.machine import Machine, probe, written
 from neuronstats.model.source import absolute
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.run import Run, Shard
+from neuronstats.store.layout import Shard
+from neuronstats.store.run import Run
 from neuronstats.units import duration, short, size
 
 

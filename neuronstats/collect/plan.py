@@ -12,7 +12,7 @@ from neuronstats.collect import transfer
 from neuronstats.errors import SettingsError
 from neuronstats.machine import PROCESS_BYTES, SPARE, Machine, Term, allocator
 from neuronstats.model.shape import Shape
-from neuronstats.store.run import OBJECT_BYTES
+from neuronstats.store.layout import OBJECT_BYTES
 from neuronstats.units import size
 
 CUDA_HOST_BYTES = 2 << 30  # what CUDA's libraries add to it (assumed, not measured)

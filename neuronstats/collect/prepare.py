@@ -15,7 +15,6 @@ from neuronstats.cluster.pool import Workers
 from neuronstats.collect import plan as planning
 from neuronstats.collect.plan import Plan, Work
 from neuronstats.collect.settings import CollectJob
-from neuronstats.collect.worker import LOGS
 from neuronstats.console import Console
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.corpus.documents import content_fingerprint
@@ -29,13 +28,12 @@ from neuronstats.model.decoder import check_weights, has_positions
 from neuronstats.model.settings import Dtype
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.model.source import is_here, locate
-from neuronstats.reduce.ngram_cache import NGRAMS
 from neuronstats.store import run as store
-from neuronstats.store import tables
-from neuronstats.store.folder import LOCK, RunFolder
-from neuronstats.store.run import Layout, Run, make_shards
+from neuronstats.store.folder import RunFolder
+from neuronstats.store.layout import LOCK, LOGS, NGRAMS, PARTIAL, TABLES, ZARR, Layout, make_shards
+from neuronstats.store.run import Run
 
-OWN_NAMES = {LOCK, LOGS, store.ZARR, NGRAMS, tables.TABLES, tables.PARTIAL, "report"}
+OWN_NAMES = {LOCK, LOGS, ZARR, NGRAMS, TABLES, PARTIAL, "report"}
 ESTIMATE_FROM_BYTES = 64 << 20  # a plan of more text than this guesses its tokens
 BYTES_PER_TOKEN = 4.0  # of English text under OPT's vocabulary, for such a guess
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")

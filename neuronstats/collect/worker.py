@@ -18,15 +18,15 @@ from neuronstats.machine import peak_host_bytes
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.source import locate
-from neuronstats.store.run import Run, Shard, ShardWriter
+from neuronstats.store.commit import ShardWriter
+from neuronstats.store.layout import LOGS, Shard
+from neuronstats.store.run import Run
 from neuronstats.units import short, size
 
 PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}  # of the square matrices that are multiplied
 PRODUCT_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
-
-LOGS = "logs"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ShardWorker:
         """Run, write and commit one shard."""
         start = time.monotonic()
         log.info("%s: start", shard)
-        waited = write_layers(self._records(shard), self._run.writer(shard), self._writing)
+        waited = write_layers(self._records(shard), ShardWriter(self._run, shard), self._writing)
         read, self._weight_bytes = self._weight_bytes, self._sweep.layers.bytes_read
         summary = ShardSummary(
             tokens=shard.num_sequences * self._tokens.shape[1],

@@ -32,7 +32,8 @@ from neuronstats.stats.position_coverage import consistency, coverage
 from neuronstats.stats.settings import ReduceSettings
 from neuronstats.store import tables
 from neuronstats.store.folder import told
-from neuronstats.store.run import REPAIR, Layout, Run, Shard
+from neuronstats.store.layout import PARTIAL, POSITIONS, Layout, Shard
+from neuronstats.store.run import REPAIR, Run
 
 BLOCK_BYTES = 96 << 20  # bits and position counts that a task holds at a time
 CURVE_COPIES = 24  # arrays like the curves' that typing them takes (measured)
@@ -111,7 +112,7 @@ def create_positions(
         metadata: becomes the group's attributes.
     """
     layout = run.layout
-    store = run.folder.zarr_store(f"{tables.PARTIAL}/{tables.POSITIONS}", read_only=False)
+    store = run.folder.zarr_store(f"{PARTIAL}/{POSITIONS}", read_only=False)
     root = zarr.create_group(store, overwrite=True, attributes=dict(metadata))
     shape = (work[-1].layer + 1, layout.num_positions, layout.num_neurons)
     chunks = (1, layout.num_positions, work[0].last)
@@ -158,7 +159,7 @@ class BlockWorker:
         if self._run.layout.num_bitmaps:
             self._ids = NgramStore(self._run, shards).read(settings.ngrams)
         self._texts = TokenTexts(tokenizer_folder(model))
-        store = self._run.folder.zarr_store(f"{tables.PARTIAL}/{tables.POSITIONS}", read_only=False)
+        store = self._run.folder.zarr_store(f"{PARTIAL}/{POSITIONS}", read_only=False)
         self._positions = zarr.open_group(store, mode="r+", use_consolidated=False)
 
     def __call__(self, block: Block) -> BlockResult:
@@ -167,7 +168,7 @@ class BlockWorker:
         neurons = slice(block.first, block.last)
         by_domain, by_shard = self._merge_counts(block)
         counts = by_domain.sum(axis=0)  # [position, neuron]
-        with told("write", f"{self._run.folder.location}/{tables.PARTIAL}"):
+        with told("write", f"{self._run.folder.location}/{PARTIAL}"):
             self._positions["counts"][block.layer, :, neurons] = counts
             self._positions["counts_by_domain"][:, block.layer, :, neurons] = by_domain
         found: dict[int, NgramCounts] = {}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from neuronstats.reduce.project import SCHEMA, LayerSuppression, LayerTokens, layer_tokens
 from neuronstats.stats.curves import TYPES
 from neuronstats.stats.position_coverage import Coverage
-from neuronstats.store.run import Layout
+from neuronstats.store.layout import Layout
 from neuronstats.store.tables import masked
 
 NEVER_SEEN_BOUND = 3.0  # one-sided 95 % upper bound of a count of which none was seen

@@ -32,7 +32,8 @@ from neuronstats.reduce.settings import ReduceJob
 from neuronstats.stats import ngram_ids
 from neuronstats.store import tables
 from neuronstats.store.folder import told
-from neuronstats.store.run import REPAIR, Run, Shard
+from neuronstats.store.layout import PARTIAL, TABLES, Shard
+from neuronstats.store.run import REPAIR, Run
 from neuronstats.units import duration, short, size
 
 Counts = NDArray[np.int64]
@@ -166,7 +167,7 @@ class _Reduction:
             if run.layout.num_bitmaps:
                 NgramStore(run, self._shards).prepare(lengths)
             files = tables.TableFiles(run.folder, metadata)
-            with told("write", f"{run.folder.location}/{tables.PARTIAL}"):
+            with told("write", f"{run.folder.location}/{PARTIAL}"):
                 create_positions(run, self._shards, self._blocks, metadata)
             merged = layerstats.Merge(run.layout, self._num_layers, lengths, self._num_tokens)
             with connect(
@@ -194,7 +195,7 @@ class _Reduction:
         self._console.say(
             f"reduced: {short(self._num_tokens)} tokens{marked}, {layerstats.summary(neurons)},"
             f" {duration(time.monotonic() - start)}, peak memory {size(merged.peak_bytes)} of"
-            f" {size(planned)} planned: {run.folder.location}/{tables.TABLES}"
+            f" {size(planned)} planned: {run.folder.location}/{TABLES}"
         )
         return True
 

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from neuronstats.errors import UserError
+from neuronstats.hashing import checksum
 from neuronstats.stats.ngram_ids import NgramIds, build_ngram_ids
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.run import Run, Shard, checksum
+from neuronstats.store.layout import NGRAMS, Shard
+from neuronstats.store.run import Run
 
-NGRAMS = "ngrams"
 FORMAT = 1
 CODEC = "zstd"
 ARRAYS = ("ids", "occurrences", "token_ids", "lexical")  # of NgramIds; the others follow from them

@@ -22,8 +22,8 @@ from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore
 
 from neuronstats.errors import SettingsError, UserError
+from neuronstats.store.layout import LOCK
 
-LOCK = "run.lock"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 LEASE_SECONDS = 60.0  # a lock object on an object store that was not renewed for so long is dead
 

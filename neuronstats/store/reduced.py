@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from neuronstats import bits
 from neuronstats.errors import UserError
 from neuronstats.store import tables
-from neuronstats.store.run import Run, Shard
+from neuronstats.store.layout import POSITIONS, TABLES, Shard
+from neuronstats.store.run import Run
 
 Counts = NDArray[np.int64]
 UInt8 = NDArray[np.uint8]
@@ -40,7 +41,7 @@ class ReducedRun:
         self.metadata = tables.table_metadata(self.neurons)
         if self.metadata["fingerprint"] != self.run.fingerprint:
             raise UserError(
-                f"{self.location}/{tables.TABLES} was made from another run (fingerprint"
+                f"{self.location}/{TABLES} was made from another run (fingerprint"
                 f" {self.metadata['fingerprint']}, the run's is {self.run.fingerprint}): run"
                 f" jobs/reduce.py run={self.location} again."
             )
@@ -186,12 +187,12 @@ class ReducedRun:
 
     @cached_property
     def _positions(self) -> Any:
-        store = self.run.folder.zarr_store(f"{tables.TABLES}/{tables.POSITIONS}", read_only=True)
+        store = self.run.folder.zarr_store(f"{TABLES}/{POSITIONS}", read_only=True)
         try:
             return zarr.open_group(store, mode="r", use_consolidated=False)
         except FileNotFoundError:
             raise UserError(
-                f"{self.location}/{tables.TABLES}/{tables.POSITIONS} is missing: run"
+                f"{self.location}/{TABLES}/{POSITIONS} is missing: run"
                 f" jobs/reduce.py run={self.location} again."
             ) from None
 

@@ -9,13 +9,11 @@ RUN/activations.zarr/records/SSSSS.json        one shard's commit
 """
 
 import json
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import xxhash
 import yaml
 import zarr
 from numpy.typing import NDArray
@@ -24,118 +22,13 @@ from zarr.codecs import ZstdCodec
 from neuronstats import bits
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import SettingsError, UserError
+from neuronstats.hashing import checksum
 from neuronstats.store.folder import RunFolder, told
+from neuronstats.store.layout import OBJECT_BYTES, RUN_FILE, ZARR, Layout, Record, Shard
 
 FORMAT = 1
-ZARR = "activations.zarr"
-RUN_FILE = "run.yaml"
-OBJECT_BYTES = 64 << 20  # one object of a bitmap before compression, at most
-CHUNK_BYTES = 1 << 20  # one chunk inside it: what reading a single neuron costs
 
 UInt8 = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The unit of work, retry and storage: a range of sequences of one domain, all layers."""
-
-    index: int
-    domain: str
-    first_sequence: int
-    num_sequences: int
-
-    def __str__(self) -> str:
-        last = self.first_sequence + self.num_sequences - 1
-        return f"shard {self.index} ({self.domain}, sequences {self.first_sequence}-{last})"
-
-    @property
-    def sequences(self) -> slice:
-        """The shard's rows of every array with a sequence axis."""
-        return slice(self.first_sequence, self.first_sequence + self.num_sequences)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """All that fixes the shapes of the arrays."""
-
-    num_layers: int  # layers recorded, from the first
-    num_bitmaps: int  # first layers whose bitmaps are kept
-    num_neurons: int
-    num_positions: int
-    shard_sequences: int
-    domains: tuple[str, ...]
-    shards: tuple[Shard, ...]
-
-    @property
-    def num_sequences(self) -> int:
-        """Sequences of all shards."""
-        return sum(shard.num_sequences for shard in self.shards)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one neuron's bitmap in one full shard."""
-        return self.shard_sequences * bits.packed_bytes(self.num_positions)
-
-    @property
-    def count_dtype(self) -> np.dtype[Any]:
-        """The smallest unsigned type that holds a shard's count at one position."""
-        return np.dtype(np.min_scalar_type(self.shard_sequences))
-
-    @property
-    def neurons_per_chunk(self) -> int:
-        """Neurons read together at least."""
-        return max(1, min(self.num_neurons, CHUNK_BYTES // self.row_bytes))
-
-    @property
-    def neurons_per_object(self) -> int:
-        """Neurons of one stored object: a whole number of chunks."""
-        chunk = self.neurons_per_chunk
-        return chunk * max(
-            1, min(-(-self.num_neurons // chunk), OBJECT_BYTES // self.row_bytes // chunk)
-        )
-
-
-def make_shards(corpus: Corpus, shard_sequences: int) -> tuple[Shard, ...]:
-    """Cut a corpus, grouped by domain, into shards that never mix domains.
-
-    The result depends on the corpus and the length alone, never on the machine.
-    """
-    shards: list[Shard] = []
-    start = 0
-    for index, domain in enumerate(corpus.domains):
-        end = start + int(np.count_nonzero(corpus.domain == index))
-        for first in range(start, end, shard_sequences):
-            count = min(shard_sequences, end - first)
-            shards.append(Shard(len(shards), domain, first, count))
-        start = end
-    return tuple(shards)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One shard's commit: every object it wrote, and what its bits add up to."""
-
-    shard: Shard
-    fingerprint: str
-    objects: dict[str, tuple[int, str]]  # key below activations.zarr -> bytes, xxh3-128
-    activations: list[int]  # per layer
-
-    @staticmethod
-    def key(index: int) -> str:
-        """The record's key below activations.zarr."""
-        return f"records/{index:05d}.json"
-
-    def dumps(self) -> bytes:
-        """Serialise; equal shards give equal bytes."""
-        objects = {key: list(value) for key, value in sorted(self.objects.items())}
-        return json.dumps({**asdict(self), "objects": objects}, indent=1).encode()
-
-    @classmethod
-    def loads(cls, data: bytes) -> "Record":
-        """Parse what dumps wrote."""
-        raw = json.loads(data)
-        objects = {key: (int(size), str(digest)) for key, (size, digest) in raw["objects"].items()}
-        return cls(Shard(**raw["shard"]), raw["fingerprint"], objects, raw["activations"])
 
 
 class Run:
@@ -235,10 +128,6 @@ class Run:
             if corpus.fingerprint != self.info["identity"]["data.tokens"]:
                 raise ValueError("its content has changed")
         return corpus
-
-    def writer(self, shard: Shard) -> "ShardWriter":
-        """Return the writer of one shard."""
-        return ShardWriter(self, shard)
 
     def records(self) -> dict[int, Record]:
         """Return the committed shards' records by index.
@@ -351,72 +240,6 @@ class _damage:
         if isinstance(error, Exception) and not isinstance(error, UserError):
             reason = str(error).split("\n")[0] or type(error).__name__
             raise UserError(f"{self._what} cannot be read ({reason}): {self._cure}.") from error
-
-
-class ShardWriter:
-    """Writes one shard: its layers in any order, then the record that commits it."""
-
-    def __init__(self, run: Run, shard: Shard) -> None:
-        self._run, self._shard = run, shard
-        self._objects: dict[str, tuple[int, str]] = {}
-        self._activations: dict[int, int] = {}
-        self._mutex = threading.Lock()
-        self._root = run.zarr(writable=True, on_write=self._observe)
-
-    def _observe(self, key: str, data: bytes) -> None:
-        with self._mutex:
-            self._objects[key] = (len(data), checksum(data))
-
-    def write_layer(
-        self, layer: int, bitmap: UInt8 | None, position_counts: NDArray[np.integer[Any]]
-    ) -> None:
-        """Write one layer's whole objects.
-
-        Args:
-            layer: the layer.
-            bitmap: uint8 [neuron, sequence, byte], or None where the run keeps none.
-            position_counts: integers [position, neuron].
-        """
-        layout, shard = self._run.layout, self._shard
-        where = f"{shard}, layer {layer} of {self._run.folder.location}"
-        total = int(position_counts.sum(dtype=np.int64))
-        counts = self._array("position_counts", layer)
-        bitmaps = self._array("bitmaps", layer) if bitmap is not None else None
-        try:
-            counts[shard.index] = position_counts.astype(layout.count_dtype)
-            if bitmap is not None and bitmaps is not None:
-                if shard.num_sequences < layout.shard_sequences:  # an object is written whole
-                    short = layout.shard_sequences - shard.num_sequences
-                    bitmap = np.pad(bitmap, ((0, 0), (0, short), (0, 0)))
-                bitmaps[:, shard.index] = bitmap
-        except Exception as error:
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise UserError(
-                f"cannot write {where}: {reason}. Check free space and permissions, then run the"
-                " same command again: what was committed is kept."
-            ) from error
-        self._activations[layer] = total
-
-    def _array(self, kind: str, layer: int) -> Any:
-        """Return a layer's array, to be written without a look whether chunks are all zero.
-
-        That look takes longer than compressing them, and all-zero chunks compress to nothing.
-        """
-        return self._run.array(self._root, kind, layer).with_config({"write_empty_chunks": True})
-
-    def commit(self) -> Record:
-        """Write the record, last: from now on the shard counts."""
-        layers = range(self._run.layout.num_layers)
-        assert sorted(self._activations) == list(layers)
-        activations = [self._activations[layer] for layer in layers]
-        record = Record(self._shard, self._run.fingerprint, self._objects, activations)
-        self._run.folder.write(f"{ZARR}/{Record.key(self._shard.index)}", record.dumps())
-        return record
-
-
-def checksum(data: bytes) -> str:
-    """The checksum of an object in a commit record: XXH3, 128 bits, hexadecimal."""
-    return str(xxhash.xxh3_128_hexdigest(data))
 
 
 def read_info(folder: RunFolder) -> dict[str, Any] | None:

@@ -12,10 +12,8 @@ import pyarrow.parquet as pq
 
 from neuronstats.errors import UserError
 from neuronstats.store.folder import RunFolder
+from neuronstats.store.layout import PARTIAL, TABLES
 
-TABLES = "tables"
-PARTIAL = "tables.partial"  # written here, then put in the place of the old ones in one step
-POSITIONS = "positions.zarr"
 METADATA = b"neuronstats"
 
 NEURON_KEY = [("layer", pa.int32()), ("neuron", pa.int32())]

@@ -329,7 +329,7 @@ def test_shards_batches_blocks_and_order_change_nothing(
         [(10, False, 96 << 20), (1, True, 1), (3, True, 2000)]
     ):
         monkeypatch.setattr("neuronstats.reduce.block.BLOCK_BYTES", block)
-        monkeypatch.setattr("neuronstats.store.run.CHUNK_BYTES", 64)
+        monkeypatch.setattr("neuronstats.store.layout.CHUNK_BYTES", 64)
         job = collect_job(
             tmp_path / f"run{index}",
             tiny_checkpoint("pre"),

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from neuronstats import bits
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import SettingsError, UserError
-from neuronstats.store import run as store
+from neuronstats.store import layout as layout_module
+from neuronstats.store.commit import ShardWriter
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.run import Layout, Record, Run, make_shards
+from neuronstats.store.layout import Layout, Record, make_shards
+from neuronstats.store.run import Run
 
 NEURONS, POSITIONS, LAYERS = 20, 13, 2
 
@@ -50,7 +52,7 @@ def random_bits(num_sequences, seed=0, layer=0):
 
 
 def write_shard(run, shard, layers, commit=True):
-    writer = run.writer(shard)
+    writer = ShardWriter(run, shard)
     for layer, values in enumerate(layers):
         part = values[:, shard.sequences]
         bitmap = bits.pack(part) if layer < run.layout.num_bitmaps else None
@@ -134,7 +136,7 @@ def test_damage_is_found_and_named(written, damage):
     run, _ = written
     record = run.records()[1]
     key = next(key for key in record.objects if key.startswith("bitmaps/001"))
-    path = f"{store.ZARR}/{key}"
+    path = f"{layout_module.ZARR}/{key}"
     data = run.folder.read(path)
     if damage == "missing":
         run.folder.remove(path)
@@ -159,7 +161,7 @@ def test_a_flipped_bit_never_reads_as_a_number(written):
     run, _ = written
     record = run.records()[0]
     for key in record.objects:
-        path = f"{store.ZARR}/{key}"
+        path = f"{layout_module.ZARR}/{key}"
         data = run.folder.read(path)
         for place in {len(data) // 2, len(data) - 1}:
             run.folder.write(path, data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
@@ -188,7 +190,7 @@ def test_changed_tokens_are_refused(written):
 
 def test_a_record_of_another_run_is_refused(written):
     run, _ = written
-    key = f"{store.ZARR}/{Record.key(0)}"
+    key = f"{layout_module.ZARR}/{Record.key(0)}"
     raw = json.loads(run.folder.read(key))
     run.folder.write(key, json.dumps({**raw, "fingerprint": "other"}).encode())
     with pytest.raises(UserError, match="belongs to another run"):
@@ -201,15 +203,15 @@ def test_a_record_of_another_run_is_refused(written):
 def test_creation_that_was_cut_off_starts_again(tmp_path):
     corpus = make_corpus()
     make_run(tmp_path / "run", corpus)
-    (tmp_path / "run" / store.RUN_FILE).unlink()
+    (tmp_path / "run" / layout_module.RUN_FILE).unlink()
     run = make_run(tmp_path / "run", corpus)
     assert run.corpus().fingerprint == corpus.fingerprint
 
 
 def test_another_format_is_refused(written):
     run, _ = written
-    data = run.folder.read(store.RUN_FILE).replace(b"format: 1", b"format: 2")
-    run.folder.write(store.RUN_FILE, data)
+    data = run.folder.read(layout_module.RUN_FILE).replace(b"format: 1", b"format: 2")
+    run.folder.write(layout_module.RUN_FILE, data)
     with pytest.raises(UserError, match="has format 2; this version of neuronstats reads 1"):
         Run.open(run.folder.location)
 
@@ -227,7 +229,7 @@ def test_objects_are_whole_chunks_of_bounded_size(neurons, positions, shard_sequ
     layout = Layout(1, 1, neurons, positions, shard_sequences, ("a",), ())
     chunk, whole = layout.neurons_per_chunk, layout.neurons_per_object
     assert whole % chunk == 0
-    assert whole * layout.row_bytes <= max(store.OBJECT_BYTES, layout.row_bytes)
+    assert whole * layout.row_bytes <= max(layout_module.OBJECT_BYTES, layout.row_bytes)
     assert np.iinfo(layout.count_dtype).max >= shard_sequences
 
 
