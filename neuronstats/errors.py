@@ -9,3 +9,19 @@ class UserError(ValueError):
 
 class SettingsError(UserError):
     """The settings are wrong, and nothing was touched yet. Jobs end with exit code 2."""
+
+
+def expect(key: str, value: object, words: str, *, met: bool) -> None:
+    """Check a setting.
+
+    Args:
+        key: its name on the command line, such as `ray.workers`.
+        value: what it is.
+        words: what it should be.
+        met: whether it is.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if not met:
+        raise SettingsError(f"{key}={value}: expected {words}.")

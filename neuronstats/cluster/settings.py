@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from neuronstats.errors import SettingsError
+from neuronstats.errors import expect
 
 ADDRESS = re.compile(r"(ray://)?.+:\d+")
 
@@ -26,10 +26,8 @@ class RaySettings:
         """Refuse what is no number."""
         for name in ("workers", "gpus_per_worker", "cpus_per_worker"):
             value, least = getattr(self, name), 0 if name == "gpus_per_worker" else 1
-            if value != "auto" and (type(value) is not int or value < least):
-                raise SettingsError(f"ray.{name}={value}: expected auto or a number from {least}.")
-        if self.address not in (None, "auto") and not ADDRESS.fullmatch(self.address):
-            raise SettingsError(
-                f"ray.address={self.address}: expected null (this machine), auto, HOST:PORT or"
-                " ray://HOST:PORT."
-            )
+            met = value == "auto" or (type(value) is int and value >= least)
+            expect(f"ray.{name}", value, f"auto or a number from {least}", met=met)
+        known = self.address in (None, "auto") or ADDRESS.fullmatch(self.address) is not None
+        words = "null (this machine), auto, HOST:PORT or ray://HOST:PORT"
+        expect("ray.address", self.address, words, met=known)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from neuronstats.errors import SettingsError
+from neuronstats.errors import expect
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,11 +22,11 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.neurons not in ("classified", "all", "none"):
-            raise SettingsError(f"report.neurons={self.neurons}: expected classified, all or none.")
+        known = self.neurons in ("classified", "all", "none")
+        expect("report.neurons", self.neurons, "classified, all or none", met=known)
         for name in ("sample", "contexts", "context_tokens", "max_bytes"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"report.{name}={getattr(self, name)}: expected 0 or more.")
+            value = getattr(self, name)
+            expect(f"report.{name}", value, "0 or more", met=value >= 0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,3 +42,11 @@ class ReportJob:
     port: int = 8000
     """Port of serve=true; 0: any free one."""
     report: ReportSettings = field(default_factory=ReportSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no port.
+
+        Raises:
+            SettingsError: names the setting, its value and what was expected.
+        """
+        expect("port", self.port, "a number from 0 to 65535", met=0 <= self.port < 1 << 16)
