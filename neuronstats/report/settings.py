@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from neuronstats.errors import SettingsError
 
+# The largest values that a page can be read with: a context takes bytes and time.
+_LIMITS = {"sample": None, "contexts": 100, "context_tokens": 1000, "max_bytes": None}
+
 
 @dataclass(kw_only=True, slots=True)
 class ReportSettings:
@@ -14,9 +17,9 @@ class ReportSettings:
     sample: int = 200
     """Further neurons with detail in each run, spread evenly over those not classified."""
     contexts: int = 10
-    """Example contexts of a neuron with detail; 0: none."""
+    """Example contexts of a neuron with detail, at most 100; 0: none."""
     context_tokens: int = 20
-    """Tokens shown on either side of an activation."""
+    """Tokens shown on either side of an activation, at most 1000."""
     max_bytes: int = 200_000_000
     """Bytes that the neurons' details may take in all; what is left out is said on the page."""
 
@@ -24,9 +27,11 @@ class ReportSettings:
         """Refuse what cannot be meant."""
         if self.neurons not in ("classified", "all", "none"):
             raise SettingsError(f"report.neurons={self.neurons}: expected classified, all or none.")
-        for name in ("sample", "contexts", "context_tokens", "max_bytes"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"report.{name}={getattr(self, name)}: expected 0 or more.")
+        for name, most in _LIMITS.items():
+            value = getattr(self, name)
+            if value < 0 or (most is not None and value > most):
+                expected = "0 or more" if most is None else f"0 to {most}"
+                raise SettingsError(f"report.{name}={value}: expected {expected}.")
 
 
 @dataclass(kw_only=True, slots=True)

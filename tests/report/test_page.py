@@ -1,6 +1,7 @@
 """The report job and its page: exit codes, data pieces, and the page in a real browser."""
 
 import base64
+import contextlib
 import json
 import re
 import shutil
@@ -18,16 +19,21 @@ import pytest
 from helpers import oracle, planted
 from helpers.reported import MARKED, MARKUP, planted_run
 from helpers.run_job import JOBS, run_job
+from helpers.serial import quiet
 
 import neuronstats
 from benchmarks.page import browser_is_here, start_browser
-from neuronstats.errors import UserError
+from neuronstats.errors import SettingsError, UserError
 from neuronstats.report.contexts import example_contexts, spread_out
+from neuronstats.report.job import report as report_job
 from neuronstats.report.notebook import LoadedRun
+from neuronstats.report.output import Output
 from neuronstats.report.page import data as pieces
 from neuronstats.report.page import detail as details
 from neuronstats.report.page import search
 from neuronstats.report.page.serve import make_server
+from neuronstats.report.settings import ReportJob
+from neuronstats.store.folder import RunFolder
 
 browser_missing = pytest.mark.skipif(
     not browser_is_here(),
@@ -140,18 +146,136 @@ def test_shards_committed_since_partial_tables(run_folder):
         run.token_ids.sum()
 
 
-def test_a_page_that_is_not_ours_stays(run_folder, tmp_path):
-    (tmp_path / "index.html").write_text("mine")
-    code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"out={tmp_path}")
+def everything_below(folder):
+    """Every file's bytes, by its path."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def foreign_index(folder):
+    (folder / "index.html").write_text("mine")
+
+
+def foreign_folders(folder):  # the names that a report has too
+    for name in ("data/raw/thesis.csv", "figures/fig1.pdf"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("mine")
+
+
+def foreign_marker(folder):  # of another program, or written by a report that did not list files
+    (folder / "report.json").write_text('{"runs": []}')
+    foreign_index(folder)
+
+
+def foreign_list(folder):
+    (folder / "report.json").write_text('["data/a.csv"]')
+    foreign_folders(folder)
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    "put", [foreign_index, foreign_folders, foreign_marker, foreign_list], ids=lambda f: f.__name__
+)
+def test_a_folder_with_a_users_files_is_refused(run_folder, tmp_path, put):
+    out = tmp_path / "proj"
+    out.mkdir()
+    put(out)
+    before = everything_below(out)
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", "out=.", cwd=out)
     assert code == 2
     assert "did not write" in wrong
-    assert (tmp_path / "index.html").read_text() == "mine"
+    assert str(sorted(before)[0]) in wrong
+    assert everything_below(out) == before
 
 
-def test_settings_of_the_report_are_checked(run_folder):
-    code, _, wrong = run_job("report", f"runs=[{run_folder}]", "report.neurons=some")
+@pytest.mark.usefixtures("no_figures")
+def test_a_users_file_in_a_report_is_refused_and_stays(run_folder, tmp_path):
+    arguments = (f"runs=[{run_folder}]", f"out={tmp_path / 'out'}", "report.neurons=none")
+    assert run_job("report", *arguments)[0] == 0
+    (tmp_path / "out/.hidden").write_text("of the system")
+    assert run_job("report", *arguments)[0] == 0
+    mine = tmp_path / "out/data/r0/mine.csv"
+    mine.write_text("mine")
+    before = everything_below(tmp_path / "out")
+    code, _, wrong = run_job("report", *arguments)
     assert code == 2
-    assert "classified, all or none" in wrong
+    assert "data/r0/mine.csv" in wrong
+    assert everything_below(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "inside", ["", "tables", "tables/new", "logs", "activations.zarr", "activations.zarr/new",
+               "report/../tables"]
+)  # fmt: skip
+def test_a_runs_own_folders_are_no_place_for_a_report(run_folder, tmp_path, inside):
+    before = everything_below(run_folder)
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"out={run_folder / inside}")
+    assert code == 2
+    assert "the run" in wrong
+    assert everything_below(run_folder) == before
+    with pytest.raises(SettingsError, match="the run s3://bucket/run"):
+        Output(f"s3://bucket/run/{inside.removeprefix('report/../')}", ["s3://bucket/run/"])
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_report_that_was_stopped_is_made_anew(run_folder, tmp_path, monkeypatch):
+    """After a stop at every write, the same command ends with the same files, none left over."""
+    out = tmp_path / "out"
+
+    def make(neurons):
+        settings = pieces.ReportSettings(neurons=neurons, sample=2)
+        job = ReportJob(runs=[str(run_folder)], out=str(out), report=settings)
+        return report_job(job, quiet())
+
+    make("none")
+    expected = everything_below(out)
+    real = RunFolder.write
+    number = stop = 0
+
+    def write(folder, key, data):
+        nonlocal number
+        number += 1
+        if number == stop:
+            raise OSError("stopped")
+        real(folder, key, data)
+
+    while number >= stop:
+        make("classified")
+        number, stop = 0, stop + 1
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "write", write)
+            with contextlib.suppress(OSError):
+                make("none")
+        make("none")
+        assert everything_below(out) == expected
+    assert stop > len(expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("neurons=some", "classified, all or none"),
+        ("contexts=1000000", "expected 0 to 100"),
+        ("context_tokens=1001", "expected 0 to 1000"),
+        ("max_bytes=-1", "expected 0 or more"),
+    ],
+)
+def test_settings_of_the_report_are_checked(run_folder, setting, expected):
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"report.{setting}")
+    assert code == 2
+    assert expected in wrong
+
+
+def test_names_in_any_script_cause_no_warning(run_folder, tmp_path):
+    moved = shutil.copytree(run_folder, tmp_path / "run")
+    text = (moved / "run.yaml").read_text()
+    (moved / "run.yaml").write_text(
+        re.sub(r"(model:\n(?:    .*\n)*?    name: ).*(?:\n      .*)*", r"\1模型🙂", text, count=1),
+    )
+    assert LoadedRun(str(moved)).name == "模型🙂"
+    code, _, wrong = run_job(
+        "report", f"runs=[{moved}]", f"out={tmp_path / 'out'}", "report.neurons=none"
+    )  # in which a warning is an error
+    assert (code, wrong) == (0, "")
 
 
 # The data.
@@ -513,8 +637,9 @@ def server(report, run, tmp_path_factory):
         server.shutdown()
 
 
-def ask(url, host=None):
-    request = urllib.request.Request(url, headers={"Host": host} if host else {})
+def ask(url, host=None, method="GET"):
+    headers = {"Host": host} if host else {}
+    request = urllib.request.Request(url, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
@@ -527,6 +652,27 @@ def test_the_server_gives_pages_and_details(server, report):
     status, content = ask(server + "/live/0/0/0.js")
     assert status == 200
     assert content.startswith(b'NS.detail(0,0,{"0":')
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_every_method_checks_the_host_and_follows_no_link_outwards(report, tmp_path, method):
+    out = shutil.copytree(report, tmp_path / "out")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/index.html").write_text("mine")
+    (out / "folder").symlink_to(tmp_path / "secret")
+    (out / "file.html").symlink_to(tmp_path / "secret/index.html")
+    (out / "below").mkdir()
+    (out / "below/index.html").symlink_to(tmp_path / "secret/index.html")
+    (out / "inside.html").symlink_to("index.html")
+    with make_server(out, lambda *_: b"NS", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for path in ("/", "/index.html", "/live/0/0/0.js", "/inside.html"):
+            assert ask(address + path, method=method)[0] == 200
+            assert ask(address + path, "elsewhere.example", method) == (403, b"")
+        for path in ("/folder/", "/folder/index.html", "/file.html", "/below/", "/none"):
+            assert ask(address + path, method=method)[0] == 404
+        server.shutdown()
 
 
 def test_the_server_gives_nothing_else(server):

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuronstats.report.notebook import LoadedRun
+from neuronstats.report.output import Output
 from neuronstats.report.page.detail import detail
 from neuronstats.report.page.search import encoded, script, write_search
 from neuronstats.report.settings import ReportSettings
 from neuronstats.stats.curves import TYPES
-from neuronstats.store.folder import RunFolder
 
 PIECE_NEURONS = 16  # details loaded together
 DEAD, SUPPRESS_KNOWN, SUPPRESSES, POSITIONAL, STRONG, COVERED = 1, 16, 32, 64, 1024, 2048
@@ -128,8 +128,16 @@ class Budget:
     """Neurons chosen that did not: the limit was reached."""
 
 
+def planned_files(run: LoadedRun, number: int, settings: ReportSettings) -> set[str]:
+    """Return every file that write_run may write."""
+    pieces = len(list(groups(chosen(run, settings), run.layout.num_neurons)))
+    names = [f"d{index:05d}" for index in range(pieces)]
+    names += [f"{kind}{layer:03d}" for kind in "nt" for layer in range(run.num_layers)]
+    return {f"data/r{number}/{name}.js" for name in (*names, "search", "words")}
+
+
 def write_run(
-    folder: RunFolder,
+    folder: Output,
     run: LoadedRun,
     number: int,
     settings: ReportSettings,
