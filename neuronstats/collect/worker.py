@@ -61,7 +61,7 @@ class ShardWorker:
     ) -> None:
         _log_to_file(location)
         try:
-            self._run = Run.open(location)
+            self._run = Run.open(location, patient=True)
         except SettingsError as error:
             raise UserError(
                 f"{error} The worker on {platform.node()} looked for it: on a cluster the run must"

@@ -31,7 +31,7 @@ from neuronstats.stats.ngrams import NgramCounts, NgramRows, count_ngrams
 from neuronstats.stats.position_coverage import consistency, coverage
 from neuronstats.stats.settings import ReduceSettings
 from neuronstats.store import tables
-from neuronstats.store.folder import told
+from neuronstats.store.faults import storage_errors
 from neuronstats.store.layout import PARTIAL, POSITIONS, Layout, Shard
 from neuronstats.store.run import REPAIR, Run
 
@@ -152,7 +152,7 @@ class BlockWorker:
     def __init__(
         self, location: str, shards: Sequence[Shard], settings: ReduceSettings, model: ModelSettings
     ) -> None:
-        self._run = Run.open(location)
+        self._run = Run.open(location, patient=True)
         self._shards, self._settings = shards, settings
         self._num_sequences = sum(shard.num_sequences for shard in shards)
         self._ids = {}
@@ -168,7 +168,7 @@ class BlockWorker:
         neurons = slice(block.first, block.last)
         by_domain, by_shard = self._merge_counts(block)
         counts = by_domain.sum(axis=0)  # [position, neuron]
-        with told("write", f"{self._run.folder.location}/{PARTIAL}"):
+        with storage_errors("write", f"{self._run.folder.location}/{PARTIAL}"):
             self._positions["counts"][block.layer, :, neurons] = counts
             self._positions["counts_by_domain"][:, block.layer, :, neurons] = by_domain
         found: dict[int, NgramCounts] = {}

@@ -30,8 +30,8 @@ from neuronstats.reduce.project import SuppressionWorker
 from neuronstats.reduce.project import memory_terms as projection_memory
 from neuronstats.reduce.settings import ReduceJob
 from neuronstats.stats import ngram_ids
-from neuronstats.store import tables
-from neuronstats.store.folder import told
+from neuronstats.store import manifest, tables
+from neuronstats.store.faults import storage_errors
 from neuronstats.store.layout import PARTIAL, TABLES, Shard
 from neuronstats.store.run import REPAIR, Run
 from neuronstats.units import duration, short, size
@@ -162,12 +162,13 @@ class _Reduction:
             "shards": len(self._shards),
             "layers": self._num_layers,
             "complete": len(self._shards) == num_shards,
+            **manifest.MARK,
         }
         with run.folder.lock():
             if run.layout.num_bitmaps:
                 NgramStore(run, self._shards).prepare(lengths)
             files = tables.TableFiles(run.folder, metadata)
-            with told("write", f"{run.folder.location}/{PARTIAL}"):
+            with storage_errors("write", f"{run.folder.location}/{PARTIAL}"):
                 create_positions(run, self._shards, self._blocks, metadata)
             merged = layerstats.Merge(run.layout, self._num_layers, lengths, self._num_tokens)
             with connect(

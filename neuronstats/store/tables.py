@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuronstats.errors import UserError
+from neuronstats.store import manifest
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import PARTIAL, TABLES
 
@@ -81,7 +82,7 @@ class TableFiles:
     """
 
     def __init__(self, folder: RunFolder, metadata: Mapping[str, Any]) -> None:
-        self._folder = folder
+        self._folder, self._about = folder, metadata
         self._metadata = {METADATA: json.dumps(metadata, sort_keys=True, default=str).encode()}
         self._open: dict[str, tuple[pq.ParquetWriter, io.BytesIO]] = {}
         folder.clear(f"{PARTIAL}/")
@@ -99,7 +100,7 @@ class TableFiles:
         for name, (writer, sink) in self._open.items():
             writer.close()
             self._folder.write(f"{PARTIAL}/{name}.parquet", sink.getvalue())
-        self._folder.replace(PARTIAL, TABLES)
+        manifest.publish(self._folder, self._about)
 
 
 def read_table(folder: RunFolder, name: str) -> pa.Table:
