@@ -83,8 +83,8 @@ class RunFolder:
             except FileNotFoundError:
                 return None
 
-    def write(self, key: str, data: bytes) -> None:
-        """Write or replace an object."""
+    def write(self, key: str, data: bytes | Path) -> None:
+        """Write or replace an object, with bytes or a file's content."""
         with told("write", f"{self.location}/{key}"):
             obstore.put(self._store, key, data)
 

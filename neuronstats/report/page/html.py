@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import pyarrow.compute as pc
 
-from neuronstats.reduce.gather import NEVER_SEEN_BOUND
 from neuronstats.report.figures.frame import Drawing, NamedRun
 from neuronstats.report.page.data import Advance, Budget, write_run
 from neuronstats.report.settings import ReportSettings
+from neuronstats.stats.dead import NEVER_SEEN_BOUND
 from neuronstats.store.folder import RunFolder
 from neuronstats.units import short
 
