@@ -121,8 +121,8 @@ class RunFolder:
         except FileNotFoundError:
             return False
 
-    def write(self, key: str, data: bytes) -> None:
-        """Write or replace an object."""
+    def write(self, key: str, data: bytes | Path) -> None:
+        """Write or replace an object, with bytes or a file's content."""
         self._step("write", key, lambda: obstore.put(self._store, key, data))
 
     def create(self, key: str, data: bytes) -> bool:

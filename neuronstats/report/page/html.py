@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import pyarrow.compute as pc
 
-from neuronstats.reduce.gather import NEVER_SEEN_BOUND
 from neuronstats.report.figures.frame import Drawing, NamedRun
 from neuronstats.report.output import Output
 from neuronstats.report.page.data import Advance, Budget, planned_files, write_run
 from neuronstats.report.settings import ReportSettings
+from neuronstats.stats.dead import NEVER_SEEN_BOUND
 from neuronstats.units import short
 
 ASSETS = "assets"
