@@ -23,7 +23,16 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neuronstats.errors import DONE, FAILED, INTERRUPTED, WRONG_SETTINGS, SettingsError, UserError
+from neuronstats.errors import (
+    DONE,
+    FAILED,
+    GONE,
+    INTERRUPTED,
+    WRONG_SETTINGS,
+    GoneError,
+    SettingsError,
+    UserError,
+)
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -41,7 +50,8 @@ def job(
 
     Returns:
         A decorator; what it returns reads the command line and ends the process with the
-        contract's exit code: 0 done, 1 failed, 2 wrong settings, 130 interrupted.
+        contract's exit code: 0 done, 1 failed, 2 wrong settings, 75 the cluster or the
+        store went away, 130 interrupted.
     """
 
     def decorate(function: Callable[[Settings], int | None]) -> Callable[[], None]:
@@ -63,6 +73,8 @@ def _finish(function: Callable[[Settings], int | None], name: str, schema: type[
         return DONE if config is None else function(to_settings(config, schema)) or DONE
     except SettingsError as error:
         return _complain(error, WRONG_SETTINGS)
+    except GoneError as error:
+        return _complain(error, GONE)
     except UserError as error:
         return _complain(error, FAILED)
     except KeyboardInterrupt:
