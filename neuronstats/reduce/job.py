@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronstats.cluster.pool import Pool, connect, local_workers
+from neuronstats.cluster.nodes import Node, place
+from neuronstats.cluster.pool import Pool
+from neuronstats.cluster.start import connect
 from neuronstats.console import Console
 from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator, probe, written
@@ -156,8 +158,9 @@ class _Reduction:
             ("work", f"{len(self._blocks)} blocks of up to {self._blocks[0].last} neurons"),
         ]
         if settings.address is None:
-            workers = local_workers(settings, machine, self._worker_bytes)
-            rows.append(("workers", str(workers.count)))
+            here = [Node.of(machine)]
+            workers = place(settings, here, memory=self._worker_bytes, per_core=True)
+            rows.append(("workers", str(workers)))
         rows += [(f"memory, {what}", written(terms)) for what, terms in self._terms.items()]
         self._console.table("plan", rows)
 
