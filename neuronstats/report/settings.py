@@ -12,10 +12,11 @@ _LIMITS = {"sample": None, "contexts": 100, "context_tokens": 1000, "max_bytes":
 class ReportSettings:
     """What the page holds."""
 
-    neurons: str = "classified"
-    """Neurons with detail on the page: classified (detectors and positional ones), all, none."""
+    neurons: str = "all"
+    """Neurons with detail on the page: all (up to max_bytes, detectors and positional ones first),
+    classified (detectors, positional ones and a sample of the others), none."""
     sample: int = 200
-    """Further neurons with detail in each run, spread evenly over those not classified."""
+    """Size of that sample in each run, spread evenly over the neurons not classified."""
     contexts: int = 10
     """Example contexts of a neuron with detail, at most 100; 0: none."""
     context_tokens: int = 20
