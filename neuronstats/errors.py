@@ -13,3 +13,19 @@ class SettingsError(UserError):
 
 class ServiceGoneError(UserError):
     """The cluster or the object store went away. Jobs end with exit code 75: run them again."""
+
+
+def expect(key: str, value: object, words: str, *, met: bool) -> None:
+    """Check a setting.
+
+    Args:
+        key: its name on the command line, such as `ray.workers`.
+        value: what it is.
+        words: what it should be.
+        met: whether it is.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if not met:
+        raise SettingsError(f"{key}={value}: expected {words}.")
