@@ -10,8 +10,8 @@ from benchmarks.rounds import Contestant, Findings, Rounds
 from benchmarks.settings import Sizes
 from benchmarks.subject import BOS, VOCABULARY
 from neuronstats import bits
+from neuronstats.stats.ngram_counts import count_ngrams, projected_bytes
 from neuronstats.stats.ngram_ids import NgramIds, build_ngram_ids
-from neuronstats.stats.ngrams import count_ngrams, projected_bytes
 from neuronstats.stats.settings import NgramSettings
 from neuronstats.units import short, size
 

@@ -44,7 +44,8 @@ class Written:
     def with_thread(self) -> None:
         """Write layers in a thread while the next ones are computed, as a collect worker does."""
         writer = ShardWriter(self._run, self._run.layout.shards[0])
-        write_layers(self._swept.sweep(self._subject.tokens), writer, self._writing)
+        for _ in write_layers(self._swept.sweep(self._subject.tokens), writer, self._writing):
+            pass
 
     def read(self) -> Bitmaps:
         """Read back what was written last."""

@@ -25,7 +25,16 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neuronstats.errors import DONE, FAILED, INTERRUPTED, WRONG_SETTINGS, SettingsError, UserError
+from neuronstats.errors import (
+    DONE,
+    FAILED,
+    GONE,
+    INTERRUPTED,
+    WRONG_SETTINGS,
+    ServiceGoneError,
+    SettingsError,
+    UserError,
+)
 
 PACKAGE = Path(__file__).parent
 # In a wheel jobs/ and conf/ are inside the package; in a checkout they lie beside it.
@@ -61,7 +70,8 @@ def job(
 
     Returns:
         A decorator; what it returns reads the command line and ends the process with the
-        contract's exit code: 0 done, 1 failed, 2 wrong settings, 130 interrupted.
+        contract's exit code: 0 done, 1 failed, 2 wrong settings, 75 a service went away, 130
+        interrupted.
     """
 
     def decorate(function: Callable[[Settings], int | None]) -> Callable[[], None]:
@@ -83,6 +93,8 @@ def _finish(function: Callable[[Settings], int | None], name: str, schema: type[
         return DONE if config is None else function(to_settings(config, schema)) or DONE
     except SettingsError as error:
         return _complain(error, WRONG_SETTINGS)
+    except ServiceGoneError as error:
+        return _complain(error, GONE)
     except UserError as error:
         return _complain(error, FAILED)
     except KeyboardInterrupt:

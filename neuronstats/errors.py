@@ -1,6 +1,6 @@
-"""The two errors meant for people: what was wrong, what was expected, what to do."""
+"""The errors meant for people: what was wrong, what was expected, what to do; exit codes."""
 
-DONE, FAILED, WRONG_SETTINGS, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_SETTINGS, GONE, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class UserError(ValueError):
@@ -9,6 +9,10 @@ class UserError(ValueError):
 
 class SettingsError(UserError):
     """The settings are wrong, and nothing was touched yet. Jobs end with exit code 2."""
+
+
+class ServiceGoneError(UserError):
+    """The cluster or the object store went away. Jobs end with exit code 75: run them again."""
 
 
 def expect(key: str, value: object, words: str, *, met: bool) -> None:

@@ -595,7 +595,7 @@ def test_parts_of_the_store_that_changed(done):
 
 @pytest.mark.parametrize("layer", [1, 2])
 def test_weights_that_are_not_finite(desk, layer, tmp_path, monkeypatch):
-    from neuronstats.cluster import pool as cluster
+    from neuronstats.cluster import start as cluster
 
     damaged = models.tiny_opt("pre")
     with torch.no_grad():
@@ -637,7 +637,7 @@ def test_gpu_that_is_not_there(desk, monkeypatch):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
 def test_ray_that_is_not_there(desk, monkeypatch, address):
-    from neuronstats.cluster import pool as cluster
+    from neuronstats.cluster import start as cluster
 
     monkeypatch.setattr("neuronstats.collect.job.connect", cluster.connect)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what auto finds: a cluster that has ended

@@ -4,14 +4,16 @@ import contextlib
 import dataclasses
 import time
 
-from neuronstats.cluster.pool import Pool, connect, local_workers
+from neuronstats.cluster.nodes import Workers
+from neuronstats.cluster.pool import Pool
+from neuronstats.cluster.start import connect, this_node
 from neuronstats.collect.plan import Plan
 from neuronstats.collect.prepare import Collect, is_small
 from neuronstats.collect.settings import CollectJob
 from neuronstats.collect.worker import ShardSummary, ShardWorker, describe
 from neuronstats.console import Console
 from neuronstats.errors import INTERRUPTED, UserError
-from neuronstats.machine import Machine, probe, written
+from neuronstats.machine import probe, written
 from neuronstats.model.source import absolute
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import Shard
@@ -19,7 +21,7 @@ from neuronstats.store.run import Run
 from neuronstats.units import duration, short, size
 
 
-def show_plan(plan: Plan, machine: Machine, console: Console, *, exact: bool) -> None:
+def show_plan(plan: Plan, workers: Workers, console: Console, *, exact: bool) -> None:
     """Print what the run will take."""
     work = plan.work
     about = "" if exact else "about "
@@ -32,7 +34,7 @@ def show_plan(plan: Plan, machine: Machine, console: Console, *, exact: bool) ->
         ),
         ("layers", f"{layers}; {work.shape.neurons} neurons each"),
         ("shards", f"{work.num_shards} of up to {work.shard_sequences} sequences, {batches}"),
-        ("workers", f"{work.workers}, {'one GPU each' if work.on_gpu else 'CPU'}"),
+        ("workers", f"{workers}, {'one GPU each' if work.on_gpu else 'CPU'}"),
         (
             "weights",
             "stay in memory"
@@ -58,13 +60,9 @@ def collect(settings: CollectJob, console: Console) -> int:
         pool: Pool | None = None
         if settings.ray.address is not None:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
-            [(_, machine)] = pool.run(_Probe, (), ["probing a worker's machine"])
-            workers = pool.workers
-        else:
-            machine = probe()
-            workers = local_workers(settings.ray, machine)
-        plan = job.choose(machine, workers, job.corpus_size(corpus))
-        show_plan(plan, machine, console, exact=exact)
+        nodes = [this_node(settings.ray, probe())] if pool is None else pool.nodes
+        plan, workers = job.choose(nodes, job.corpus_size(corpus))
+        show_plan(plan, workers, console, exact=exact)
         if settings.plan:
             return 0
         job.fetch_weights()
@@ -73,14 +71,9 @@ def collect(settings: CollectJob, console: Console) -> int:
         todo = remaining(run, settings, console)
         if todo and pool is None:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
+        elif pool is not None:
+            pool.workers = workers
         return _run_shards(run, todo, pool, settings, plan, console)
-
-
-class _Probe:
-    """Looks at the machine that a worker is on."""
-
-    def __call__(self, _: str) -> Machine:
-        return probe()
 
 
 def remaining(run: Run, settings: CollectJob, console: Console) -> list[Shard]:
@@ -123,16 +116,17 @@ def _run_shards(
         assert pool is not None
         total = sum(shard.num_sequences for shard in todo) * positions
         with console.progress("collect", total, "tokens") as advance:
-            args = (location, settings.model, plan.work, pool.tell)
-            left = {str(shard) for shard in todo}
+            args = (location, settings.model, plan.work)
+            layer_tokens = {
+                str(shard): shard.num_sequences * positions / plan.work.num_layers for shard in todo
+            }
 
             def tick(tokens: int = 0) -> None:
-                told = sum(n for shard, n in pool.tell.heard().items() if shard in left)
-                advance(tokens, f"{len(finished)}/{len(todo)} shards", told)
+                underway = sum(layer_tokens[name] * n for name, n in pool.reached.items())
+                advance(tokens, f"{len(finished)}/{len(todo)} shards", underway)
 
-            for shard, summary in pool.run(ShardWorker, args, todo, tick=tick):
+            for _, summary in pool.run(ShardWorker, args, todo, tick=tick):
                 finished.append(summary)
-                left.remove(str(shard))
                 tick(summary.tokens)
     seconds = time.monotonic() - start
     if len(finished) < len(todo):

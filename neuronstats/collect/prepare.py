@@ -4,14 +4,14 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 
-from neuronstats.cluster.pool import Workers
+from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.collect import plan as planning
 from neuronstats.collect.plan import Plan, Work
 from neuronstats.collect.settings import CollectJob
@@ -22,7 +22,7 @@ from neuronstats.corpus.files import find_files
 from neuronstats.corpus.packing import read_corpus
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError
-from neuronstats.machine import Machine, free_disk_bytes
+from neuronstats.machine import free_disk_bytes
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.decoder import check_weights, has_positions
 from neuronstats.model.settings import Dtype
@@ -127,10 +127,10 @@ class Collect:
             (max(1, int(tokens / positions / num_domains)),) * num_domains, positions
         )
 
-    def choose(self, machine: Machine, workers: Workers, corpus: planning.Corpus) -> Plan:
+    def choose(self, nodes: Sequence[Node], corpus: planning.Corpus) -> tuple[Plan, Workers]:
         """Make the plan; what the settings leave open is taken from the run, if there is one."""
         settings = self.settings.collect
-        on_gpu = workers.gpus > 0
+        on_gpu = place(self.settings.ray, nodes).gpus > 0
         dtype = self.dtype(on_gpu=on_gpu)
         work = Work(
             shape=self.shape,
@@ -142,11 +142,11 @@ class Collect:
             dtype_bytes=dtype.itemsize,
             stored_bytes=self.checkpoint.dtype.itemsize,
             on_gpu=on_gpu,
-            workers=workers.count,
         )
         return planning.choose(
             work,
-            machine,
+            self.settings.ray,
+            nodes,
             free_disk_bytes(self.location),
             shard_sequences=self._open_choice(settings.shard_sequences, "collect.shard_sequences"),
             batch_sequences=self._open_choice(settings.batch_sequences, "collect.batch_sequences"),
@@ -266,7 +266,7 @@ def _difference(old: Any, new: Any) -> str:
 def _separator(config: Any) -> int:
     """The token between documents: the end of sequence, which OPT was trained with."""
     end = config.eos_token_id
-    end = end[0] if isinstance(end, list) else end
+    end = (end[0] if end else None) if isinstance(end, list) else end
     return int(config.bos_token_id if end is None else end)
 
 

@@ -4,19 +4,23 @@ from dataclasses import dataclass, field
 
 from neuronstats.errors import expect
 
+# The largest values that a page can be read with: a context takes bytes and time.
+_LIMITS = {"sample": None, "contexts": 100, "context_tokens": 1000, "max_bytes": None}
+
 
 @dataclass(kw_only=True, slots=True)
 class ReportSettings:
     """What the page holds."""
 
-    neurons: str = "classified"
-    """Neurons with detail on the page: classified (detectors and positional ones), all, none."""
+    neurons: str = "all"
+    """Neurons with detail on the page: all (up to max_bytes, detectors and positional ones first),
+    classified (detectors, positional ones and a sample of the others), none."""
     sample: int = 200
-    """Further neurons with detail in each run, spread evenly over those not classified."""
+    """Size of that sample in each run, spread evenly over the neurons not classified."""
     contexts: int = 10
-    """Example contexts of a neuron with detail; 0: none."""
+    """Example contexts of a neuron with detail, at most 100; 0: none."""
     context_tokens: int = 20
-    """Tokens shown on either side of an activation."""
+    """Tokens shown on either side of an activation, at most 1000."""
     max_bytes: int = 200_000_000
     """Bytes that the neurons' details may take in all; what is left out is said on the page."""
 
@@ -24,9 +28,12 @@ class ReportSettings:
         """Refuse what cannot be meant."""
         known = self.neurons in ("classified", "all", "none")
         expect("report.neurons", self.neurons, "classified, all or none", met=known)
-        for name in ("sample", "contexts", "context_tokens", "max_bytes"):
+        for name, most in _LIMITS.items():
             value = getattr(self, name)
-            expect(f"report.{name}", value, "0 or more", met=value >= 0)
+            words = "0 or more" if most is None else f"0 to {most}"
+            expect(
+                f"report.{name}", value, words, met=value >= 0 and (most is None or value <= most)
+            )
 
 
 @dataclass(kw_only=True, slots=True)
