@@ -20,7 +20,7 @@ def flips(subject: Subject) -> Findings:
     reference = _recorded(subject, REFERENCE)
     activations = sum(int(count(bitmap).sum()) for bitmap in reference)
     cells = subject.num_tokens * subject.shape.neurons
-    findings = Findings()
+    findings = Findings(facts=subject.facts)
     findings.facts.append(
         (
             "activated, float32",

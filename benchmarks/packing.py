@@ -31,7 +31,8 @@ def packing(
         num_sequences: counted at once; an eighth of them, at least one, is packed at once.
         device: where the layer's output is.
     """
-    findings = Findings()
+    layer = f"{num_neurons} neurons, {num_positions} positions, {num_sequences} sequences counted"
+    findings = Findings(facts=[("random layer", layer)])
     generator = torch.Generator().manual_seed(0)
     few = max(1, num_sequences // 8)
     bias = float(torch.special.ndtri(torch.tensor(ACTIVE)))

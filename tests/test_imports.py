@@ -82,3 +82,9 @@ def test_one_importer(library, owner):
 def test_jobs_import_nothing_of_each_other():
     for path in JOBS:
         assert not any(name.split(".")[0] == "jobs" for name in imported(path)), path.name
+
+
+def test_the_architecture_page_lists_every_file():
+    from tools import tree
+
+    assert tree.page() == tree.PAGE.read_text(), "run: python tools/tree.py"

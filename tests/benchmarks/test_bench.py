@@ -239,6 +239,7 @@ def test_bounds():
     assert (Value("read", 1.0, "").met, Value("read", 1.0, "").goal) == (True, "")
 
 
+@pytest.mark.slow  # two processes that import torch
 def test_a_child_tells_its_peak():
     small, large = (Child("holder", partial(_holder, n << 20), None) for n in (1, 256))
     try:
@@ -259,6 +260,7 @@ def test_what_fails_in_a_child_is_told():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_forward_on_a_gpu(tmp_path):
     report, shown = run(tmp_path, parts=["forward"], rounds=1, device="cuda")
     assert report.parts["forward"].timings
