@@ -58,7 +58,7 @@ class Cap:
         return next((file for file in files if file.exists()), None)
 
     def take(self, process: int) -> None:
-        """Take a process in."""
+        """Put a process into it."""
         (self._folder / "cgroup.procs").write_text(str(process))
 
     def set(self, limit_bytes: int) -> None:

@@ -80,7 +80,7 @@ def _pack(findings: Findings, rounds: Rounds, values: Tensor, num_positions: int
 
 
 def _per_core(what: str, timing: Timing, device: torch.device, goal: float | None) -> Value:
-    """Give a rate: on the CPU of one core, by its own time; the goal is the CPU's."""
+    """Return a rate: on the CPU of one core, by its own time; the goal is the CPU's."""
     if device.type == "cpu":
         return Value(what, timing.rate_by_cpu, "activations/s of processor time", least=goal)
     return Value(what, timing.rate, "activations/s")

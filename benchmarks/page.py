@@ -93,7 +93,7 @@ def _chromium() -> str | None:
 
 
 def browser_is_here() -> bool:
-    """Tell whether chromium, chromedriver and selenium are all installed."""
+    """Return whether chromium, chromedriver and selenium are all installed."""
     selenium = importlib.util.find_spec("selenium")
     return bool(selenium and _chromium() and shutil.which("chromedriver"))
 
@@ -165,7 +165,7 @@ def page(rounds: Rounds, num_layers: int, scratch: Path) -> Findings:
         found = []
         for number in range(rounds.rounds):
             found.append(drive(browser, address))
-            rounds.tell(f"round {number + 1} of {rounds.rounds}")
+            rounds.report(f"round {number + 1} of {rounds.rounds}")
     finally:
         browser.quit()
     findings.ratios += _answers(found)
@@ -173,7 +173,7 @@ def page(rounds: Rounds, num_layers: int, scratch: Path) -> Findings:
 
 
 def _answers(found: Sequence[Mapping[str, float]]) -> list[Ratio]:
-    """Hold what was measured against what was promised; what loads data first has no goal."""
+    """Compare what was measured with what was promised; what loads data first has no goal."""
     ratios = []
     for name in found[0]:
         seconds = tuple(each[name] for each in found)
@@ -185,6 +185,6 @@ def _answers(found: Sequence[Mapping[str, float]]) -> list[Ratio]:
 
 
 def _within(what: str, values: Sequence[float], limit: float, words: str) -> Ratio:
-    """Say how many times what was measured fits into its limit."""
+    """Return how many times what was measured fits into its limit."""
     times = tuple(limit / value for value in values)
     return Ratio(f"{words} / {what}", times, max(times), None, goal=1.0)

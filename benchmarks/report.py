@@ -30,7 +30,7 @@ class Report:
         self._noise: dict[str, str] = {}
 
     def add(self, name: str, findings: Findings) -> None:
-        """Take in a part that was just measured."""
+        """Add a part that was just measured."""
         self.parts[name] = findings
         spreads = [timing.spread for timing in findings.timings] or [1.0]
         load, self._load_before = self._load_before, os.getloadavg()[0]

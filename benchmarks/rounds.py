@@ -115,13 +115,13 @@ class Rounds:
         rounds: rounds that count; in each, every contestant is called once.
         warmups: rounds before, at least 1, which do not count.
         on_gpu: wait for the GPU before the clock is read.
-        tell: called with a line after each round.
+        report: called with a line after each round.
     """
 
     rounds: int
     warmups: int
     on_gpu: bool
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
 
     def measure(
         self, contestants: Sequence[Contestant], unit: str, *, least_seconds: float = 0.0
@@ -150,7 +150,7 @@ class Rounds:
                     wall[name].append(seconds)
                     cpu[name].append(cpu_seconds)
             if number >= 0:
-                self.tell(f"round {number + 1} of {self.rounds}")
+                self.report(f"round {number + 1} of {self.rounds}")
         return {
             c.name: Timing(c.name, unit, c.work, tuple(wall[c.name]), tuple(cpu[c.name]))
             for c in contestants

@@ -32,7 +32,7 @@ def starting(rounds: Rounds, scratch: Path, max_tokens: int) -> Findings:
         seconds, share = _run(scratch / f"start-{number}", max_tokens)
         starts.append(seconds)
         shares.append(share)
-        rounds.tell(f"round {number + 1} of {rounds.rounds}")
+        rounds.report(f"round {number + 1} of {rounds.rounds}")
     least, most = PEAK_GOALS
     times = ", ".join(f"{seconds:.1f}" for seconds in starts)
     return Findings(
@@ -45,7 +45,7 @@ def starting(rounds: Rounds, scratch: Path, max_tokens: int) -> Findings:
 
 
 def _run(run: Path, max_tokens: int) -> tuple[float, float]:
-    """Give seconds until a worker starts on the first shard, and the peak's share of the plan."""
+    """Return seconds until a worker starts on the first shard, and the peak's share of the plan."""
     start = time.monotonic()
     settings = [f"run={run}", f"data.max_tokens={max_tokens}"]
     process = subprocess.Popen(

@@ -157,7 +157,7 @@ def _errors_let_through() -> Iterator[None]:
 
 
 def _refusal(error: Exception, schema: type[Any]) -> str:
-    """Say which override is wrong, what there is, and what to do."""
+    """Write which override is wrong, what there is, and what to do."""
     for override in sys.argv[1:]:
         key, _, value = override.lstrip("+~").partition("=")
         is_flag = override.startswith("-") or "=" not in override  # or a flag's value
@@ -179,7 +179,7 @@ def _refusal(error: Exception, schema: type[Any]) -> str:
 
 
 def _unknown(key: str, value: str, schema: type[Any]) -> str | None:
-    """Say what there is instead, if there is no such setting or no such choice of a group."""
+    """Return what there is instead, if there is no such setting or choice of a group."""
     choices = _groups(schema).get(key)
     if choices is not None:
         if not value or value in choices or "," in value:
@@ -221,7 +221,7 @@ def _own_folders() -> list[Path]:
 
 
 def _meaning(key: str, schema: type[Any]) -> str:
-    """What stands under a setting in its dataclass."""
+    """Return what stands under a setting in its dataclass."""
     *outer, name = key.split(".")
     at: Any = schema
     for part in outer:

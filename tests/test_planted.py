@@ -127,15 +127,3 @@ def test_suppression_is_decided_with_room(counted):
     values = [row["trigger_projection"] for row in rows["neurons"] if row["suppresses"] is not None]
     assert len(values) == 9
     assert min(abs(value) for value in values) > planted.SUPPRESSION / 5
-
-
-def test_every_kind_is_planted():
-    kinds = {neuron.kind for neuron in planted.NEURONS}
-    assert kinds == {
-        "dead", "dead_on_corpus", "always", "bos", "token", "tokens", "tokens_and_trace",
-        "sometimes", "many", "bigram", "trigram", "after", "extremes", "wave", "half_place", "line",
-    }  # fmt: skip
-    types = {(neuron.position_type, neuron.position_strong) for neuron in planted.NEURONS}
-    extremes = ("both_extremes", "one_extreme", "oscillatory")
-    named = {(name, strong) for name in extremes for strong in (True, False)}
-    assert types == named | {("other", True), (None, None)}

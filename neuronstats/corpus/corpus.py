@@ -37,7 +37,7 @@ class Corpus:
     """Names, each of at least one sequence, in the order of the settings or of appearance."""
 
     def __post_init__(self) -> None:
-        """Hold our own code to the shapes and types above."""
+        """Check the shapes and types above."""
         num_sequences = self.tokens.shape[0]
         assert self.tokens.ndim == 2, self.tokens.shape
         assert self.tokens.dtype in (np.uint16, np.uint32), self.tokens.dtype
@@ -60,17 +60,17 @@ class Corpus:
 
 
 def block_sequences(num_positions: int) -> int:
-    """Give the number of sequences to look at at once, at least 1."""
+    """Return the number of sequences to look at at once, at least 1."""
     return max(1, BLOCK_TOKENS // num_positions)
 
 
 def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
-    """Give the narrowest of the two types that holds every id of the vocabulary."""
+    """Return the narrower of the two types that holds every id of the vocabulary."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 def whole_sequences(max_tokens: int | None, num_positions: int) -> int | None:
-    """Say how many whole sequences a number of tokens allows.
+    """Compute how many whole sequences a number of tokens allows.
 
     Args:
         max_tokens: tokens in all, or None for no limit.
@@ -114,7 +114,7 @@ def allot(total: int, weights: Mapping[str, float]) -> dict[str, int]:
 def choose_sequences(
     available: Mapping[str, int], limit: int | None, shares: Mapping[str, float] | None
 ) -> dict[str, int]:
-    """Say how many sequences of each domain are taken.
+    """Compute how many sequences of each domain are taken.
 
     Args:
         available: whole sequences that there are of each domain found in the data.

@@ -201,7 +201,7 @@ def check_columns(place: str, names: Iterable[str], columns: Iterable[str]) -> l
 
 
 def value_in(row: dict[str, Any], column: str) -> Any:
-    """Take a column's value from a row.
+    """Return a column's value in a row.
 
     Args:
         row: values by column.
@@ -218,7 +218,7 @@ def value_in(row: dict[str, Any], column: str) -> Any:
 
 
 def text_in(place: str, row: dict[str, Any], column: str) -> str:
-    """Take the text from a row.
+    """Return the text of a row.
 
     Args:
         place: the row, for the message.
@@ -245,7 +245,7 @@ def text_in(place: str, row: dict[str, Any], column: str) -> str:
 
 
 def domain_in(row: dict[str, Any], column: str | None) -> str:
-    """Take the domain from a row.
+    """Return the domain of a row.
 
     Args:
         row: values by column.

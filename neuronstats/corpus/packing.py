@@ -105,7 +105,7 @@ def _read_array(settings: DataSettings, vocab_size: int, max_positions: int) -> 
 
 
 def _plentiful_shares(settings: DataSettings, max_tokens: int) -> dict[str, float] | None:
-    """Take the domains' proportions from their characters, where there is far more than is wanted.
+    """Estimate the domains' proportions by characters, where there is far more than is wanted.
 
     Reading is a hundred times faster than tokenising, so that little of a large collection costs
     little; of a small one all is tokenised, and its proportions are counted in sequences.
@@ -183,7 +183,7 @@ class _Stream:
         self.document: list[Ids] = []  # document: its tokens so far
 
     def join(self, ids: Ids, *, last: bool, separator_id: int) -> None:
-        """Take a document's next tokens (last ends it), after a separator where it begins."""
+        """Add a document's next tokens (last ends it), after a separator where it begins."""
         if ids.size and self.num_read and not self.inside:
             self._push(np.array([separator_id]))
         self._push(ids)
@@ -191,7 +191,7 @@ class _Stream:
         self.num_read += ids.size
 
     def cut(self, ids: Ids, *, last: bool, body: int) -> None:
-        """Take a document's next tokens; when last ends it, what fills whole pieces of body."""
+        """Add a document's next tokens; when last ends it, what fills whole pieces of body."""
         self.document.append(ids)
         self.num_read += ids.size
         if last:

@@ -118,7 +118,7 @@ def _check_shares(settings: DataSettings) -> None:
 
 
 def domain_shares(settings: DataSettings) -> dict[str, float] | None:
-    """Say how the domains share the tokens, as far as that is known before reading.
+    """Return how the domains share the tokens, as far as that is known before reading.
 
     Args:
         settings: the data's settings.

@@ -1,4 +1,4 @@
-"""Trains a small OPT from text, with or without positions, with checkpoints on the way."""
+"""Training a small OPT from text, with or without positions, with checkpoints on the way."""
 
 import copy
 import json
@@ -121,7 +121,7 @@ class _Run:
         self.log: list[dict[str, Any]] = []
 
     def resume(self) -> None:
-        """Take up the last saved state, if there is one."""
+        """Load the last saved state, if there is one."""
         path = self.out / "state.pt"
         if path.exists():
             state = torch.load(path, map_location=self.settings.device, weights_only=True)
@@ -168,7 +168,7 @@ class _Run:
         return loss.detach()
 
     def loss(self, ids: NDArray[np.uint16]) -> Tensor:
-        """Mean next-token loss of sequences [sequence, position], a scalar in nats."""
+        """Return the mean next-token loss of sequences [sequence, position], a scalar in nats."""
         device = torch.device(self.settings.device)
         low = self.settings.precision == "bfloat16"
         tokens = torch.from_numpy(ids.astype(np.int64)).to(device)
@@ -199,14 +199,14 @@ class _Run:
 
     @torch.no_grad()
     def heldout_loss(self) -> float:
-        """Mean loss over the held-out sequences, nats per token."""
+        """Return the mean loss over the held-out sequences, nats per token."""
         ids = self.heldout_ids[: self.settings.heldout_sequences]
         size = self.settings.batch_sequences
         parts = [ids[start : start + size] for start in range(0, len(ids), size)]
         return sum(self.loss(part).item() * len(part) for part in parts) / len(ids)
 
     def report(self, losses: list[Tensor], tokens_per_second: float, progress: Report) -> None:
-        """Note the losses, the held-out one where it is due, and tell the caller."""
+        """Note the losses, the held-out one where it is due, and report them."""
         settings = self.settings
         due = self.step % settings.heldout_every == 0 or self.step == settings.steps
         report = TrainProgress(

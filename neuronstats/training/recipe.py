@@ -14,7 +14,7 @@ from neuronstats.training.settings import TrainSettings
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The rate of a step, counted from 0: linear warm-up, then a cosine to the final share."""
+    """Return the rate of a step, counted from 0: linear warm-up, then a cosine to the final share."""
     warmup = max(1, round(settings.warmup_share * settings.steps))
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
@@ -24,7 +24,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 
 def batch_rows(settings: TrainSettings, step: int, num_sequences: int) -> NDArray[np.intp]:
-    """The training sequences of a step, counted from 0.
+    """Choose the training sequences of a step, counted from 0.
 
     Each epoch is a permutation of all sequences, decided by the seed and the epoch's number.
 
@@ -48,7 +48,7 @@ def _epoch_order(seed: int, epoch: int, num_sequences: int) -> NDArray[np.intp]:
 
 
 def build_model(settings: TrainSettings) -> Any:
-    """The untrained OPT: pre-LayerNorm, ReLU, tied embeddings, no dropout.
+    """Build the untrained OPT: pre-LayerNorm, ReLU, tied embeddings, no dropout.
 
     With and without positions all other weights start alike.
 
@@ -93,7 +93,7 @@ def build_model(settings: TrainSettings) -> Any:
 
 
 def build_optimizer(settings: TrainSettings, model: Any) -> torch.optim.AdamW:
-    """AdamW over what is trained of a model; only attention's and FFN's matrices decay."""
+    """Build AdamW over what is trained of a model; only attention's and FFN's matrices decay."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in trained if p.ndim >= 2 and "embed" not in name]
     others = [p for name, p in trained if p.ndim < 2 or "embed" in name]

@@ -59,7 +59,7 @@ def run(out, model=None, sizes=SIZES, page=None, **settings):
 
 
 def rounds(number):
-    return Rounds(number, 1, on_gpu=False, tell=lambda _: None)
+    return Rounds(number, 1, on_gpu=False, report=lambda _: None)
 
 
 def test_report(tmp_path, monkeypatch):
@@ -187,11 +187,11 @@ def test_flipped_bits_of_a_run(tiny_checkpoint, tmp_path, monkeypatch):
         pairs = list(zip(bits[dtype], bits[torch.float32], strict=True))
         flipped = sum(int((ours != theirs).sum()) for ours, theirs in pairs)
         activations = sum(int(layer.sum()) for layer in bits[torch.float32])
-        told = f"{flipped / activations:.3%} of the activations"
-        assert facts[f"{name}: flipped bits"] == told
+        wanted = f"{flipped / activations:.3%} of the activations"
+        assert facts[f"{name}: flipped bits"] == wanted
         by_layer = [1e6 * (a != b).sum() / a.size for a, b in pairs]
         assert facts[f"{name}: of a million, by layer"] == ", ".join(f"{x:.1f}" for x in by_layer)
-        assert told in shown
+        assert wanted in shown
     assert flipped > 0  # in bfloat16, so that the comparison above is not of nothing
 
 
