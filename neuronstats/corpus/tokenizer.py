@@ -149,7 +149,7 @@ def _batches(pieces: Iterable[Piece], batch_characters: int) -> Iterator[list[Pi
 
 @contextmanager
 def _plain_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[Tokenizer]:
-    """Yield the tokenizer's inside, set to read special tokens' names as text and to cut nothing."""
+    """Yield the tokenizer's inside, set to read special tokens as text and to cut nothing."""
     backend = tokenizer.backend_tokenizer
     encode_special, truncation = backend.encode_special_tokens, backend.truncation
     padding = backend.padding

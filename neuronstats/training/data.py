@@ -63,7 +63,7 @@ def prepare(
 
 
 def is_held_out(text: str, percent: int) -> bool:
-    """Return whether a document is held out; depends on its text alone, so that copies stay together."""
+    """Return whether a document is held out, by its text alone, so that copies stay together."""
     digest = hashlib.sha256(b"heldout:" + text.encode()).digest()
     return int.from_bytes(digest[:8], "big") % 100 < percent
 

@@ -14,7 +14,7 @@ from neuronstats.training.settings import TrainSettings
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """Return the rate of a step, counted from 0: linear warm-up, then a cosine to the final share."""
+    """Return the rate of a step, counted from 0: warm-up, then a cosine to the final share."""
     warmup = max(1, round(settings.warmup_share * settings.steps))
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
