@@ -134,6 +134,17 @@ class ReducedRun:
             return False
         return bool(self.neurons[name].null_count < len(self.neurons))
 
+    def meanings(self, name: str = "neurons") -> dict[str, str]:
+        """Return one line on each column of a table; nothing where the run has none of this name.
+
+        Tables made before columns said their meaning have empty lines.
+        """
+        file = self._file(name)
+        fields = [] if file is None else file.schema_arrow
+        return {
+            field.name: (field.metadata or {}).get(tables.MEANING, b"").decode() for field in fields
+        }
+
     def table(self, name: str) -> pa.Table | None:
         """Return a whole table; None where the run has none of this name."""
         file = self._file(name)

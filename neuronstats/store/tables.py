@@ -17,7 +17,8 @@ from neuronstats.errors import UserError
 from neuronstats.store.folder import RunFolder, told
 from neuronstats.store.layout import PARTIAL, TABLES
 
-METADATA = b"neuronstats"
+METADATA = b"neuronstats"  # of a table: what made it
+MEANING = b"meaning"  # of a column: one line for people
 
 
 class TableFiles:
