@@ -49,12 +49,12 @@ class ReducedRun:
     @property
     def name(self) -> str:
         """The model's name."""
-        return str(self.run.info["settings"]["model"]["name"])
+        return self.run.about.model_name
 
     @property
     def data(self) -> str:
         """The data's name."""
-        return str(self.run.info["settings"]["data"]["name"])
+        return self.run.about.data_name
 
     @property
     def tokens(self) -> int:
@@ -69,7 +69,7 @@ class ReducedRun:
     @property
     def model_layers(self) -> int:
         """Layers of the whole model, recorded or not."""
-        return int(self.run.info["model"]["num_layers"])
+        return self.run.about.num_layers
 
     @property
     def num_layers(self) -> int:
@@ -84,7 +84,7 @@ class ReducedRun:
     @property
     def has_positions(self) -> bool:
         """Tell whether the model has positional embeddings."""
-        return bool(self.run.info["model"].get("has_positions", True))
+        return self.run.about.has_positions
 
     @property
     def depth(self) -> NDArray[np.float64]:
@@ -94,7 +94,7 @@ class ReducedRun:
     @property
     def bos_id(self) -> int:
         """The begin-of-sequence token."""
-        return int(self.run.info["model"]["bos_token_id"])
+        return self.run.about.bos_id
 
     @property
     def ngrams(self) -> list[int]:

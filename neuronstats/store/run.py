@@ -24,6 +24,7 @@ from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.hashing import checksum
 from neuronstats.store.folder import RunFolder, told
+from neuronstats.store.info import RunInfo
 from neuronstats.store.layout import OBJECT_BYTES, RUN_FILE, ZARR, Layout, Record, Shard
 
 FORMAT = 1
@@ -41,6 +42,11 @@ class Run:
         raw["domains"] = tuple(raw["domains"])
         raw["shards"] = tuple(Shard(**shard) for shard in raw["shards"])
         self.layout = Layout(**raw)
+
+    @property
+    def about(self) -> RunInfo:
+        """What made it, by name."""
+        return RunInfo(self.info)
 
     @property
     def fingerprint(self) -> str:
