@@ -14,7 +14,7 @@ from neuronstats.cluster.start import connect
 from neuronstats.console import Console
 from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator, probe, written
-from neuronstats.model.settings import Dtype, ModelSettings
+from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.reduce.block import BlockWorker, corrupt, create_positions, cut_blocks
 from neuronstats.reduce.block import memory_terms as block_memory
@@ -109,7 +109,7 @@ class _Reduction:
         self.opened, self._settings, self._console = run, settings, console
         self._sections = sections
         self._shards, self._recorded = committed_shards(run, partial=settings.partial)
-        shape = Shape.read(run.info["model"])
+        shape = Shape.read(run.about.sizes)
         wanted = num_first_layers(settings.layers, shape.num_layers, "layers")
         if not wanted:
             raise SettingsError(f"layers={settings.layers}: expected at least one layer.")
@@ -167,7 +167,7 @@ class _Reduction:
     def run(self) -> bool:
         """Write the tables; return whether it came to the end."""
         start, run = time.monotonic(), self.opened
-        model = ModelSettings(**{**run.info["settings"]["model"], "dtype": Dtype.auto})
+        model = run.about.model
         lengths, num_shards = self._settings.reduce.ngrams, len(run.layout.shards)
         metadata = {
             "fingerprint": run.fingerprint,
@@ -231,7 +231,7 @@ class _Reduction:
     ) -> bool:
         """Judge all layers' token detectors; return whether all were done."""
         tasks = merged.layer_tokens
-        weights = self.opened.info["identity"]["model.weights"]
+        weights = self.opened.about.weights_fingerprint
         args = (model, weights, self._settings.reduce.centred)
         files.append("suppression", no_rows())
         done = 0

@@ -1,8 +1,8 @@
 """What kind of curve a positional neuron has: oscillatory, at both extremes, at one, or other.
 
 The curve is f(p), the share of sequences in which the neuron was activated at position p, without
-position 0. Its binomial noise is known, so every rule says how it allows for it. docs/typing.md
-shows how often the rules are right.
+position 0. Its binomial noise is known, so every rule says how it allows for it.
+docs/position_types.md shows how often the rules are right.
 """
 
 from dataclasses import dataclass

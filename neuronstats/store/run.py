@@ -25,6 +25,7 @@ from neuronstats.errors import SettingsError, UserError
 from neuronstats.hashing import checksum
 from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
+from neuronstats.store.info import RunInfo
 from neuronstats.store.layout import OBJECT_BYTES, RUN_FILE, ZARR, Layout, Record, Shard
 
 FORMAT = 1
@@ -42,6 +43,11 @@ class Run:
         raw["domains"] = tuple(raw["domains"])
         raw["shards"] = tuple(Shard(**shard) for shard in raw["shards"])
         self.layout = Layout(**raw)
+
+    @property
+    def about(self) -> RunInfo:
+        """What made it, by name."""
+        return RunInfo(self.info)
 
     @property
     def fingerprint(self) -> str:

@@ -19,7 +19,8 @@ from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import PARTIAL, TABLES
 
-METADATA = b"neuronstats"
+METADATA = b"neuronstats"  # of a table: what made it
+MEANING = b"meaning"  # of a column: one line for people
 
 
 class TableFiles:
