@@ -29,6 +29,7 @@ from neuronstats.model.settings import Dtype
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.model.source import is_here, locate
 from neuronstats.store import run as store
+from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import LOCK, LOGS, NGRAMS, PARTIAL, TABLES, ZARR, Layout, make_shards
 from neuronstats.store.run import Run
@@ -142,6 +143,7 @@ class Collect:
             dtype_bytes=dtype.itemsize,
             stored_bytes=self.checkpoint.dtype.itemsize,
             on_gpu=on_gpu,
+            shards_left=self._shards_left(),
         )
         return planning.choose(
             work,
@@ -151,6 +153,13 @@ class Collect:
             shard_sequences=self._open_choice(settings.shard_sequences, "collect.shard_sequences"),
             batch_sequences=self._open_choice(settings.batch_sequences, "collect.batch_sequences"),
         )
+
+    def _shards_left(self) -> int | None:
+        """Count the shards that the run still lacks; None where there is no run."""
+        if self.info is None:
+            return None
+        run = Run(RunFolder(self.location), self.info)
+        return len(run.layout.shards) - len(run.record_keys())
 
     def _open_choice(self, value: int | str, key: str) -> int | None:
         if value == "auto":
@@ -189,13 +198,12 @@ class Collect:
             "collect.batch_sequences": work.batch_sequences,
         }
 
-    def open_run(self, plan: Plan, corpus: Corpus | None) -> Run:
-        """Open the run, or create it; under its lock.
+    def open_run(self, folder: RunFolder, plan: Plan, corpus: Corpus | None) -> Run:
+        """Open the run, or create it; under its folder's lock.
 
         Raises:
             SettingsError: the run was made by other settings; says which.
         """
-        folder = RunFolder(self.location)
         identity = self.identity(plan)
         info = store.read_info(folder)
         if info is not None:
@@ -212,7 +220,7 @@ class Collect:
             domains=corpus.domains,
             shards=make_shards(corpus, plan.work.shard_sequences),
         )
-        return Run.create(folder, corpus, layout, self._info(identity))
+        return new_run(folder, corpus, layout, self._info(identity))
 
     def _info(self, identity: dict[str, Any]) -> dict[str, Any]:
         config = self.checkpoint.config

@@ -82,8 +82,15 @@ class NgramStore:
     def _is_whole(self, n: int, sizes: Mapping[str, int]) -> bool:
         if f"{self._key}/{n}.json" not in sizes:
             return False
-        arrays = self._manifest(n)
-        return all(sizes.get(f"{self._key}/{n}.{name}") == arrays[name]["size"] for name in ARRAYS)
+        try:
+            arrays = self._manifest(n)
+            return all(
+                self._folder.checksum(f"{self._key}/{n}.{name}")
+                == (arrays[name]["size"], arrays[name]["checksum"])
+                for name in ARRAYS
+            ) and set(arrays) == set(ARRAYS)
+        except (ValueError, KeyError, TypeError):
+            return False  # a damaged commit is none
 
     def _write(self, ngrams: NgramIds) -> None:
         arrays = {}
