@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".venv" / "bin"
 SHARDS = 40
 STARTED = "export RAY_AUTH_MODE=token RAY_worker_niceness=0 PATH={bin}:$PATH; cd {root}; "
+DRIVER = f"export PYTHONPATH={ROOT}; "  # the package of this tree, whatever is installed
 OPTIONS = "--num-cpus=1 --disable-usage-stats --object-store-memory=100000000"
 
 pytestmark = [
@@ -75,7 +76,7 @@ def test_one_code_everywhere_and_what_is_broken_is_left_out(
     network, cluster, inputs, tmp_path, monkeypatch
 ):
     head, second, _, _ = cluster
-    job = head.start(shell(f"python jobs/collect.py ray.address={head.ip}:6379 {inputs}"))
+    job = head.start(shell(f"{DRIVER}python jobs/collect.py ray.address={head.ip}:6379 {inputs}"))
     deadline = time.monotonic() + 200
     while job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -106,7 +107,9 @@ def test_one_code_everywhere_and_what_is_broken_is_left_out(
 def test_a_dead_head_is_told_within_a_minute(network, cluster, inputs):
     head, _, third, _ = cluster
     settings = inputs.replace("/mnt/run", "/mnt/gone").replace("=16", "=2")
-    job = third.start(shell(f"python jobs/collect.py ray.address={head.ip}:6379 {settings}"))
+    job = third.start(
+        shell(f"{DRIVER}python jobs/collect.py ray.address={head.ip}:6379 {settings}")
+    )
     deadline = time.monotonic() + 200
     logs = network.shared / "gone" / "logs"
     while job.poll() is None and time.monotonic() < deadline:
