@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from neuronstats.errors import SettingsError
+from neuronstats.errors import expect
 
 ADDRESS = re.compile(r"(ray://)?.+:\d+")
 WORDS = {
@@ -35,16 +35,11 @@ class RaySettings:
         """Refuse what is no number."""
         for name, words in WORDS.items():
             value, least = getattr(self, name), 0 if name == "gpus_per_worker" else 1
-            if value not in words and (type(value) is not int or value < least):
-                raise SettingsError(
-                    f"ray.{name}={value}: expected {' or '.join(words)} or a number from {least}."
-                )
+            met = value in words or (type(value) is int and value >= least)
+            expect(f"ray.{name}", value, f"{' or '.join(words)} or a number from {least}", met=met)
         for name in ("start_timeout", "flops"):
             number = getattr(self, name)
-            if number is not None and not number > 0:
-                raise SettingsError(f"ray.{name}={number}: expected a number above 0.")
-        if self.address not in (None, "auto") and not ADDRESS.fullmatch(self.address):
-            raise SettingsError(
-                f"ray.address={self.address}: expected null (this machine), auto, HOST:PORT or"
-                " ray://HOST:PORT."
-            )
+            expect(f"ray.{name}", number, "a number above 0", met=number is None or number > 0)
+        known = self.address in (None, "auto") or ADDRESS.fullmatch(self.address) is not None
+        expected = "null (this machine), auto, HOST:PORT or ray://HOST:PORT"
+        expect("ray.address", self.address, expected, met=known)

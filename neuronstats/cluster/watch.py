@@ -1,13 +1,11 @@
 """Whether the cluster is still there, and which machines it has: looked at beside the work."""
 
-import os
 import socket
-import sys
 import threading
 import time
 from typing import Any
 
-from neuronstats.errors import GONE, GoneError
+from neuronstats.errors import ServiceGoneError
 
 INTERVAL_SECONDS = 2.0
 GONE_SECONDS = 20.0  # without an answer; Ray ends this process after 60
@@ -46,9 +44,9 @@ class Watch:
         return {node["NodeID"] for node in self.nodes if node["Alive"]}
 
     def check(self) -> None:
-        """Raise GoneError if the cluster has not answered for some time."""
+        """Raise ServiceGoneError if the cluster has not answered for some time."""
         if time.monotonic() - self._answered > GONE_SECONDS:
-            raise GoneError(self._words)
+            raise ServiceGoneError(self._words)
 
     @property
     def _words(self) -> str:

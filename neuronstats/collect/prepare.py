@@ -281,7 +281,7 @@ def _difference(old: Any, new: Any) -> str:
 def _separator(config: Any) -> int:
     """The token between documents: the end of sequence, which OPT was trained with."""
     end = config.eos_token_id
-    end = end[0] if isinstance(end, list) else end
+    end = (end[0] if end else None) if isinstance(end, list) else end
     return int(config.bos_token_id if end is None else end)
 
 

@@ -58,7 +58,7 @@ class ShardWorker:
     def __init__(self, location: str, model: ModelSettings, work: Work) -> None:
         _log_to_file(location)
         try:
-            self._run = Run.open(location)
+            self._run = Run.open(location, patient=True)
         except SettingsError as error:
             raise UserError(
                 f"{error} The worker on {platform.node()} looked for it: on a cluster the run must"

@@ -1,7 +1,6 @@
 """The report job: reduced runs -> a folder with figures and a page."""
 
 import contextlib
-import json
 import time
 from collections.abc import Sequence
 from http.server import ThreadingHTTPServer
@@ -12,16 +11,16 @@ from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
 from neuronstats.report.figures.catalogue import all_figures
 from neuronstats.report.figures.frame import Drawing, NamedRun
 from neuronstats.report.notebook import LoadedRun
+from neuronstats.report.output import Output
 from neuronstats.report.page import html as page
 from neuronstats.report.page.data import chosen, neuron_script
 from neuronstats.report.page.search import script
 from neuronstats.report.page.serve import make_server
 from neuronstats.report.settings import ReportJob
-from neuronstats.store.folder import RunFolder
 from neuronstats.store.reduced import labels
 from neuronstats.units import duration
 
-MARKER = "report.json"  # what a report folder is known by
+PICTURES = ("svg", "png")
 
 
 def open_runs(locations: Sequence[str]) -> list[NamedRun]:
@@ -41,28 +40,11 @@ def open_runs(locations: Sequence[str]) -> list[NamedRun]:
     return [NamedRun(label, run) for label, run in zip(labels(runs), runs, strict=True)]
 
 
-def open_out(location: str) -> RunFolder:
-    """Open or create the folder to write to.
-
-    Raises:
-        SettingsError: it is a file, or holds a page that is not ours.
-    """
-    if "://" not in location and Path(location).expanduser().is_file():
-        raise SettingsError(f"out={location} is a file; expected a folder, there or not yet.")
-    folder = RunFolder(location, create=True)
-    if folder.read(MARKER) is None and folder.read("index.html") is not None:
-        raise SettingsError(
-            f"out={location} holds an index.html that jobs/report.py did not write: choose another"
-            " folder."
-        )
-    return folder
-
-
-def write_figures(folder: RunFolder, figures: Sequence[Drawing]) -> None:
+def write_figures(folder: Output, figures: Sequence[Drawing]) -> None:
     """Write every figure that has data as svg and png."""
     for drawing in figures:
         if drawing.figure is not None:
-            for kind in ("svg", "png"):
+            for kind in PICTURES:
                 folder.write(f"figures/{drawing.stem}.{kind}", drawing.render(kind))
 
 
@@ -72,7 +54,7 @@ def report(settings: ReportJob, console: Console) -> int:
     location = settings.out or f"{runs[0].run.location.rstrip('/')}/report"
     if settings.serve and "://" in location:
         raise SettingsError(f"serve=true needs a local folder to serve from, not out={location}.")
-    folder = open_out(location)
+    folder = Output(location, [named.run.location for named in runs])
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_server(settings, runs, folder)) if settings.serve else None
         _write(settings, runs, folder, console)
@@ -81,21 +63,19 @@ def report(settings: ReportJob, console: Console) -> int:
     return DONE
 
 
-def _write(
-    settings: ReportJob, runs: Sequence[NamedRun], folder: RunFolder, console: Console
-) -> None:
+def _write(settings: ReportJob, runs: Sequence[NamedRun], folder: Output, console: Console) -> None:
     """Write figures and page."""
     start = time.monotonic()
-    folder.write(MARKER, _marker(runs))
-    for stale in ("figures", "data"):
-        folder.clear(stale)
     figures = all_figures(runs)
+    pictures = {f"figures/{drawing.stem}.{kind}" for drawing in figures for kind in PICTURES}
+    folder.begin(pictures | page.page_files(runs, settings.report))
     write_figures(folder, figures)
     total = sum(len(chosen(named.run, settings.report)) for named in runs)
     with console.progress("report", total, "neurons") as advance:
         left_out = page.write_page(
             folder, runs, figures, settings.report, advance, live=settings.serve
         )
+    folder.finish()
     console.say(left_out)
     for named in runs:
         if not named.run.projects:
@@ -110,9 +90,7 @@ def _write(
     )
 
 
-def _server(
-    settings: ReportJob, runs: Sequence[NamedRun], folder: RunFolder
-) -> ThreadingHTTPServer:
+def _server(settings: ReportJob, runs: Sequence[NamedRun], folder: Output) -> ThreadingHTTPServer:
     """Bind the port, before anything is written."""
 
     def detail(number: int, layer: int, neuron: int) -> bytes | None:
@@ -126,7 +104,7 @@ def _server(
     return make_server(Path(folder.location), detail, settings.port)
 
 
-def _serve(server: ThreadingHTTPServer, folder: RunFolder, console: Console) -> int:
+def _serve(server: ThreadingHTTPServer, folder: Output, console: Console) -> int:
     """Serve the page until interrupted, which is how it ends; return the exit code for that."""
     console.say(f"serving http://127.0.0.1:{server.server_port}/ until interrupted (Ctrl-C)")
     try:
@@ -136,11 +114,3 @@ def _serve(server: ThreadingHTTPServer, folder: RunFolder, console: Console) -> 
             f"stopped serving; {folder.location}/index.html stays. The same command serves again."
         )
     return INTERRUPTED
-
-
-def _marker(runs: Sequence[NamedRun]) -> bytes:
-    entries = [
-        {"label": named.label, "fingerprint": named.run.run.fingerprint, "tokens": named.run.tokens}
-        for named in runs
-    ]
-    return json.dumps({"runs": entries}, indent=1).encode()

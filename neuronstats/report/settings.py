@@ -2,31 +2,38 @@
 
 from dataclasses import dataclass, field
 
-from neuronstats.errors import SettingsError
+from neuronstats.errors import expect
+
+# The largest values that a page can be read with: a context takes bytes and time.
+_LIMITS = {"sample": None, "contexts": 100, "context_tokens": 1000, "max_bytes": None}
 
 
 @dataclass(kw_only=True, slots=True)
 class ReportSettings:
     """What the page holds."""
 
-    neurons: str = "classified"
-    """Neurons with detail on the page: classified (detectors and positional ones), all, none."""
+    neurons: str = "all"
+    """Neurons with detail on the page: all (up to max_bytes, detectors and positional ones first),
+    classified (detectors, positional ones and a sample of the others), none."""
     sample: int = 200
-    """Further neurons with detail in each run, spread evenly over those not classified."""
+    """Size of that sample in each run, spread evenly over the neurons not classified."""
     contexts: int = 10
-    """Example contexts of a neuron with detail; 0: none."""
+    """Example contexts of a neuron with detail, at most 100; 0: none."""
     context_tokens: int = 20
-    """Tokens shown on either side of an activation."""
+    """Tokens shown on either side of an activation, at most 1000."""
     max_bytes: int = 200_000_000
     """Bytes that the neurons' details may take in all; what is left out is said on the page."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.neurons not in ("classified", "all", "none"):
-            raise SettingsError(f"report.neurons={self.neurons}: expected classified, all or none.")
-        for name in ("sample", "contexts", "context_tokens", "max_bytes"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"report.{name}={getattr(self, name)}: expected 0 or more.")
+        known = self.neurons in ("classified", "all", "none")
+        expect("report.neurons", self.neurons, "classified, all or none", met=known)
+        for name, most in _LIMITS.items():
+            value = getattr(self, name)
+            words = "0 or more" if most is None else f"0 to {most}"
+            expect(
+                f"report.{name}", value, words, met=value >= 0 and (most is None or value <= most)
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,3 +49,11 @@ class ReportJob:
     port: int = 8000
     """Port of serve=true; 0: any free one."""
     report: ReportSettings = field(default_factory=ReportSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no port.
+
+        Raises:
+            SettingsError: names the setting, its value and what was expected.
+        """
+        expect("port", self.port, "a number from 0 to 65535", met=0 <= self.port < 1 << 16)

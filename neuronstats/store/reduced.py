@@ -14,6 +14,7 @@ from neuronstats import bits
 from neuronstats.errors import UserError
 from neuronstats.store import tables
 from neuronstats.store.layout import POSITIONS, TABLES, Shard
+from neuronstats.store.manifest import Manifest
 from neuronstats.store.run import Run
 
 Counts = NDArray[np.int64]
@@ -36,9 +37,13 @@ class ReducedRun:
         self.run = Run.open(location)
         self.location = self.run.folder.location
         self.layout = self.run.layout
+        self._manifest = Manifest.read(self.run.folder)
+        for name in ("neurons", "layers"):
+            self._manifest.verify(f"{name}.parquet")
         self.neurons: pa.Table = tables.read_table(self.run.folder, "neurons")
         self.layers: pa.Table = tables.read_table(self.run.folder, "layers")
         self.metadata = tables.table_metadata(self.neurons)
+        self._manifest.require(self.metadata)
         if self.metadata["fingerprint"] != self.run.fingerprint:
             raise UserError(
                 f"{self.location}/{TABLES} was made from another run (fingerprint"
@@ -178,6 +183,7 @@ class ReducedRun:
 
     def _file(self, name: str) -> Any:
         if name not in self._files:
+            self._manifest.verify(f"{name}.parquet")
             self._files[name] = tables.open_table(self.run.folder, name)
         return self._files[name]
 
@@ -187,7 +193,9 @@ class ReducedRun:
 
     @cached_property
     def _positions(self) -> Any:
-        store = self.run.folder.zarr_store(f"{TABLES}/{POSITIONS}", read_only=True)
+        store = self.run.folder.zarr_store(
+            f"{TABLES}/{POSITIONS}", read_only=True, on_read=self._manifest.verifier(POSITIONS)
+        )
         try:
             return zarr.open_group(store, mode="r", use_consolidated=False)
         except FileNotFoundError:

@@ -23,7 +23,8 @@ from neuronstats import bits
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.hashing import checksum
-from neuronstats.store.folder import RunFolder, told
+from neuronstats.store.faults import storage_errors
+from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import OBJECT_BYTES, RUN_FILE, ZARR, Layout, Record, Shard
 
 FORMAT = 1
@@ -48,14 +49,18 @@ class Run:
         return str(self.info["fingerprint"])
 
     @classmethod
-    def open(cls, location: str) -> "Run":
+    def open(cls, location: str, *, patient: bool = False) -> "Run":
         """Open a run folder.
+
+        Args:
+            location: a path, or a URL of an object store.
+            patient: wait for an object store that does not answer: another process has used it.
 
         Raises:
             SettingsError: there is no run.
             UserError: it has another format.
         """
-        folder = RunFolder(location)
+        folder = RunFolder(location, patient=patient)
         info = read_info(folder)
         if info is None:
             raise SettingsError(
@@ -79,7 +84,7 @@ class Run:
                 " back, or give another run folder (run=)."
             )
         folder.clear(f"{ZARR}/")  # the remains of a creation that was cut off: there is no run.yaml
-        with told("write", f"{folder.location}/{ZARR}"):
+        with storage_errors("write", f"{folder.location}/{ZARR}"):
             store = folder.zarr_store(ZARR, read_only=False)
             root = zarr.create_group(store, attributes={"format": FORMAT})
             _array(

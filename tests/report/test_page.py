@@ -1,6 +1,7 @@
 """The report job and its page: exit codes, data pieces, and the page in a real browser."""
 
 import base64
+import contextlib
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest import mock
 from urllib.parse import quote
 
 import numpy as np
@@ -18,16 +20,24 @@ import pytest
 from helpers import oracle, planted
 from helpers.reported import MARKED, MARKUP, planted_run
 from helpers.run_job import JOBS, run_job
+from helpers.serial import quiet
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import neuronstats
 from benchmarks.page import browser_is_here, start_browser
-from neuronstats.errors import UserError
-from neuronstats.report.contexts import example_contexts, spread_out
-from neuronstats.report.notebook import LoadedRun
+from neuronstats import bits
+from neuronstats.corpus.token_texts import TokenTexts
+from neuronstats.errors import SettingsError, UserError
+from neuronstats.report.job import report as report_job
+from neuronstats.report.notebook import LoadedRun, VisibleTexts, example_contexts, spread_out
+from neuronstats.report.output import Output
 from neuronstats.report.page import data as pieces
 from neuronstats.report.page import detail as details
 from neuronstats.report.page import search
 from neuronstats.report.page.serve import make_server
+from neuronstats.report.settings import ReportJob
+from neuronstats.store.folder import RunFolder
 
 browser_missing = pytest.mark.skipif(
     not browser_is_here(),
@@ -49,7 +59,8 @@ def run(run_folder):
 def report(run_folder, tmp_path_factory):
     """A report that holds the detail of all classified neurons and five others."""
     out = tmp_path_factory.mktemp("report") / "out"
-    code, said, wrong = run_job("report", f"runs=[{run_folder}]", f"out={out}", "report.sample=5")
+    some = ("report.neurons=classified", "report.sample=5")
+    code, said, wrong = run_job("report", f"runs=[{run_folder}]", f"out={out}", *some)
     assert code == 0, wrong
     assert "index.html" in said
     return out
@@ -140,18 +151,136 @@ def test_shards_committed_since_partial_tables(run_folder):
         run.token_ids.sum()
 
 
-def test_a_page_that_is_not_ours_stays(run_folder, tmp_path):
-    (tmp_path / "index.html").write_text("mine")
-    code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"out={tmp_path}")
+def everything_below(folder):
+    """Every file's bytes, by its path."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def foreign_index(folder):
+    (folder / "index.html").write_text("mine")
+
+
+def foreign_folders(folder):  # the names that a report has too
+    for name in ("data/raw/thesis.csv", "figures/fig1.pdf"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("mine")
+
+
+def foreign_marker(folder):  # of another program, or written by a report that did not list files
+    (folder / "report.json").write_text('{"runs": []}')
+    foreign_index(folder)
+
+
+def foreign_list(folder):
+    (folder / "report.json").write_text('["data/a.csv"]')
+    foreign_folders(folder)
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    "put", [foreign_index, foreign_folders, foreign_marker, foreign_list], ids=lambda f: f.__name__
+)
+def test_a_folder_with_a_users_files_is_refused(run_folder, tmp_path, put):
+    out = tmp_path / "proj"
+    out.mkdir()
+    put(out)
+    before = everything_below(out)
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", "out=.", cwd=out)
     assert code == 2
     assert "did not write" in wrong
-    assert (tmp_path / "index.html").read_text() == "mine"
+    assert str(sorted(before)[0]) in wrong
+    assert everything_below(out) == before
 
 
-def test_settings_of_the_report_are_checked(run_folder):
-    code, _, wrong = run_job("report", f"runs=[{run_folder}]", "report.neurons=some")
+@pytest.mark.usefixtures("no_figures")
+def test_a_users_file_in_a_report_is_refused_and_stays(run_folder, tmp_path):
+    arguments = (f"runs=[{run_folder}]", f"out={tmp_path / 'out'}", "report.neurons=none")
+    assert run_job("report", *arguments)[0] == 0
+    (tmp_path / "out/.hidden").write_text("of the system")
+    assert run_job("report", *arguments)[0] == 0
+    mine = tmp_path / "out/data/r0/mine.csv"
+    mine.write_text("mine")
+    before = everything_below(tmp_path / "out")
+    code, _, wrong = run_job("report", *arguments)
     assert code == 2
-    assert "classified, all or none" in wrong
+    assert "data/r0/mine.csv" in wrong
+    assert everything_below(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "inside", ["", "tables", "tables/new", "logs", "activations.zarr", "activations.zarr/new",
+               "report/../tables"]
+)  # fmt: skip
+def test_a_runs_own_folders_are_no_place_for_a_report(run_folder, tmp_path, inside):
+    before = everything_below(run_folder)
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"out={run_folder / inside}")
+    assert code == 2
+    assert "the run" in wrong
+    assert everything_below(run_folder) == before
+    with pytest.raises(SettingsError, match="the run s3://bucket/run"):
+        Output(f"s3://bucket/run/{inside.removeprefix('report/../')}", ["s3://bucket/run/"])
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_report_that_was_stopped_is_made_anew(run_folder, tmp_path, monkeypatch):
+    """After a stop at every write, the same command ends with the same files, none left over."""
+    out = tmp_path / "out"
+
+    def make(neurons):
+        settings = pieces.ReportSettings(neurons=neurons, sample=2)
+        job = ReportJob(runs=[str(run_folder)], out=str(out), report=settings)
+        return report_job(job, quiet())
+
+    make("none")
+    expected = everything_below(out)
+    real = RunFolder.write
+    number = stop = 0
+
+    def write(folder, key, data):
+        nonlocal number
+        number += 1
+        if number == stop:
+            raise OSError("stopped")
+        real(folder, key, data)
+
+    while number >= stop:
+        make("classified")
+        number, stop = 0, stop + 1
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "write", write)
+            with contextlib.suppress(OSError):
+                make("none")
+        make("none")
+        assert everything_below(out) == expected
+    assert stop > len(expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("neurons=some", "classified, all or none"),
+        ("contexts=1000000", "expected 0 to 100"),
+        ("context_tokens=1001", "expected 0 to 1000"),
+        ("max_bytes=-1", "expected 0 or more"),
+    ],
+)
+def test_settings_of_the_report_are_checked(run_folder, setting, expected):
+    code, _, wrong = run_job("report", f"runs=[{run_folder}]", f"report.{setting}")
+    assert code == 2
+    assert expected in wrong
+
+
+def test_names_in_any_script_cause_no_warning(run_folder, tmp_path):
+    moved = shutil.copytree(run_folder, tmp_path / "run")
+    text = (moved / "run.yaml").read_text()
+    (moved / "run.yaml").write_text(
+        re.sub(r"(model:\n(?:    .*\n)*?    name: ).*(?:\n      .*)*", r"\1模型🙂", text, count=1),
+    )
+    assert LoadedRun(str(moved)).name == "模型🙂"
+    code, _, wrong = run_job(
+        "report", f"runs=[{moved}]", f"out={tmp_path / 'out'}", "report.neurons=none"
+    )  # in which a warning is an error
+    assert (code, wrong) == (0, "")
 
 
 # The data.
@@ -197,37 +326,197 @@ def test_the_searched_tokens_are_bounded(run, monkeypatch):
 def test_the_classified_come_first_and_the_sample_is_spread(run):
     everything = pieces.chosen(run, pieces.ReportSettings(neurons="all"))
     assert sorted(everything) == list(range(len(run.neurons)))
-    some = pieces.chosen(run, pieces.ReportSettings(sample=4))
+    some = pieces.chosen(run, pieces.ReportSettings(neurons="classified", sample=4))
     classified = [r for r in some if pieces.flags(run.neurons)[r] & (2 | 4 | 8 | pieces.POSITIONAL)]
     assert some[: len(classified)].tolist() == classified
     assert len(some) == len(classified) + 4
     assert len(pieces.chosen(run, pieces.ReportSettings(neurons="none"))) == 0
 
 
+def spread_out_booleans(activated, count, reach):
+    """`spread_out` as it is defined: on the list of all activations."""
+    places = np.flatnonzero(activated)
+    if not len(places) or not count:
+        return []
+    steps = [np.linspace(0, len(places) - 1, number) for number in (count, 4 * count)]
+    taken = []
+    for place in places[list(dict.fromkeys(np.concatenate(steps).astype(np.int64).tolist()))]:
+        sequence, position = divmod(int(place), activated.shape[1])
+        if not any(s == sequence and abs(p - position) <= reach for s, p in taken):
+            taken.append((sequence, position))
+        if len(taken) == count:
+            break
+    return sorted(taken)
+
+
+def four_digits(value):
+    return float(f"{value:.4g}") if np.isfinite(value) else None
+
+
+def expected_curve(counts, sequences, points):
+    step = -(-len(counts) // points)
+    means = [counts[i : i + step] for i in range(0, len(counts), step)]
+    values = [four_digits(part.sum() / (len(part) * sequences)) for part in means]
+    return {"step": step, "values": values}
+
+
+def expected_detail(run, layer, neuron, contexts, reach):
+    """One neuron's detail, read alone and from whole tables."""
+    counts = run.position_counts(layer, slice(neuron, neuron + 1))[:, 0]
+    by_domain = run.position_counts_by_domain(layer, slice(neuron, neuron + 1))[:, :, 0]
+    row = run.neurons.to_pylist()[layer * run.layout.num_neurons + neuron]
+    consistency = row["position_consistency"]
+    found = {
+        "curve": expected_curve(counts, run.num_sequences, details.CURVE_POINTS),
+        "domain_curves": {
+            domain: expected_curve(by_domain[i], run.domain_sequences[domain], 64)
+            for i, domain in enumerate(run.layout.domains)
+        },
+        "consistency": None if consistency is None else four_digits(consistency),
+    }
+    for name in ("domains", "triggers", "ngrams"):
+        mine = [
+            r for r in run.table(name).to_pylist() if (r["layer"], r["neuron"]) == (layer, neuron)
+        ]
+        kept = [
+            r
+            for i, r in enumerate(mine)
+            if name == "domains" or sum(o["n"] == r["n"] for o in mine[:i]) < details.TOP
+        ]
+        found[name] = [
+            {
+                key: four_digits(value) if isinstance(value, float) else value
+                for key, value in r.items()
+                if key not in ("layer", "neuron", "token_ids")
+            }
+            for r in kept
+        ]
+    update = run.update(layer, neuron, details.TOP)
+    found["update"] = {side: [word for word, _ in words] for side, words in update.items()}
+    for r in run.table("suppression").to_pylist():
+        if (r["layer"], r["neuron"]) == (layer, neuron):
+            found["update"] = {
+                name: run.words(r[name][: details.TOP])
+                for name in ("promoted", "suppressed", "triggers")
+            } | {"trigger_rank": r["trigger_rank"][: details.TOP]}
+    if layer < run.layout.num_bitmaps:
+        activated, tokens = run.activated(layer, neuron), run.token_ids
+        found["contexts"] = []
+        for s, p in spread_out_booleans(activated & (tokens != run.bos_id), contexts, reach):
+            first, last = max(0, p - reach), min(tokens.shape[1], p + reach + 1)
+            text = []
+            for place in range(first, last):
+                word = int(tokens[s, place])
+                if activated[s, place]:
+                    text.append([[word]])
+                elif text and isinstance(text[-1], tuple):
+                    text[-1] = (*text[-1], word)
+                else:
+                    text.append((word,))
+            words = [run.texts(t) if isinstance(t, tuple) else [run.texts(t[0])] for t in text]
+            domain = run.layout.domains[run.sequence_domains[s]]
+            place = {"sequence": s, "position": p, "first": first, "domain": domain}
+            found["contexts"].append({**place, "text": words})
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected_details(run):
+    """Every neuron's detail, by layer and neuron."""
+    return {
+        (layer, neuron): expected_detail(run, layer, neuron, 10, 20)
+        for layer in range(run.num_layers)
+        for neuron in range(planted.WIDTH)
+    }
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_every_neurons_detail_is_its_own(run, expected_details, data):
+    """For any neurons in any order, however they are read: alone or many together."""
+    layer = data.draw(st.integers(0, run.num_layers - 1))
+    neurons = data.draw(st.lists(st.integers(0, planted.WIDTH - 1), min_size=1, unique=True))
+    block = data.draw(
+        st.sampled_from([1, 5 * run.layout.row_bytes * len(run.layout.shards), 1 << 26])
+    )
+    with mock.patch.object(details, "BLOCK_BYTES", block):
+        found = details.details(run, layer, neurons, pieces.ReportSettings())
+    assert list(found) == list(map(str, neurons))
+    for neuron in neurons:
+        assert found[str(neuron)] == expected_details[layer, neuron]
+
+
+@pytest.mark.parametrize("neurons", ["all", "classified"])
+def test_groups_hold_every_chosen_neuron_once(run, neurons, monkeypatch):
+    """Also where the last classified neuron lies in the layer of the first of the others."""
+    for size in (1, 7, 256):
+        monkeypatch.setattr(pieces, "GROUP_NEURONS", size)
+        rows = pieces.chosen(run, pieces.ReportSettings(neurons=neurons))
+        held = list(pieces.groups(rows, planted.WIDTH))
+        assert [k * planted.WIDTH + n for k, group in held for n in group] == rows.tolist()
+        assert len(set(rows.tolist())) == len(rows)
+        assert max(len(group) for _, group in held) <= size
+
+
+def test_blocks_hold_neurons_whose_chunks_touch():
+    class Layout:
+        shards, row_bytes, neurons_per_chunk = (0, 0), 10, 4
+
+    run = mock.Mock(layout=Layout)
+    assert list(details._blocks(run, [0, 1, 5, 10, 11, 30])) == [[0, 1, 5], [10, 11], [30]]
+    with mock.patch.object(details, "BLOCK_BYTES", 40):
+        assert list(details._blocks(run, [0, 1, 2, 3, 7])) == [[0, 1], [2, 3], [7]]
+
+
+def test_parts_of_characters_are_shown_as_their_bytes():
+    folder = Path(neuronstats.__file__).parent / "embedded/opt-mini"
+    shown, plain = VisibleTexts(folder), TokenTexts(folder)
+    ids = plain._tokenizer.encode("naïve 模型 ’x’ </s> 🙂", add_special_tokens=False)
+    assert shown(ids) == plain(ids)
+    alone = "".join(shown([token]) for token in ids)
+    assert alone.count("\\x") >= 4
+    assert "\ufffd" not in alone
+    whole = [t for t in range(len(plain._tokenizer) + 3) if "\ufffd" not in plain([t])]
+    assert len(whole) > 1000
+    assert [shown([t]) for t in whole] == [plain([t]) for t in whole]
+    rng = np.random.default_rng(0)
+    for some in rng.choice(whole, (200, 12)).tolist():
+        assert shown(some) == plain(some)
+
+
 def test_contexts_mark_exactly_the_activated_tokens(run):
     tokens = run.token_ids
-    bits = planted.expected_bits(0, tokens)
+    truth = planted.expected_bits(0, tokens)
     for neuron in (1, 3, 12):
-        for context in example_contexts(run, bits[neuron], 6, 9):
+        for context in example_contexts(run, truth[neuron], 6, 9):
             row, first = context["sequence"], context["first"]
             marks = [isinstance(part, list) for part in context["text"]]
             last = min(tokens.shape[1], context["position"] + 10)
-            assert sum(marks) == bits[neuron, row, first:last].sum()
+            assert sum(marks) == truth[neuron, row, first:last].sum()
             words = [w for p in context["text"] for w in (p if isinstance(p, list) else p.split())]
             assert words == [run.texts([t]) for t in tokens[row, first:last]]
-            assert bits[neuron, row, context["position"]]
+            assert truth[neuron, row, context["position"]]
 
 
 def test_contexts_are_spread_out():
     activated = np.zeros((4, 100), bool)
     activated[0, :50] = True
     activated[3, 90] = True
-    found = spread_out(activated, 3, 10)
+    found = spread_out(bits.pack(activated), 3, 10)
     assert (3, 90) in found
     assert len(found) == 3
     same = [p for s, p in found if s == 0]
     assert abs(same[0] - same[1]) > 10
-    assert spread_out(np.zeros((4, 100), bool), 3, 10) == []
+    assert spread_out(np.zeros((4, 13), np.uint8), 3, 10) == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32), st.floats(0, 0.6), st.integers(1, 5), st.integers(1, 40), st.data())
+def test_contexts_are_chosen_as_they_were_from_booleans(seed, share, sequences, width, data):
+    count, reach = data.draw(st.integers(0, 12)), data.draw(st.integers(0, 9))
+    activated = np.random.default_rng(seed).random((sequences, width)) < share
+    expected = spread_out_booleans(activated, count, reach)
+    assert spread_out(bits.pack(activated), count, reach) == expected
 
 
 def test_every_detail_names_what_the_update_promotes_and_suppresses(report, run, planted_model):
@@ -257,7 +546,7 @@ def test_without_the_checkpoint_only_detectors_have_an_update(run_folder, tmp_pa
     lone = LoadedRun(str(moved))
     assert not lone.projects
     neurons = list(range(planted.WIDTH))
-    found = details.detail(lone, 0, neurons, pieces.ReportSettings())
+    found = details.details(lone, 0, neurons, pieces.ReportSettings())
     rows = lone.neurons.to_pylist()
     assert {int(n) for n, entry in found.items() if "update" in entry} == {
         n for n in neurons if rows[n]["detector_1"]
@@ -513,8 +802,9 @@ def server(report, run, tmp_path_factory):
         server.shutdown()
 
 
-def ask(url, host=None):
-    request = urllib.request.Request(url, headers={"Host": host} if host else {})
+def ask(url, host=None, method="GET"):
+    headers = {"Host": host} if host else {}
+    request = urllib.request.Request(url, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
@@ -527,6 +817,27 @@ def test_the_server_gives_pages_and_details(server, report):
     status, content = ask(server + "/live/0/0/0.js")
     assert status == 200
     assert content.startswith(b'NS.detail(0,0,{"0":')
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_every_method_checks_the_host_and_follows_no_link_outwards(report, tmp_path, method):
+    out = shutil.copytree(report, tmp_path / "out")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/index.html").write_text("mine")
+    (out / "folder").symlink_to(tmp_path / "secret")
+    (out / "file.html").symlink_to(tmp_path / "secret/index.html")
+    (out / "below").mkdir()
+    (out / "below/index.html").symlink_to(tmp_path / "secret/index.html")
+    (out / "inside.html").symlink_to("index.html")
+    with make_server(out, lambda *_: b"NS", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for path in ("/", "/index.html", "/live/0/0/0.js", "/inside.html"):
+            assert ask(address + path, method=method)[0] == 200
+            assert ask(address + path, "elsewhere.example", method) == (403, b"")
+        for path in ("/folder/", "/folder/index.html", "/file.html", "/below/", "/none"):
+            assert ask(address + path, method=method)[0] == 404
+        server.shutdown()
 
 
 def test_the_server_gives_nothing_else(server):
@@ -561,8 +872,8 @@ def test_a_served_page_computes_every_neurons_detail(browser, run_folder, run, t
         found.open(f"#{quote(MARKUP, safe='')}/0/2")
         found.shown(0, 2)
         found.wait("document.querySelectorAll('#curve canvas').length === 1")
-        bits = planted.expected_bits(0, run.token_ids)[2]
-        tokens = {run.texts([t]) for t in run.token_ids[bits & (run.token_ids != planted.BOS)]}
+        truth = planted.expected_bits(0, run.token_ids)[2]
+        tokens = {run.texts([t]) for t in run.token_ids[truth & (run.token_ids != planted.BOS)]}
         assert set(found.texts("#contexts mark")) - {run.texts([planted.BOS])} == tokens
         assert "computed when asked for" in found.text("#left-out")
         assert found.complaints() == []

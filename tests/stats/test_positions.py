@@ -11,8 +11,13 @@ from neuronstats.errors import SettingsError, UserError
 from neuronstats.stats import curves as position_types
 from neuronstats.stats import positions
 from neuronstats.stats.curves import OSCILLATORY, TYPES, classify, find_waves, window_width
-from neuronstats.stats.position_coverage import consistency, coverage, indicated_ranges
-from neuronstats.stats.positions import corrected_information, mutual_information
+from neuronstats.stats.positions import (
+    consistency,
+    corrected_information,
+    coverage,
+    indicated_ranges,
+    mutual_information,
+)
 from neuronstats.stats.settings import PositionSettings
 
 DEFAULT = PositionSettings()

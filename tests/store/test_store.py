@@ -246,7 +246,7 @@ def test_replace_exchanges_folders(tmp_path):
     for number in ("1", "2"):
         folder.write("new/x", number.encode())
         folder.write(f"new/only-{number}", b"")
-        folder.replace("new", "old")
+        folder.replace("new", "old", first="x")
         assert folder.read("old/x") == number.encode()
         assert not (tmp_path / "new").exists()
     assert set(folder.sizes("old")) == {"old/x", "old/only-2"}

@@ -1,14 +1,17 @@
 """The frame that all figures share: style, name, caption, picture files; or why there is none."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import textwrap
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -41,6 +44,21 @@ STYLE = {
     "svg.hashsalt": "neuronstats",
     "text.parse_math": False,  # tokens are shown as they are, dollars too
 }
+
+
+# For what DejaVu cannot write (a model's or a domain's name), where such a font is installed.
+OTHER_SCRIPTS = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
+                 "Microsoft YaHei", "Arial Unicode MS")  # fmt: skip
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw in the report's style; a letter that no font has is a box, without a warning."""
+    installed = set(font_manager.get_font_names())
+    family = [STYLE["font.family"], *(name for name in OTHER_SCRIPTS if name in installed)]
+    with mpl.rc_context({**STYLE, "font.family": family}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")
+        yield
 
 
 class NoDataError(Exception):
@@ -86,7 +104,7 @@ class Drawing:
         assert self.figure is not None
         sink = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        with mpl.rc_context(STYLE):
+        with style():
             self.figure.savefig(sink, format=kind, metadata=metadata)
         return sink.getvalue()
 
@@ -205,7 +223,7 @@ def draw(function: Draw, name: str, title: str, runs: Sequence[NamedRun]) -> Dra
     Its name, its runs and the settings behind it are written above it and under its caption.
     """
     try:
-        with mpl.rc_context(STYLE):
+        with style():
             drawing = function(runs)
             parts = [basis(runs), settings_words(runs, drawing.settings)]
             made_of = [part for part in parts if part]

@@ -15,13 +15,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuronstats.report.notebook import LoadedRun
-from neuronstats.report.page.detail import detail
+from neuronstats.report.output import Output
+from neuronstats.report.page.detail import details
 from neuronstats.report.page.search import encoded, script, write_search
 from neuronstats.report.settings import ReportSettings
 from neuronstats.stats.curves import TYPES
-from neuronstats.store.folder import RunFolder
 
 PIECE_NEURONS = 16  # details loaded together
+GROUP_NEURONS = 256  # details computed together: a whole number of pieces
+GOLDEN = (5**0.5 - 1) / 2
 DEAD, SUPPRESS_KNOWN, SUPPRESSES, POSITIONAL, STRONG, COVERED = 1, 16, 32, 64, 1024, 2048
 TYPE_SHIFT = 7  # three bits: 0 untyped, then TYPES from 1
 
@@ -80,29 +82,30 @@ def chosen(run: LoadedRun, settings: ReportSettings) -> Ints:
     """Choose the neurons that get detail.
 
     Returns:
-        Rows of neurons.parquet: the classified first, then the sample, each in the table's order;
-        so what a size limit cuts off is the sample's end first.
+        Rows of neurons.parquet, of which a size limit cuts off the end: the classified first, in
+        the table's order, then all others in groups that any beginning spreads over the layers, or
+        the sample in the table's order.
     """
-    found = flags(run.neurons)
-    classified = (found & (2 | 4 | 8 | POSITIONAL)) != 0
+    if settings.neurons == "none":
+        return np.zeros(0, np.int64)
+    is_classified = (flags(run.neurons) & (2 | 4 | 8 | POSITIONAL)) != 0
+    classified, others = np.flatnonzero(is_classified), np.flatnonzero(~is_classified)
     if settings.neurons == "all":
-        return np.concatenate([np.flatnonzero(classified), np.flatnonzero(~classified)])
-    first = (
-        np.flatnonzero(classified) if settings.neurons == "classified" else np.zeros(0, np.int64)
-    )
-    others = np.flatnonzero(~classified)
-    count = 0 if settings.neurons == "none" else min(settings.sample, len(others))
+        group = np.arange(len(run.neurons)) // GROUP_NEURONS
+        spread = np.argsort(group * GOLDEN % 1, kind="stable")
+        return np.concatenate([classified, spread[~is_classified[spread]]])
+    count = min(settings.sample, len(others))
     picks = (np.arange(count) + 0.5) * len(others) / max(1, count)
-    return np.concatenate([first, others[picks.astype(np.int64)]])
+    return np.concatenate([classified, others[picks.astype(np.int64)]])
 
 
 def groups(rows: Ints, width: int) -> Iterator[tuple[int, list[int]]]:
-    """Cut rows into groups of one layer, as (layer, neurons)."""
+    """Yield rows in groups of one layer, as (layer, neurons), in their order."""
     start = 0
     while start < len(rows):
         layer = int(rows[start]) // width
         end = start + 1
-        while end < len(rows) and end - start < PIECE_NEURONS and rows[end] // width == layer:
+        while end < len(rows) and end - start < GROUP_NEURONS and rows[end] // width == layer:
             end += 1
         yield layer, [int(row % width) for row in rows[start:end]]
         start = end
@@ -114,7 +117,17 @@ def neuron_script(
     """Write one neuron's detail; None where the run has no such neuron."""
     if layer >= run.num_layers or neuron >= run.layout.num_neurons:
         return None
-    return script("NS.detail", number, layer, detail(run, layer, [neuron], settings))
+    return script("NS.detail", number, layer, details(run, layer, [neuron], settings))
+
+
+def _pieces(
+    run: LoadedRun, rows: Ints, settings: ReportSettings
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield details by neuron, a file's at a time, with their layer."""
+    for layer, neurons in groups(rows, run.layout.num_neurons):
+        found = list(details(run, layer, neurons, settings).items())
+        for start in range(0, len(found), PIECE_NEURONS):
+            yield layer, dict(found[start : start + PIECE_NEURONS])
 
 
 @dataclass
@@ -128,8 +141,17 @@ class Budget:
     """Neurons chosen that did not: the limit was reached."""
 
 
+def planned_files(run: LoadedRun, number: int, settings: ReportSettings) -> set[str]:
+    """Return every file that write_run may write."""
+    parts = groups(chosen(run, settings), run.layout.num_neurons)
+    pieces = sum(-(-len(neurons) // PIECE_NEURONS) for _, neurons in parts)
+    names = [f"d{index:05d}" for index in range(pieces)]
+    names += [f"{kind}{layer:03d}" for kind in "nt" for layer in range(run.num_layers)]
+    return {f"data/r{number}/{name}.js" for name in (*names, "search", "words")}
+
+
 def write_run(
-    folder: RunFolder,
+    folder: Output,
     run: LoadedRun,
     number: int,
     settings: ReportSettings,
@@ -152,17 +174,17 @@ def write_run(
     width = run.layout.num_neurons
     where = np.full(len(run.neurons), -1, np.int64)
     before = budget.details
-    parts = list(groups(chosen(run, settings), width))
-    for index, (layer, neurons) in enumerate(parts):
-        content = script("NS.detail", number, layer, detail(run, layer, neurons, settings))
+    rows = chosen(run, settings)
+    for index, (layer, found) in enumerate(_pieces(run, rows, settings)):
+        content = script("NS.detail", number, layer, found)
         if len(content) > budget.left:
-            budget.left_out += sum(len(others) for _, others in parts[index:])
             break
         budget.left -= len(content)
-        budget.details += len(neurons)
-        where[layer * width + np.array(neurons)] = index
+        budget.details += len(found)
+        where[layer * width + np.array(list(map(int, found)))] = index
         folder.write(f"data/r{number}/d{index:05d}.js", content)
-        advance(len(neurons), f"layer {layer}")
+        advance(len(found), f"layer {layer}")
+    budget.left_out += len(rows) - (budget.details - before)
     for layer in range(run.num_layers):
         content = layer_script(run, number, layer, where[layer * width : (layer + 1) * width])
         folder.write(f"data/r{number}/n{layer:03d}.js", content)

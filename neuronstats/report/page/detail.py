@@ -1,23 +1,22 @@
-"""One neuron's detail for the page: curves, domains, n-grams, update, contexts."""
+"""Neurons' details for the page, by block: curves, domains, n-grams, updates, contexts."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronstats import bits
-from neuronstats.report.contexts import example_contexts
-from neuronstats.report.notebook import LoadedRun, top_and_bottom
+from neuronstats.report.notebook import LoadedRun, contexts_of_bitmap, top_and_bottom
 
 CURVE_POINTS = 256  # of a curve on the page, at most
 DOMAIN_POINTS = 64  # of a domain's curve
-DENSE = 3  # neurons are read together where they are at least one in so many
+BLOCK_BYTES = 64 << 20  # bitmaps read at once, where one neuron's are not more
 TOP = 10  # n-grams shown of each length
 
-
-Arrays = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_] | None]
+Curve = dict[str, Any]
 
 
 class DetailSettings(Protocol):
@@ -27,82 +26,153 @@ class DetailSettings(Protocol):
     context_tokens: int
 
 
-def thin_out(counts: NDArray[np.int64], sequences: int, points: int) -> dict[str, Any]:
-    """Write a curve as frequencies, means over neighbouring positions where it is long.
-
-    Args:
-        counts: int64 [position].
-        sequences: behind the counts.
-        points: at most so many.
-
-    Returns:
-        The positions in each mean (the last may have fewer), and the values, four digits of each.
-    """
-    step = -(-len(counts) // points)
-    starts = np.arange(0, len(counts), step)
-    sums = np.add.reduceat(counts, starts)
-    sizes = np.diff(np.append(starts, len(counts)))
-    values = sums / (sizes * max(1, sequences))
-    return {"step": step, "values": [float(f"{value:.4g}") for value in values]}
-
-
-def detail(
-    run: LoadedRun, layer: int, neurons: list[int], settings: DetailSettings
+def details(
+    run: LoadedRun, layer: int, neurons: Sequence[int], settings: DetailSettings
 ) -> dict[str, Any]:
-    """Return the details of some neurons of one layer, by neuron.
+    """Return some neurons' details.
 
     Args:
         run: the run.
         layer: the layer.
-        neurons: ascending.
+        neurons: of the layer, each once, in any order.
         settings: contexts and their length.
+
+    Returns:
+        By neuron, in the order given.
     """
-    first, last = neurons[0], neurons[-1] + 1
-    tables = {
-        name: run.rows(name, layer, first, last) for name in ("domains", "triggers", "ngrams")
-    }
-    updates = _updates(run, layer, neurons)
-    found: dict[str, Any] = {}
-    for neuron, counts, by_domain, activated in _arrays(run, layer, neurons):
-        sequences = run.domain_sequences
-        entry: dict[str, Any] = {
-            "curve": thin_out(counts, run.num_sequences, CURVE_POINTS),
-            "domain_curves": {
-                domain: thin_out(by_domain[index], sequences[domain], DOMAIN_POINTS)
-                for index, domain in enumerate(run.layout.domains)
-            },
-        }
-        for name, table in tables.items():
-            if table is not None:
-                rows = table.filter(pc.equal(table["neuron"], neuron))
-                entry[name] = _clean(rows.drop_columns(["layer", "neuron"]).to_pylist())
-        if run.has("position_consistency"):
+    ascending = sorted(neurons)
+    found: dict[int, dict[str, Any]] = {neuron: {} for neuron in neurons}
+    for block in _blocks(run, ascending):
+        _add_arrays(run, layer, block, settings, found)
+    for name in ("domains", "triggers", "ngrams"):
+        rows = _rows_by_neuron(run, name, layer, ascending)
+        if rows is not None:
+            for neuron in neurons:
+                found[neuron][name] = rows.get(neuron, [])
+    for neuron, update in _updates(run, layer, ascending).items():
+        found[neuron]["update"] = update
+    if run.has("position_consistency"):
+        column = run.neurons["position_consistency"]
+        for neuron in neurons:
             row = layer * run.layout.num_neurons + neuron
-            entry["consistency"] = _round(run.neurons["position_consistency"][row].as_py())
-        if neuron in updates:
-            entry["update"] = updates[neuron]
-        if activated is not None:
-            entry["contexts"] = example_contexts(
-                run, activated, settings.contexts, settings.context_tokens
+            found[neuron]["consistency"] = _round(column[row].as_py())
+    return {str(neuron): entry for neuron, entry in found.items()}
+
+
+def _blocks(run: LoadedRun, ascending: Sequence[int]) -> Iterator[list[int]]:
+    """Yield neurons that are read together: their chunks touch, their bitmaps fit."""
+    row_bytes = len(run.layout.shards) * run.layout.row_bytes
+    most = max(1, BLOCK_BYTES // row_bytes)
+    block: list[int] = []
+    for neuron in ascending:
+        apart = block and neuron - block[-1] > run.layout.neurons_per_chunk
+        if block and (apart or neuron - block[0] >= most):
+            yield block
+            block = []
+        block.append(neuron)
+    if block:
+        yield block
+
+
+def _add_arrays(
+    run: LoadedRun,
+    layer: int,
+    block: Sequence[int],
+    settings: DetailSettings,
+    found: dict[int, dict[str, Any]],
+) -> None:
+    """Add what is read from arrays: curves, and contexts where there are bitmaps."""
+    span = slice(block[0], block[-1] + 1)
+    columns = np.array(block) - span.start
+    counts = run.position_counts(layer, span)[:, columns]
+    by_domain = run.position_counts_by_domain(layer, span)[:, :, columns]
+    sequences = run.domain_sequences
+    curves = thin_out(counts, run.num_sequences, CURVE_POINTS)
+    domain_curves = {
+        domain: thin_out(by_domain[index], sequences[domain], DOMAIN_POINTS)
+        for index, domain in enumerate(run.layout.domains)
+    }
+    bitmaps = run.bits(layer, span) if layer < run.layout.num_bitmaps else None
+    for index, neuron in enumerate(block):
+        entry = found[neuron]
+        entry["curve"] = curves[index]
+        entry["domain_curves"] = {domain: each[index] for domain, each in domain_curves.items()}
+        if bitmaps is not None:
+            bitmap = bitmaps[columns[index]]
+            entry["contexts"] = contexts_of_bitmap(
+                run, bitmap, settings.contexts, settings.context_tokens
             )
-        found[str(neuron)] = entry
-    return found
 
 
-def _updates(run: LoadedRun, layer: int, neurons: list[int]) -> dict[int, dict[str, Any]]:
-    """Name the tokens at both ends of the neurons' updates; of detectors, their triggers' ranks.
+def thin_out(counts: NDArray[np.int64], sequences: int, points: int) -> list[Curve]:
+    """Return curves as frequencies, means over neighbouring positions where they are long.
+
+    Args:
+        counts: int64 [position, neuron].
+        sequences: behind the counts.
+        points: at most so many.
+
+    Returns:
+        For each neuron the positions in each mean (the last may have fewer), and the values, four
+        digits of each.
+    """
+    step = -(-len(counts) // points)
+    starts = np.arange(0, len(counts), step)
+    sums = np.add.reduceat(counts, starts, axis=0)
+    sizes = np.diff(np.append(starts, len(counts)))
+    values = sums.T / (sizes * max(1, sequences))
+    return [{"step": step, "values": list(map(_four_digits, row))} for row in values.tolist()]
+
+
+@functools.lru_cache(maxsize=1 << 16)  # frequencies are few
+def _four_digits(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _rows_by_neuron(
+    run: LoadedRun, name: str, layer: int, ascending: Sequence[int]
+) -> dict[int, list[dict[str, Any]]] | None:
+    """Return what the page shows of a table's rows; None where the run has no such table."""
+    table = run.rows(name, layer, ascending[0], ascending[-1] + 1)
+    if table is None:
+        return None
+    table = table.filter(pc.is_in(table["neuron"], pa.array(ascending, pa.int32())))
+    columns: dict[str, list[Any]] = {}
+    for column in table.column_names:
+        if column == "token_ids":  # the table's own text cannot show parts of characters
+            columns["text"] = list(map(run.texts, table[column].to_pylist()))
+        elif column not in ("layer", "text"):
+            columns[column] = table[column].to_pylist()
+    shown: dict[int, list[dict[str, Any]]] = {}
+    number: dict[tuple[int, int], int] = {}  # of the rows so far, by neuron and length
+    names = [column for column in columns if column != "neuron"]
+    others = [columns[column] for column in names]
+    for neuron, *values in zip(columns["neuron"], *others, strict=True):
+        row = dict(zip(names, map(_round, values), strict=True))
+        if "n" in row:
+            key = (neuron, row["n"])
+            number[key] = number.get(key, 0) + 1
+            if number[key] > TOP:
+                continue
+        shown.setdefault(neuron, []).append(row)
+    return shown
+
+
+def _updates(run: LoadedRun, layer: int, ascending: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return the tokens at both ends of the neurons' updates; of detectors, their triggers' ranks.
 
     Where the checkpoint is gone, only the detectors' are known.
     """
     found: dict[int, dict[str, Any]] = {}
     if run.projects:
-        projection = run.projection(layer, neurons)
-        for column, neuron in enumerate(neurons):
-            tokens = top_and_bottom(projection[:, column], TOP)
+        projection = np.ascontiguousarray(run.projection(layer, ascending).T)
+        for neuron, values in zip(ascending, projection, strict=True):
+            tokens = top_and_bottom(values, TOP)
             found[neuron] = {side: run.words(ids.tolist()) for side, ids in tokens.items()}
-    table = run.rows("suppression", layer, neurons[0], neurons[-1] + 1)
+    table = run.rows("suppression", layer, ascending[0], ascending[-1] + 1)
+    wanted = set(ascending)
     for row in [] if table is None else table.to_pylist():
-        if row["neuron"] in neurons:
+        if row["neuron"] in wanted:
             names = ("promoted", "suppressed", "triggers")
             found[row["neuron"]] = {name: run.words(row[name][:TOP]) for name in names} | {
                 "trigger_rank": row["trigger_rank"][:TOP]
@@ -110,42 +180,7 @@ def _updates(run: LoadedRun, layer: int, neurons: list[int]) -> dict[int, dict[s
     return found
 
 
-def _arrays(run: LoadedRun, layer: int, neurons: list[int]) -> Iterator[Arrays]:
-    """Yield each neuron with its counts [position], [domain, position], and bits or None.
-
-    Neurons that are close together are read together: they share chunks.
-    """
-    dense = neurons[-1] - neurons[0] < DENSE * len(neurons)
-    for part in [neurons] if dense else [[neuron] for neuron in neurons]:
-        first, span = part[0], slice(part[0], part[-1] + 1)
-        counts = run.position_counts(layer, span)
-        by_domain = run.position_counts_by_domain(layer, span)
-        bitmaps = run.bits(layer, span) if layer < run.layout.num_bitmaps else None
-        for neuron in part:
-            i = neuron - first
-            activated = None
-            if bitmaps is not None:
-                activated = bits.unpack(bitmaps[i], run.layout.num_positions)
-            yield neuron, counts[:, i], by_domain[:, :, i], activated
-
-
-def _clean(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop what the page does not show, round what it shows, keep the first rows of each length."""
-    kept = []
-    seen: dict[Any, int] = {}
-    for row in rows:
-        n = row.get("n")
-        seen[n] = seen.get(n, 0) + 1
-        if n is not None and seen[n] > TOP:
-            continue
-        row.pop("token_ids", None)
-        kept.append({k: _round(v) for k, v in row.items()})
-    return kept
-
-
 def _round(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.4g}") if np.isfinite(value) else None
-    if isinstance(value, list):
-        return [_round(item) for item in value]
+        return _four_digits(value) if np.isfinite(value) else None
     return value

@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import pyarrow.compute as pc
 
-from neuronstats.reduce.gather import NEVER_SEEN_BOUND
 from neuronstats.report.figures.frame import Drawing, NamedRun
-from neuronstats.report.page.data import Advance, Budget, write_run
+from neuronstats.report.output import Output
+from neuronstats.report.page.data import Advance, Budget, planned_files, write_run
 from neuronstats.report.settings import ReportSettings
-from neuronstats.store.folder import RunFolder
+from neuronstats.stats.dead import NEVER_SEEN_BOUND
 from neuronstats.units import short
 
 ASSETS = "assets"
@@ -219,8 +219,16 @@ def left_out_words(
     return " ".join(words)
 
 
+def page_files(runs: Sequence[NamedRun], settings: ReportSettings) -> set[str]:
+    """Return every file that write_page may write."""
+    names = {"index.html", "data/info.js", *(f"assets/{name}" for name in ASSET_FILES)}
+    return names.union(
+        *(planned_files(named.run, number, settings) for number, named in enumerate(runs))
+    )
+
+
 def write_page(
-    folder: RunFolder,
+    folder: Output,
     runs: Sequence[NamedRun],
     figures: Sequence[Drawing],
     settings: ReportSettings,

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuronstats.report.notebook import LoadedRun
-from neuronstats.store.folder import RunFolder
+from neuronstats.report.output import Output
 
 NGRAM_ROWS = 200_000  # detected n-grams of a run that can be searched for
 TRIGGER_TOKENS = 60  # of a neuron, at most: those of ten tokens, bigrams and trigrams
@@ -69,7 +69,7 @@ def trigger_tokens(
     return np.minimum(counts, most).astype(np.uint8), tokens[rank < most]
 
 
-def write_search(folder: RunFolder, run: LoadedRun, number: int) -> dict[str, Any]:
+def write_search(folder: Output, run: LoadedRun, number: int) -> dict[str, Any]:
     """Write all that a run's search needs.
 
     Returns:

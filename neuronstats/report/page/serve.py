@@ -1,6 +1,7 @@
 """The page over HTTP on this machine: as written, and any neuron's detail when asked for."""
 
 import functools
+import io
 import re
 from collections.abc import Callable
 from http import HTTPStatus
@@ -13,6 +14,7 @@ from neuronstats.errors import UserError
 
 LIVE = re.compile(r"/live/(\d{1,6})/(\d{1,6})/(\d{1,9})\.js")
 
+INDEXES = ("index.html", "index.htm")  # what the base class serves of a folder
 HOSTS = ("127.0.0.1", "localhost")
 
 Detail = Callable[[int, int, int], bytes | None]
@@ -26,32 +28,42 @@ class _Handler(SimpleHTTPRequestHandler):
         self._detail, self._lock = detail, lock
         super().__init__(*args, **keywords)
 
-    def do_GET(self) -> None:
-        """Answer with a neuron's detail, computed now, or a file."""
+    def send_head(self) -> Any:
+        """Send the header of a file, or of a neuron's detail; return what holds the content.
+
+        The base class calls it for every method that it knows.
+        """
         if self.headers.get("Host", "").rsplit(":", 1)[0] not in HOSTS:
-            self.send_error(HTTPStatus.FORBIDDEN)  # another site's name for this address
-            return
+            return self.send_error(HTTPStatus.FORBIDDEN)  # another site's name for this address
         found = LIVE.fullmatch(self.path)
         if found is None:
-            super().do_GET()
-            return
+            return super().send_head() if self._is_inside() else self._not_found()
         with self._lock:  # one at a time bounds the memory
             content = self._detail(*map(int, found.groups()))
         if content is None:
-            self.send_error(HTTPStatus.NOT_FOUND)
-            return
+            return self._not_found()
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/javascript")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        return io.BytesIO(content)
+
+    def _is_inside(self) -> bool:
+        """Return whether what is asked for lies in the folder, links followed."""
+        path = Path(self.translate_path(self.path))
+        folder = Path(self.directory).resolve()
+        files = [path, *(path / name for name in INDEXES)]
+        return all(file.resolve().is_relative_to(folder) for file in files)
+
+    def _not_found(self) -> None:
+        self.send_error(HTTPStatus.NOT_FOUND)
 
     def list_directory(self, path: Any) -> None:
         """List nothing."""
-        self.send_error(HTTPStatus.NOT_FOUND)
+        self._not_found()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing of single requests."""
+        """Log nothing of single requests."""
 
 
 def make_server(folder: Path, detail: Detail, port: int) -> ThreadingHTTPServer:
@@ -59,7 +71,7 @@ def make_server(folder: Path, detail: Detail, port: int) -> ThreadingHTTPServer:
 
     Args:
         folder: the report.
-        detail: gives the script of a neuron's detail for run, layer and neuron, or None.
+        detail: returns the script of a neuron's detail for run, layer and neuron, or None.
         port: 0 for any free one.
 
     Raises:
