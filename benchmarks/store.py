@@ -12,7 +12,6 @@ from neuronstats.corpus.corpus import Corpus
 from neuronstats.store.commit import ShardWriter
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import Layout, make_shards
-from neuronstats.store.run import Run
 
 
 class Written:
@@ -39,7 +38,7 @@ class Written:
             shards=make_shards(corpus, num_sequences),
         )
         info = {"fingerprint": "bench", "identity": {}, "model": {}}
-        self._run = Run.create(RunFolder(str(folder), create=True), corpus, layout, info)
+        self._run = new_run(RunFolder(str(folder), create=True), corpus, layout, info)
 
     def with_thread(self) -> None:
         """Write layers in a thread while the next ones are computed, as a collect worker does."""

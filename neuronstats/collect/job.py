@@ -4,25 +4,45 @@ import contextlib
 import dataclasses
 import time
 
+import torch
+
 from neuronstats.cluster.nodes import Workers
 from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.start import connect, this_node
 from neuronstats.collect.plan import Plan
 from neuronstats.collect.prepare import Collect, is_small
 from neuronstats.collect.settings import CollectJob
-from neuronstats.collect.worker import ShardSummary, ShardWorker, describe
+from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, product_rate
 from neuronstats.console import Console
 from neuronstats.errors import INTERRUPTED, UserError
 from neuronstats.machine import probe, written
-from neuronstats.model.source import absolute
+from neuronstats.model.source import absolute, is_here
+from neuronstats.store.create import put_right
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.layout import Shard
+from neuronstats.store.layout import ZARR, Shard
 from neuronstats.store.run import Run
 from neuronstats.units import duration, short, size
 
 
-def show_plan(plan: Plan, workers: Workers, console: Console, *, exact: bool) -> None:
-    """Print what the run will take."""
+def show_plan(
+    plan: Plan,
+    workers: Workers,
+    console: Console,
+    *,
+    exact: bool,
+    flops: float | None = None,
+    download: bool = False,
+) -> None:
+    """Print what the run will take.
+
+    Args:
+        plan: what is shown.
+        workers: by machine.
+        console: where.
+        exact: whether the corpus is known, and not guessed.
+        flops: FLOP per second of one worker; None where not known.
+        download: whether the weights are on the hub.
+    """
     work = plan.work
     about = "" if exact else "about "
     corpus, batches = work.corpus, f"{work.batch_sequences} sequences a batch"
@@ -43,6 +63,12 @@ def show_plan(plan: Plan, workers: Workers, console: Console, *, exact: bool) ->
         ),
         ("work", f"{short(plan.flop)} FLOP"),
     ]
+    if flops is not None:
+        shard = duration(plan.shard_seconds(flops))
+        rate = f"{short(flops)}FLOP/s a worker"
+        rows.append(("time, at least", f"{duration(plan.seconds(flops))}, {shard} a shard: {rate}"))
+    if download:
+        rows.append(("to fetch, if not cached", f"{size(plan.checkpoint_bytes)} of weights"))
     if plan.device:
         rows.append(("GPU memory, each worker", written(plan.device)))
     rows.append(("host memory, each worker", written(plan.host)))
@@ -62,18 +88,64 @@ def collect(settings: CollectJob, console: Console) -> int:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
         nodes = [this_node(settings.ray, probe())] if pool is None else pool.nodes
         plan, workers = job.choose(nodes, job.corpus_size(corpus))
-        show_plan(plan, workers, console, exact=exact)
+        if pool is not None:
+            pool.workers = workers
+        flops = settings.ray.flops
+        if flops is None and settings.plan:
+            flops = _measured_flops(pool, job.dtype(on_gpu=plan.work.on_gpu), plan)
+        download = not is_here(settings.model)
+        show_plan(plan, workers, console, exact=exact, flops=flops, download=download)
         if settings.plan:
             return 0
         job.fetch_weights()
-        stack.enter_context(RunFolder(job.location, create=True).lock())
-        run = job.open_run(plan, corpus)
+        folder = RunFolder(job.location, create=True)
+        stack.enter_context(folder.lock())
+        run = job.open_run(folder, plan, corpus)
+        check_layout(run, job, settings, console)
         todo = remaining(run, settings, console)
         if todo and pool is None:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
-        elif pool is not None:
-            pool.workers = workers
         return _run_shards(run, todo, pool, settings, plan, console)
+
+
+def check_layout(run: Run, job: Collect, settings: CollectJob, console: Console) -> None:
+    """Check what was laid down when the run was created; with repair, put it right.
+
+    Raises:
+        UserError: it is damaged, and repair was not asked for or is not possible.
+    """
+    damage = run.damaged_layout(contents=settings.collect.verify)
+    try:
+        run.corpus()
+    except UserError as error:
+        damage = damage or {"tokens/zarr.json": str(error)}
+    if not damage:
+        return
+    key, reason = next(iter(sorted(damage.items())))
+    if not settings.repair:
+        raise UserError(
+            f"{run.folder.location}/{ZARR}/{key} {reason}. Run again with repair=true to write it"
+            " again."
+        )
+    console.say(f"repairing {len(damage)} object(s): {ZARR}/{key} {reason}")
+    put_right(run, damage, job.corpus)
+
+
+class _Flops:
+    """Measures the machine that it is on."""
+
+    def __call__(self, work: tuple[torch.dtype, bool]) -> float:
+        dtype, on_gpu = work
+        return product_rate(dtype, torch.device("cuda" if on_gpu else "cpu"))
+
+
+def _measured_flops(pool: Pool | None, dtype: torch.dtype, plan: Plan) -> float:
+    """Measure what a worker could reach at most: here, or on one of the cluster's machines."""
+    task = (dtype, plan.work.on_gpu)
+    if pool is None:
+        return _Flops()(task)
+    [(_, flops)] = pool.run(_Flops, (), [task])
+    return float(flops)
 
 
 def remaining(run: Run, settings: CollectJob, console: Console) -> list[Shard]:
@@ -82,7 +154,11 @@ def remaining(run: Run, settings: CollectJob, console: Console) -> list[Shard]:
     Raises:
         UserError: a committed shard's bytes have changed, and repair was not asked for.
     """
-    records = run.records()
+    broken: dict[str, str] | None = {} if settings.repair else None
+    records = run.records(broken)
+    for key, reason in (broken or {}).items():
+        console.say(f"repairing {key}: it {reason}")
+        run.folder.remove(key)
     damage = run.damaged(records.values(), contents=settings.collect.verify)
     if damage and not settings.repair:
         index, reason = next(iter(sorted(damage.items())))
@@ -122,6 +198,7 @@ def _run_shards(
             }
 
             def tick(tokens: int = 0) -> None:
+                run.folder.check_lock()
                 underway = sum(layer_tokens[name] * n for name, n in pool.reached.items())
                 advance(tokens, f"{len(finished)}/{len(todo)} shards", underway)
 

@@ -68,6 +68,8 @@ class Work:
     workers: int = 1
     resident: bool = True
     hidden_on_device: bool = True
+    shards_left: int | None = None
+    """Shards that the run still lacks; None: there is no run yet."""
 
     @property
     def num_shards(self) -> int:
@@ -200,6 +202,21 @@ class Plan:
         """Floating-point operations of the whole run."""
         return self.work.corpus.tokens * self.work.flop_per_token
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of the whole model's weights in the checkpoint, norms of all layers excepted."""
+        shape = self.work.shape
+        embeddings = shape.vocabulary * shape.embedding + shape.positions * shape.hidden
+        return (shape.num_layers * shape.layer_weights + embeddings) * self.work.stored_bytes
+
+    def seconds(self, flops: float) -> float:
+        """Return the least time of the whole run, where each worker reaches so many FLOP/s."""
+        return self.flop / (self.work.workers * flops)
+
+    def shard_seconds(self, flops: float) -> float:
+        """Return the least time of a full shard on a worker of so many FLOP/s."""
+        return self.work.shard_tokens * self.work.flop_per_token / flops
+
     def misfits(self, node: Node, count: int, free_disk: int | None) -> list[str]:
         """Say what does not fit a machine with so many workers, one sentence each."""
         needs = [
@@ -229,15 +246,16 @@ def make_plan(work: Work) -> Plan:
         host, device = [*host, *beside], [*near, *on_gpu]
     else:
         host += [*near, Term("hidden states", work.hidden)]
-    slots = work.num_shards * work.packed_layer
-    counts = work.corpus.positions * work.shape.neurons * work.num_layers * work.num_shards
+    left = work.num_shards if work.shards_left is None else work.shards_left
+    slots = left * work.packed_layer
+    counts = work.corpus.positions * work.shape.neurons * work.num_layers * left
     disk = [
         Term(
             f"bitmaps ({size(work.num_bitmaps * slots)} raw)",
             int(COMPRESSED * work.num_bitmaps * slots),
         ),
         Term("position counts", counts * (1 if work.shard_sequences < 256 else 2)),
-        Term("tokens", work.corpus.token_bytes),
+        Term("tokens", work.corpus.token_bytes if work.shards_left is None else 0),
     ]
     return Plan(work, (*host, allocator(host)), tuple(device), tuple(disk))
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from neuronstats.corpus.documents import content_fingerprint
 from neuronstats.corpus.files import find_files
 from neuronstats.corpus.packing import read_corpus
 from neuronstats.corpus.settings import DataSettings
-from neuronstats.errors import SettingsError
+from neuronstats.errors import SettingsError, UserError
 from neuronstats.machine import free_disk_bytes
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.decoder import check_weights, has_positions
@@ -29,6 +30,7 @@ from neuronstats.model.settings import Dtype
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.model.source import is_here, locate
 from neuronstats.store import run as store
+from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import LOCK, LOGS, NGRAMS, PARTIAL, TABLES, ZARR, Layout, make_shards
 from neuronstats.store.run import Run
@@ -52,7 +54,7 @@ class Collect:
         self.location = settings.location
         self.info = self._existing()
         here = is_here(settings.model)  # if not, gigabytes are fetched once the plan fits
-        self.checkpoint = Checkpoint(locate(settings.model, weights=here), weights=here)
+        self.checkpoint = Checkpoint(self._folder(weights=here), weights=here)
         self.shape = Shape.of(self.checkpoint.config)
         self.num_layers = num_first_layers(
             settings.collect.layers, self.shape.num_layers, "collect.layers"
@@ -65,6 +67,20 @@ class Collect:
         self.num_bitmaps = min(wanted, self.num_layers)
         if here:
             check_weights(self.checkpoint, self.num_layers)
+
+    def _folder(self, *, weights: bool) -> Path:
+        """Return the model's folder; for a plan without the hub, one with what is stated."""
+        try:
+            return locate(self.settings.model, weights=weights)
+        except SettingsError:
+            raise
+        except UserError as error:
+            if not self.settings.plan or self.settings.model.sizes is None:
+                raise
+            self.console.say(f"planned by model.sizes: {error}")
+        folder = Path(tempfile.mkdtemp(prefix="neuronstats-"))
+        (folder / "config.json").write_text(json.dumps(self.settings.model.sizes))
+        return folder
 
     def fetch_weights(self) -> None:
         """Fetch the weights from the hub where they are not here.
@@ -142,6 +158,7 @@ class Collect:
             dtype_bytes=dtype.itemsize,
             stored_bytes=self.checkpoint.dtype.itemsize,
             on_gpu=on_gpu,
+            shards_left=self._shards_left(),
         )
         return planning.choose(
             work,
@@ -151,6 +168,13 @@ class Collect:
             shard_sequences=self._open_choice(settings.shard_sequences, "collect.shard_sequences"),
             batch_sequences=self._open_choice(settings.batch_sequences, "collect.batch_sequences"),
         )
+
+    def _shards_left(self) -> int | None:
+        """Count the shards that the run still lacks; None where there is no run."""
+        if self.info is None:
+            return None
+        run = Run(RunFolder(self.location), self.info)
+        return len(run.layout.shards) - len(run.record_keys())
 
     def _open_choice(self, value: int | str, key: str) -> int | None:
         if value == "auto":
@@ -189,13 +213,12 @@ class Collect:
             "collect.batch_sequences": work.batch_sequences,
         }
 
-    def open_run(self, plan: Plan, corpus: Corpus | None) -> Run:
-        """Open the run, or create it; under its lock.
+    def open_run(self, folder: RunFolder, plan: Plan, corpus: Corpus | None) -> Run:
+        """Open the run, or create it; under its folder's lock.
 
         Raises:
             SettingsError: the run was made by other settings; says which.
         """
-        folder = RunFolder(self.location)
         identity = self.identity(plan)
         info = store.read_info(folder)
         if info is not None:
@@ -212,7 +235,7 @@ class Collect:
             domains=corpus.domains,
             shards=make_shards(corpus, plan.work.shard_sequences),
         )
-        return Run.create(folder, corpus, layout, self._info(identity))
+        return new_run(folder, corpus, layout, self._info(identity))
 
     def _info(self, identity: dict[str, Any]) -> dict[str, Any]:
         config = self.checkpoint.config
