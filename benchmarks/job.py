@@ -19,8 +19,8 @@ from benchmarks.subject import Subject
 from neuronstats.console import PLAIN_SECONDS, Console
 from neuronstats.errors import DONE, FAILED, SettingsError
 from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.decoder import Decoder
 from neuronstats.model.settings import Dtype, ModelSettings
-from neuronstats.model.shape import Shape
 from neuronstats.model.source import locate
 from neuronstats.store.run import Run
 
@@ -148,7 +148,7 @@ def make_subject(settings: BenchJob, device: torch.device, scratch: Path) -> Sub
         bench_model.write_random(folder, options.shape, sizes.layers, options.active, dtype)
     else:
         folder = locate(model)
-    shape = Shape.of(Checkpoint(folder).config)
+    shape = Decoder(Checkpoint(folder)).shape
     if options.positions % 8 or not 0 < options.positions <= shape.positions:
         raise SettingsError(
             f"bench.positions={options.positions}: expected a multiple of 8, at most the model's"

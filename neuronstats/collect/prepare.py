@@ -24,9 +24,9 @@ from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError
 from neuronstats.machine import Machine, free_disk_bytes
 from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import check_weights, has_positions
+from neuronstats.model.decoder import Decoder, check_weights
 from neuronstats.model.settings import Dtype
-from neuronstats.model.shape import Shape, num_first_layers
+from neuronstats.model.shape import num_first_layers
 from neuronstats.model.source import is_here, locate
 from neuronstats.store import run as store
 from neuronstats.store.folder import RunFolder
@@ -53,7 +53,8 @@ class Collect:
         self.info = self._existing()
         here = is_here(settings.model)  # if not, gigabytes are fetched once the plan fits
         self.checkpoint = Checkpoint(locate(settings.model, weights=here), weights=here)
-        self.shape = Shape.of(self.checkpoint.config)
+        self.decoder = Decoder(self.checkpoint)
+        self.shape = self.decoder.shape
         self.num_layers = num_first_layers(
             settings.collect.layers, self.shape.num_layers, "collect.layers"
         )
@@ -64,7 +65,7 @@ class Collect:
         )
         self.num_bitmaps = min(wanted, self.num_layers)
         if here:
-            check_weights(self.checkpoint, self.num_layers)
+            check_weights(self.decoder, self.num_layers)
 
     def fetch_weights(self) -> None:
         """Fetch the weights from the hub where they are not here.
@@ -75,7 +76,8 @@ class Collect:
         if not is_here(self.settings.model):
             self.console.say(f"fetching the weights of {self.settings.model.path}")
             self.checkpoint = Checkpoint(locate(self.settings.model))
-            check_weights(self.checkpoint, self.num_layers)
+            self.decoder = Decoder(self.checkpoint)
+            check_weights(self.decoder, self.num_layers)
 
     def _existing(self) -> dict[str, Any] | None:
         if "://" not in self.location and not Path(self.location).exists():
@@ -225,7 +227,7 @@ class Collect:
             "model": {
                 **dataclasses.asdict(self.shape),
                 "bos_token_id": config.bos_token_id,
-                "has_positions": has_positions(self.checkpoint),
+                "has_positions": self.decoder.has_positions(),
             },
             "settings": settings,
             "versions": versions(),

@@ -31,8 +31,8 @@ from neuronstats.collect.job import collect
 from neuronstats.console import Console
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.decoder import Decoder
 from neuronstats.model.settings import Dtype, ModelSettings
-from neuronstats.model.shape import Shape
 
 TINY = {"shape": "tiny", "short": True, "positions": 64, "batch_sequences": 2, "device": "cpu"}
 FEW = {"rounds": 2, "reduce_tokens": 20_000, "merge_neurons": 40}
@@ -114,7 +114,7 @@ def test_random_weights_activate_the_share_asked_for(tmp_path):
     checkpoint = Checkpoint(folder)
     assert checkpoint.config.num_hidden_layers == 4
     assert checkpoint.dtype == torch.float16
-    shape, cpu = Shape.of(checkpoint.config), torch.device("cpu")
+    shape, cpu = Decoder(checkpoint).shape, torch.device("cpu")
     tokens = bench_model.random_tokens(8, 64, shape.vocabulary)
     bitmaps = Swept(Subject(folder, shape, torch.float32, cpu, tokens, 4)).record()
     assert 0.1 < count(np.concatenate(bitmaps)).sum() / (4 * 256 * tokens.size) < 0.3
