@@ -48,8 +48,8 @@ def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
     ways[theirs] = (_airllm if airllm else _stand_in, True)
     if not airllm:
         findings.facts.append(("AirLLM", "not installed: its loop is written out here instead"))
-    layer_bytes = Checkpoint(subject.folder).layer_bytes
-    weights = sum(layer_bytes(layer) for layer in range(subject.shape.num_layers))
+    stored = Checkpoint(subject.folder).dtype.itemsize
+    weights = subject.shape.num_layers * subject.shape.layer_weights * stored
     with contextlib.ExitStack() as stack:
         caps = {name: Cap.make() if capped else None for name, (_, capped) in ways.items()}
         for made in filter(None, caps.values()):

@@ -24,6 +24,7 @@ from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError
 from neuronstats.machine import Machine, free_disk_bytes
 from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.config import BOS_ALWAYS, bos_id, separator_id
 from neuronstats.model.decoder import Decoder, check_weights
 from neuronstats.model.settings import Dtype
 from neuronstats.model.shape import num_first_layers
@@ -35,6 +36,8 @@ from neuronstats.store.run import Run
 
 OWN_NAMES = {LOCK, LOGS, ZARR, NGRAMS, TABLES, PARTIAL, "report"}
 ESTIMATE_FROM_BYTES = 64 << 20  # a plan of more text than this guesses its tokens
+LONG = 8192  # positions; of a model with more, the length of sequences must be given
+NO_LIMIT = 1 << 20  # positions of a model that sets none
 BYTES_PER_TOKEN = 4.0  # of English text under OPT's vocabulary, for such a guess
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 
@@ -96,14 +99,22 @@ class Collect:
     def corpus(self) -> Corpus:
         """Read the corpus that the settings ask for."""
         config, model = self.checkpoint.config, self.settings.model
+        longest = self.shape.positions or NO_LIMIT
+        data = self.settings.data
+        if data.kind != "tokens" and not data.sequence_length and longest > LONG:
+            raise SettingsError(
+                f"data.sequence_length is not set, and the model takes {longest} positions:"
+                f" above {LONG} give a length, for memory and position counts grow with it."
+            )
         return read_corpus(
             self.settings.data,
             tokenizer=str(self.checkpoint.folder),
             revision=model.revision,
-            bos_id=config.bos_token_id,
-            separator_id=_separator(config),
+            bos_id=bos_id(config),
+            separator_id=separator_id(config),
             vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
+            max_positions=longest,
+            bos_always=config.model_type in BOS_ALWAYS,
         )
 
     def corpus_size(self, corpus: Corpus | None) -> planning.Corpus:
@@ -119,7 +130,7 @@ class Collect:
             positions = self.info["layout"]["num_positions"]
             return planning.Corpus(tuple(counts_by_domain.values()), positions)
         data = self.settings.data
-        positions = data.sequence_length or self.shape.positions
+        positions = data.sequence_length or min(self.shape.positions or LONG, LONG)
         tokens = float(data.max_tokens or 0)
         if data.kind == "local":
             guess = _text_bytes(self.settings) / BYTES_PER_TOKEN
@@ -184,6 +195,7 @@ class Collect:
             "data.sequence_length": work.corpus.positions,
             "data.max_tokens": data.max_tokens,
             "data.packing": data.packing,
+            "data.bos": None if data.bos == "auto" else data.bos,
             "data.shares": data.shares,
             "collect.layers": self.num_layers,
             "collect.bitmaps": self.num_bitmaps,
@@ -214,10 +226,9 @@ class Collect:
             domains=corpus.domains,
             shards=make_shards(corpus, plan.work.shard_sequences),
         )
-        return Run.create(folder, corpus, layout, self._info(identity))
+        return Run.create(folder, corpus, layout, self._info(identity, corpus))
 
-    def _info(self, identity: dict[str, Any]) -> dict[str, Any]:
-        config = self.checkpoint.config
+    def _info(self, identity: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
         settings = dataclasses.asdict(self.settings)
         settings["model"]["dtype"] = self.settings.model.dtype.value
         text = json.dumps(identity, sort_keys=True)
@@ -226,7 +237,8 @@ class Collect:
             "identity": identity,
             "model": {
                 **dataclasses.asdict(self.shape),
-                "bos_token_id": config.bos_token_id,
+                "bos_token_id": corpus.bos_id,
+                "separator_id": separator_id(self.checkpoint.config),
                 "has_positions": self.decoder.has_positions(),
             },
             "settings": settings,
@@ -263,13 +275,6 @@ def _difference(old: Any, new: Any) -> str:
     kinds = {(True, True): "has changed", (False, True): "is new", (True, False): "is gone"}
     words = [f"{name} {kinds[name in before, name in now]}" for name in changed[:3]]
     return ", ".join(words) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-
-
-def _separator(config: Any) -> int:
-    """The token between documents: the end of sequence, which OPT was trained with."""
-    end = config.eos_token_id
-    end = (end[0] if end else None) if isinstance(end, list) else end
-    return int(config.bos_token_id if end is None else end)
 
 
 def _tokenizer_hash(folder: Path) -> str:

@@ -158,9 +158,7 @@ class Sweep:
                 bits.pack_rows(real, num_positions, out)
                 if last:
                     # There is no output to look at: NaN and infinity show in the extremes.
-                    extremes = torch.stack(
-                        torch.aminmax(real.unflatten(0, (valid, -1)).flatten(1), dim=1)
-                    )
+                    extremes = torch.stack(torch.aminmax(real.reshape(valid, -1), dim=1))
                     finite[start : start + valid] = torch.isfinite(extremes).all(0)
 
             output = layer(batch, listen, with_output=not last)

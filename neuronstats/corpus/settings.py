@@ -9,6 +9,7 @@ NO_COLUMN, NO_VALUE = "text", "unknown"  # the domain without a domain column; w
 
 KINDS = ("sample", "local", "tokens", "hub")
 PACKINGS = ("concat", "document")
+BOS = ("auto", "true", "false")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,6 +56,9 @@ class DataSettings:
     """Take whole sequences, at most so many tokens in all; null: all there is."""
     packing: str = "concat"
     """concat: documents of a domain joined; document: only full pieces of single documents."""
+    bos: str = "auto"
+    """Whether sequences start with the begin-of-sequence token: true, false, or auto, where the
+    model's tokenizer puts one before a text (OPT's always)."""
     shares: dict[str, float] | None = None
     """A domain's share of max_tokens, relative to the others; domains without one are left out.
     Null: in proportion to what there is (whole sequences, or characters where these are more than
@@ -70,6 +74,8 @@ class DataSettings:
         """
         _check_one_of("kind", self.kind, KINDS)
         _check_one_of("packing", self.packing, PACKINGS)
+        self.bos = str(self.bos).lower()
+        _check_one_of("bos", self.bos, BOS)
         own = self.kind in ("local", "tokens")
         if own and not self.path:
             what = "a file, folder or glob" if self.kind == "local" else "an .npy file"

@@ -109,7 +109,9 @@ def _run(layer: nn.Module, call: Call, hidden: Tensor) -> list[_Leaf]:
         if next(module.children(), None) is not None:
             continue
 
-        def seen(module: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = name) -> None:
+        def seen(
+            module: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = name
+        ) -> None:
             if args and isinstance(args[0], Tensor):
                 leaves.append(_Leaf(name, module, args[0], output))
 

@@ -19,6 +19,10 @@ class NotReplayable(Exception):
     """A model's layers cannot be carried one by one; says why, to be read after "it"."""
 
 
+class LayersTalk(NotReplayable):
+    """A layer hands on more than hidden states."""
+
+
 @dataclass(frozen=True)
 class Call:
     """What a layer is called with beside the hidden states."""
@@ -52,12 +56,21 @@ def record(base: nn.Module, layers: Sequence[nn.Module], tokens: Tensor) -> list
         try:
             calls = _run(base, layers, tokens, as_tuple=as_tuple)
             break
+        except LayersTalk:
+            raise
         except NotReplayable as error:
             reasons.append(error)
         except Exception as error:  # noqa: BLE001 - a model's code, given what it does not expect
             reasons.append(NotReplayable(f"fails in its own forward ({error!r})"))
     else:
         raise min(reasons, key=lambda reason: "fails" in str(reason))
+    if not as_tuple:  # a model may take both, and look for the tuple's second
+        try:
+            _run(base, layers, tokens, as_tuple=True)
+        except LayersTalk:
+            raise
+        except Exception:  # noqa: BLE001, S110 - a model that takes hidden states alone
+            pass
     vocabulary = base.get_input_embeddings().num_embeddings  # type: ignore[operator]
     others = _run(base, layers, (tokens.flip(0, 1) + 1) % vocabulary, as_tuple=as_tuple)
     for index, (call, other) in enumerate(zip(calls, others, strict=True)):
@@ -81,8 +94,7 @@ def _run(
         if not args or not isinstance(args[0], Tensor) or args[0].ndim != 3:
             raise NotReplayable(f"does not hand layer {index} its hidden states first")
         hidden = args[0]
-        if previous is not None and (hidden is not previous[0] or hidden._version != previous[1]):
-            raise NotReplayable(f"computes between layer {index - 1} and layer {index}")
+        _check_between(hidden, previous, index)
         _check_plain((args[1:], kwargs), second, index)
         calls.append(Call(args[1:], kwargs))
         output = hidden.view(hidden.shape)  # the same numbers, another object
@@ -135,10 +147,16 @@ def _replaced(layers: Sequence[nn.Module], forward: Any) -> Iterator[None]:
             del layer.forward
 
 
+def _check_between(hidden: Tensor, previous: tuple[Tensor, int] | None, index: int) -> None:
+    """Refuse what is not the very output of the layer before, or was changed since."""
+    if previous is not None and (hidden is not previous[0] or hidden._version != previous[1]):
+        raise NotReplayable(f"computes between layer {index - 1} and layer {index}")
+
+
 def _check_plain(value: Any, second: object, index: int) -> None:
     """Refuse what one layer could leave for another."""
     if value is second:
-        raise NotReplayable(f"hands layer {index} what an earlier layer has computed")
+        raise LayersTalk(f"hands layer {index} what an earlier layer has computed")
     if isinstance(value, (tuple, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             _check_plain(item, second, index)

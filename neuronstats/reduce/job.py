@@ -218,7 +218,18 @@ class _Reduction:
         return done == len(work)
 
     def _project(self, pool: Pool, model: ModelSettings, merged: layerstats.Merge) -> bool:
-        """Judge all layers' token detectors; return whether all were done."""
+        """Judge all layers' token detectors; return whether all were done.
+
+        None is judged where a neuron's direction alone does not say what it writes.
+        """
+        activation = Shape.read(self.opened.info["model"]).activation
+        if not activation.is_relu_like:
+            gated = " gated" if activation.gated else ""
+            self._console.say(
+                f"no neuron is called suppressing: behind a{gated} {activation.name} it writes in"
+                " either direction, open or not."
+            )
+            return True
         tasks = merged.layer_tokens
         weights = self.opened.info["identity"]["model.weights"]
         args = (model, weights, self._settings.reduce.centred)

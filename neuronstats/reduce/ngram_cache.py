@@ -43,7 +43,7 @@ class NgramStore:
     @property
     def _key(self) -> str:
         """Names the corpus: other tokens, or other shards of a partial run, are another one."""
-        bos_id = self.run.info["model"]["bos_token_id"]
+        bos_id = self.run.left_out_id
         tokens = self.run.info["identity"]["data.tokens"]
         about = [FORMAT, tokens, bos_id, [shard.index for shard in self.shards]]
         return f"{NGRAMS}/{checksum(json.dumps(about).encode())[:16]}"
@@ -61,7 +61,7 @@ class NgramStore:
         missing = [n for n in lengths if not self._is_whole(n, sizes)]
         if missing:
             tokens = np.concatenate([tokens[shard.sequences] for shard in self.shards])
-            built = build_ngram_ids(tokens, self.run.info["model"]["bos_token_id"], missing)
+            built = build_ngram_ids(tokens, self.run.left_out_id, missing)
             for ngrams in built.values():
                 self._write(ngrams)
 

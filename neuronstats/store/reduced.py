@@ -93,8 +93,8 @@ class ReducedRun:
 
     @property
     def bos_id(self) -> int:
-        """The begin-of-sequence token."""
-        return int(self.run.info["model"]["bos_token_id"])
+        """The begin-of-sequence token, or what is left out in its place."""
+        return self.run.left_out_id
 
     @property
     def ngrams(self) -> list[int]:

@@ -47,6 +47,17 @@ class Run:
         """Hash of all that decides the numbers."""
         return str(self.info["fingerprint"])
 
+    @property
+    def left_out_id(self) -> int:
+        """The token that n-grams and contexts leave out.
+
+        It is the begin-of-sequence token; where there is none, the one between documents; -1 where
+        there is no such token either.
+        """
+        model = self.info["model"]
+        found = [model["bos_token_id"], model.get("separator_id"), -1]
+        return int(next(token for token in found if token is not None))
+
     @classmethod
     def open(cls, location: str) -> "Run":
         """Open a run folder.
