@@ -69,7 +69,7 @@ def record(base: nn.Module, layers: Sequence[nn.Module], tokens: Tensor) -> list
             _run(base, layers, tokens, as_tuple=True)
         except LayersTalk:
             raise
-        except Exception:  # noqa: BLE001, S110 - a model that takes hidden states alone
+        except Exception:  # noqa: BLE001 - a model that takes hidden states alone
             pass
     vocabulary = base.get_input_embeddings().num_embeddings  # type: ignore[operator]
     others = _run(base, layers, (tokens.flip(0, 1) + 1) % vocabulary, as_tuple=as_tuple)
