@@ -11,7 +11,7 @@ from transformers import OPTForCausalLM
 from benchmarks.subject import Subject
 from neuronstats.collect.sweep import Sweep
 from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import Embeddings
+from neuronstats.model.decoder import Decoder
 
 Bitmaps = list[NDArray[np.uint8]]  # of each layer, [neuron, sequence, byte]
 
@@ -106,7 +106,7 @@ class Swept:
         self._subject = subject
         self.num_layers = num_layers or subject.shape.num_layers
         checkpoint = Checkpoint(subject.folder)
-        self._embed = Embeddings(checkpoint, subject.dtype, subject.device)
+        self._embed = Decoder(checkpoint, subject.dtype, subject.device).front
         self.sweep = Sweep(
             checkpoint,
             num_layers=self.num_layers,

@@ -10,6 +10,7 @@ from benchmarks.subject import Subject
 from neuronstats.collect.worker import write_layers
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.store.commit import ShardWriter
+from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import Layout, make_shards
 

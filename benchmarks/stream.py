@@ -38,8 +38,8 @@ def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
         ways["accelerate"] = (_accelerate, True)
     else:
         findings.facts.append(("accelerate", "not installed, so not measured (extra: bench)"))
-    layer_bytes = Checkpoint(subject.folder).layer_bytes
-    weights = sum(layer_bytes(layer) for layer in range(subject.shape.num_layers))
+    stored = Checkpoint(subject.folder).dtype.itemsize
+    weights = subject.shape.num_layers * subject.shape.layer_weights * stored
     with contextlib.ExitStack() as stack:
         caps = {name: Cap.make() if capped else None for name, (_, capped) in ways.items()}
         for made in filter(None, caps.values()):

@@ -19,6 +19,7 @@ from neuronstats.console import Console
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import UserError, expect
 from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.decoder import Decoder
 from neuronstats.model.settings import Dtype, ModelSettings
 from neuronstats.model.shape import Shape
 from neuronstats.model.source import locate
@@ -104,7 +105,7 @@ def make_subject(settings: BenchJob, sizes: Sizes, device: torch.device, scratch
         write_random(folder, config, [sizes.active], dtype)
     else:
         folder = locate(model)
-    shape = Shape.of(Checkpoint(folder).config)
+    shape = Decoder(Checkpoint(folder)).shape
     num_positions = min(num_positions, shape.positions)
     planned = planning.GPU_BATCH_TOKENS if on_gpu else planning.CPU_BATCH_TOKENS
     batch = sizes.batch_sequences or max(1, planned // num_positions)

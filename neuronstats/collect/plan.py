@@ -101,8 +101,8 @@ class Work:
         kept = self.num_layers if self.resident else min(2, self.num_layers)
         layer = self.shape.layer_weights * self.dtype_bytes
         name = f"weights ({kept} of {self.num_layers} layers)"
-        positions = self.shape.positions * self.shape.hidden * self.dtype_bytes
-        return [Term(name, kept * layer), Term("position embeddings", positions)]
+        front = self.shape.front_weights * self.dtype_bytes
+        return [Term(name, kept * layer), Term("position embeddings and norms", front)]
 
     @property
     def hidden(self) -> int:
@@ -110,9 +110,13 @@ class Work:
         return self.shard_tokens * self.shape.hidden * self.dtype_bytes
 
     def batch_terms(self) -> list[Term]:
-        """One batch inside a layer: at its widest, FFN input, fc1's output, its ReLU and fc2's."""
+        """One batch inside a layer: at its widest, FFN input, fc1's output, its ReLU and fc2's.
+
+        A gated FFN holds its gate, the activation, the other projection and their product.
+        """
         tokens = self.batch_sequences * self.corpus.positions
-        width = 4 * self.shape.hidden + 2 * self.shape.neurons
+        inner = 4 if self.shape.activation.gated else 2
+        width = 4 * self.shape.hidden + inner * self.shape.neurons
         return [Term("one batch's activations", tokens * width * self.dtype_bytes)]
 
     def bit_terms(self) -> list[Term]:

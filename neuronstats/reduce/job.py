@@ -245,11 +245,22 @@ class _Reduction:
     def _project(
         self, pool: Pool, model: ModelSettings, files: tables.TableFiles, merged: Gather
     ) -> bool:
-        """Judge all layers' token detectors; return whether all were done."""
+        """Judge all layers' token detectors; return whether all were done.
+
+        None is judged where a neuron's direction alone does not say what it writes.
+        """
+        files.append("suppression", no_rows())
+        activation = Shape.read(self.opened.info["model"]).activation
+        if not activation.is_relu_like:
+            gated = " gated" if activation.gated else ""
+            self._console.say(
+                f"no neuron is called suppressing: behind a{gated} {activation.name} it writes in"
+                " either direction, open or not."
+            )
+            return True
         tasks = merged.layer_tokens
         weights = self.opened.about.weights_fingerprint
         args = (model, weights, self._settings.reduce.centred)
-        files.append("suppression", no_rows())
         done = 0
         for _, found in in_order(pool.run(SuppressionWorker, args, tasks), tasks, files):
             merged.add_suppression(found)

@@ -44,8 +44,14 @@ class RunInfo:
 
     @property
     def bos_id(self) -> int:
-        """The begin-of-sequence token."""
-        return int(self.raw["model"]["bos_token_id"])
+        """The token that n-grams and contexts leave out.
+
+        It is the begin-of-sequence token; where there is none, the one between documents; -1 where
+        there is no such token either.
+        """
+        model = self.raw["model"]
+        found = [model["bos_token_id"], model.get("separator_id"), -1]
+        return int(next(token for token in found if token is not None))
 
     @property
     def has_positions(self) -> bool:

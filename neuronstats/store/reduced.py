@@ -98,7 +98,7 @@ class ReducedRun:
 
     @property
     def bos_id(self) -> int:
-        """The begin-of-sequence token."""
+        """The begin-of-sequence token, or what n-grams and contexts leave out in its place."""
         return self.run.about.bos_id
 
     @property

@@ -28,8 +28,8 @@ from neuronstats.collect.job import collect
 from neuronstats.console import Console
 from neuronstats.errors import SettingsError
 from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.decoder import Decoder
 from neuronstats.model.settings import Dtype, ModelSettings
-from neuronstats.model.shape import Shape
 
 SIZES = dataclasses.replace(
     SHORT, positions=64, batch_sequences=2, reduce_tokens=20_000, merge_tokens=10_000
@@ -112,7 +112,7 @@ def test_random_weights_activate_the_shares_asked_for(tmp_path):
     write_random(tmp_path / "model", config, [0.2, 0.0], torch.float16, positional_every=64)
     checkpoint = Checkpoint(tmp_path / "model")
     assert checkpoint.dtype == torch.float16
-    shape, cpu = Shape.of(checkpoint.config), torch.device("cpu")
+    shape, cpu = Decoder(checkpoint).shape, torch.device("cpu")
     tokens = random_tokens(8, 64, shape.vocabulary)
     subject = Subject(tmp_path / "model", shape, torch.float32, cpu, tokens, 4)
     by_neuron = np.mean([count(bits) for bits in Swept(subject).record()], axis=0) / tokens.size
