@@ -582,7 +582,7 @@ def test_a_limit_of_bytes_is_kept_and_told(run_folder, tmp_path):
 def test_nothing_on_the_page_is_markup_but_the_pages_own(report):
     page = (report / "index.html").read_text()
     assert MARKUP not in page
-    assert "&lt;/script&gt;&lt;b/class=&quot;x&quot;&gt;&amp;amp;" in page
+    assert "&lt;/script&gt;&lt;b/class=&#34;x&#34;&gt;&amp;amp;" in page
     assert not re.search(r"(src|href)=\"(https?:)?//", page)
 
 
@@ -687,7 +687,9 @@ def test_the_overview_shows_figures_and_numbers(page):
     assert MARKUP in page.text("h1")
     page.wait("[...document.images].some((i) => i.complete && i.naturalWidth > 0)")
     assert "never activated" in page.text("table.facts")
-    assert any("Nothing to show" in text for text in page.texts("figure"))
+    reasons = page.texts("#empty .reason")
+    assert reasons
+    assert len(set(reasons)) == len(reasons)  # each is said once
 
 
 @browser_missing
@@ -892,7 +894,7 @@ def test_a_link_to_no_neuron_says_so(page):
 
 
 @browser_missing
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1400, 1280, 390])
 def test_nothing_is_wider_than_the_window(page, width):
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -903,6 +905,10 @@ def test_nothing_is_wider_than_the_window(page, width):
             page.open(fragment)
             page.wait("document.readyState === 'complete'")
             assert page.js("return document.documentElement.scrollWidth") <= width
+        page.shown(0, 1)
+        assert set(page.texts("#ngrams .detected")) == {"detected"}
+        tables = "[...document.querySelectorAll('#ngrams .scroll')]"
+        assert set(page.js(f"return {tables}.map((e) => e.scrollWidth - e.clientWidth)")) == {0}
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
