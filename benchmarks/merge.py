@@ -31,8 +31,7 @@ from neuronstats import bits
 from neuronstats.machine import peak_host_bytes
 from neuronstats.model.settings import ModelSettings
 from neuronstats.reduce import block as blocks
-from neuronstats.reduce.block import Block, BlockWorker
-from neuronstats.reduce.gather import BlockResult
+from neuronstats.reduce.block import Block, BlockResult, BlockWorker
 from neuronstats.reduce.ngram_cache import NgramStore
 from neuronstats.stats.ngram_ids import projected_bytes
 from neuronstats.stats.settings import ReduceSettings
@@ -90,7 +89,9 @@ def merging(rounds: Rounds, work: Work, model: Path, scratch: Path) -> Findings:
         peak = max(peak, own_peak or peak_host_bytes())
         counted["merged"].append(sum(int(result.activations.sum()) for result in results))
         bitmap = run.read_bits(layer, slice(0, SAMPLE), shards)
-        found: Covers = [results[0].neurons[f"cover_{n}"].to_pylist()[:SAMPLE] for n in LENGTHS]
+        found: Covers = [
+            results[0].tables["neurons"][f"cover_{n}"].to_pylist()[:SAMPLE] for n in LENGTHS
+        ]
         for name, way in ways.items():
             plain, _ = peak_of(partial(baseline, bitmap, ids, way), clock[name])
             counted[name].append(int(bits.count(bitmap).sum()))

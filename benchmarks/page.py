@@ -41,9 +41,9 @@ OTHER_BYTES = 20_000_000  # figures, libraries, the n-grams that can be searched
 
 REPORT = """
 import resource, sys
-from neuronstats.cli import ReportJob
 from neuronstats.console import Console
 from neuronstats.report.job import report
+from neuronstats.report.settings import ReportJob
 code = report(ReportJob(runs=[sys.argv[1]], out=sys.argv[2]), Console())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 sys.exit(code)

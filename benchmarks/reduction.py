@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from benchmarks.rounds import Contestant, Findings, Rounds
 from neuronstats import bits
 from neuronstats.machine import peak_host_bytes
+from neuronstats.stats.ngram_counts import count_ngrams, projected_bytes
 from neuronstats.stats.ngram_ids import NgramIds, build_ngram_ids
-from neuronstats.stats.ngrams import count_ngrams, projected_bytes
 from neuronstats.stats.settings import NgramSettings
 from neuronstats.units import short
 

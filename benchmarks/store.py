@@ -14,6 +14,7 @@ from benchmarks.subject import Subject, Tokens
 from neuronstats.collect.worker import write_layers
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.store.commit import ShardWriter
+from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import Layout, make_shards
 from neuronstats.store.run import Run
@@ -55,7 +56,7 @@ def create_run(
     )
     identity = {"data.tokens": corpus.fingerprint}
     info = {"fingerprint": "bench", "identity": identity, "model": dict(model)}
-    return Run.create(RunFolder(str(folder), create=True), corpus, layout, info)
+    return new_run(RunFolder(str(folder), create=True), corpus, layout, info)
 
 
 class Written:
@@ -81,7 +82,8 @@ class Written:
     def with_thread(self) -> None:
         """Write layers in a thread while the next ones are computed, as a collect worker does."""
         writer = ShardWriter(self._run, self._run.layout.shards[0])
-        write_layers(self._swept.sweep(self._subject.tokens), writer, self._writing)
+        for _ in write_layers(self._swept.sweep(self._subject.tokens), writer, self._writing):
+            pass
 
     def read(self) -> Bitmaps:
         """Read back what was written last."""

@@ -4,7 +4,14 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not installed
+ROOT = Path(__file__).parents[1]
+if not (ROOT / "benchmarks").is_dir():
+    sys.stderr.write(
+        "error: bench needs a checkout: benchmarks/ is not installed. Clone the repository, and run"
+        " python jobs/bench.py there.\n"
+    )
+    sys.exit(2)
+sys.path.insert(0, str(ROOT))
 
 from benchmarks.settings import BenchJob
 from neuronstats.cli import job

@@ -3,12 +3,14 @@
 Settings are dataclasses that live beside what they set; here they are put together for each job.
 """
 
+import argparse
 import ast
 import contextlib
 import difflib
 import inspect
 import itertools
 import os
+import runpy
 import sys
 import textwrap
 import traceback
@@ -23,11 +25,38 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neuronstats.errors import DONE, FAILED, INTERRUPTED, WRONG_SETTINGS, SettingsError, UserError
+from neuronstats.errors import (
+    DONE,
+    FAILED,
+    GONE,
+    INTERRUPTED,
+    WRONG_SETTINGS,
+    GoneError,
+    SettingsError,
+    UserError,
+)
 
-CONF = Path(__file__).parent.parent / "conf"
+PACKAGE = Path(__file__).parent
+# In a wheel jobs/ and conf/ are inside the package; in a checkout they lie beside it.
+HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+CONF, JOBS = HOME / "conf", HOME / "jobs"
 
 Settings = TypeVar("Settings")
+
+
+def command() -> None:
+    """Run `neuronstats NAME SETTING=VALUE ...`, the same as `python jobs/NAME.py ...`."""
+    names = sorted(path.stem for path in JOBS.glob("*.py"))
+    usage = f"neuronstats {'|'.join(names)} [SETTING=VALUE ...]; neuronstats NAME --help explains"
+    name = sys.argv[1] if len(sys.argv) > 1 else None
+    if name in ("--help", "-h"):
+        sys.stdout.write(f"{usage}\n")
+        sys.exit(DONE)
+    if name not in names:
+        got = "no job was named" if name is None else f"{name}: there is no such job"
+        sys.exit(_complain(SettingsError(f"{got}; expected {usage}"), WRONG_SETTINGS))
+    del sys.argv[1]
+    runpy.run_path(str(JOBS / f"{name}.py"), run_name="__main__")
 
 
 def job(
@@ -41,7 +70,8 @@ def job(
 
     Returns:
         A decorator; what it returns reads the command line and ends the process with the
-        contract's exit code: 0 done, 1 failed, 2 wrong settings, 130 interrupted.
+        contract's exit code: 0 done, 1 failed, 2 wrong settings, 75 the cluster or the
+        store went away, 130 interrupted.
     """
 
     def decorate(function: Callable[[Settings], int | None]) -> Callable[[], None]:
@@ -63,6 +93,8 @@ def _finish(function: Callable[[Settings], int | None], name: str, schema: type[
         return DONE if config is None else function(to_settings(config, schema)) or DONE
     except SettingsError as error:
         return _complain(error, WRONG_SETTINGS)
+    except GoneError as error:
+        return _complain(error, GONE)
     except UserError as error:
         return _complain(error, FAILED)
     except KeyboardInterrupt:
@@ -128,7 +160,8 @@ def _refusal(error: Exception, schema: type[Any]) -> str:
     """Say which override is wrong, what there is, and what to do."""
     for override in sys.argv[1:]:
         key, _, value = override.lstrip("+~").partition("=")
-        reason = None if override.startswith("-") else _unknown(key, value, schema)
+        is_flag = override.startswith("-") or "=" not in override  # or a flag's value
+        reason = None if is_flag else _unknown(key, value, schema)
         if reason:
             return reason
     reason = _first_line(error.__cause__ or error)
@@ -170,10 +203,21 @@ def _unknown(key: str, value: str, schema: type[Any]) -> str | None:
 
 
 def _groups(schema: type[Any]) -> dict[str, list[str]]:
-    """The groups of conf/ that a job has, with the names that may be chosen."""
-    used = {item.name for item in fields(schema)}
-    folders = [path for path in sorted(CONF.iterdir()) if path.is_dir() and path.name in used]
-    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
+    """Return a job's groups with the names that may be chosen, those of --config-dir included."""
+    folders = [CONF, *_own_folders()]
+    names = {
+        item.name: sorted({p.stem for at in folders for p in (at / item.name).glob("*.yaml")})
+        for item in fields(schema)
+    }
+    return {group: found for group, found in sorted(names.items()) if found}
+
+
+def _own_folders() -> list[Path]:
+    """Return the folder that --config-dir names, if it is given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
+    found: list[Path] = parser.parse_known_args()[0].config_dir
+    return found
 
 
 def _meaning(key: str, schema: type[Any]) -> str:
@@ -210,12 +254,14 @@ def to_settings(config: Any, schema: type[Settings]) -> Settings:
 
 def explain(name: str, schema: type[Any]) -> str:
     """Write the help of a job: every setting with its default and meaning, and the groups."""
-    lines = [f"python jobs/{name}.py [SETTING=VALUE ...]", "", inspect.getdoc(schema) or "", ""]
+    how = f"neuronstats {name} [SETTING=VALUE ...], or python jobs/{name}.py in a checkout"
+    lines = [how, "", inspect.getdoc(schema) or "", ""]
     lines += _explain_fields(schema, "")
     for group, names in _groups(schema).items():
         text = f"{group}= {', '.join(names)}"
         lines += ["", *textwrap.wrap(text, 100, subsequent_indent="    ")]
-    lines += ["", "--cfg job prints the settings as they stand."]
+    lines += ["", "--cfg job prints the settings as they stand; --config-dir DIR adds a folder of"]
+    lines += ["your own beside conf/, such as DIR/model/mine.yaml for model=mine."]
     return "\n".join(lines) + "\n"
 
 

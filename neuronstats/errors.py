@@ -1,6 +1,6 @@
-"""The two errors meant for people: what was wrong, what was expected, what to do."""
+"""The errors meant for people: what was wrong, what was expected, what to do."""
 
-DONE, FAILED, WRONG_SETTINGS, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_SETTINGS, GONE, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class UserError(ValueError):
@@ -9,3 +9,23 @@ class UserError(ValueError):
 
 class SettingsError(UserError):
     """The settings are wrong, and nothing was touched yet. Jobs end with exit code 2."""
+
+
+class GoneError(UserError):
+    """The cluster or the store went away; the same command goes on. Jobs end with exit code 75."""
+
+
+def expect(key: str, value: object, words: str, *, met: bool) -> None:
+    """Check a setting.
+
+    Args:
+        key: its name on the command line, such as `ray.workers`.
+        value: what it is.
+        words: what it should be.
+        met: whether it is.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if not met:
+        raise SettingsError(f"{key}={value}: expected {words}.")

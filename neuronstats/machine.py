@@ -1,4 +1,7 @@
-"""What this machine has: cores, memory (of the container, where there is one), GPUs."""
+"""What this machine has: cores, memory (of the container, where there is one), GPUs.
+
+Made for Linux; elsewhere what /proc, control groups and the like would say is asked of psutil.
+"""
 
 import os
 import shutil
@@ -16,6 +19,7 @@ SLACK_BYTES, SLACK_SHARE = 112 << 20, 0.08  # see allocator()
 SPARE = 0.9  # of the memory that is free may be planned with
 
 CGROUP = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,18 @@ def probe() -> Machine:
     """Look at this machine, without touching a GPU."""
     gpus = _free_gpu_bytes()
     return Machine(
-        cores=len(os.sched_getaffinity(0)),
+        cores=_cores(),
         host_bytes=_free_host_bytes(),
         gpus=len(gpus),
         gpu_bytes=min(gpus, default=0),
     )
+
+
+def _cores() -> int:
+    """Return the cores that this process may use; all where the system does not restrict them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _free_host_bytes() -> int:
@@ -49,7 +60,7 @@ def _free_host_bytes() -> int:
         if limit != "max":
             free = min(free, int(limit) - used)
     except (OSError, ValueError):
-        pass  # no container, or an older kind of one
+        pass  # no container, an older kind of one, or no Linux
     return int(free)
 
 
@@ -57,14 +68,30 @@ def _free_gpu_bytes() -> list[int]:
     """Ask the driver's own tool: torch would take memory on the GPU to answer."""
     if shutil.which("nvidia-smi") is None:
         return []
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    lines = [line.strip() for line in answer.stdout.splitlines() if line.strip().isdigit()]
+    rows = [[part.strip() for part in line.split(",")] for line in answer.stdout.splitlines()]
+    gpus = {(row[0], row[1]): int(row[2]) << 20 for row in rows if row[-1].isdigit()}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        chosen = [int(i) for i in visible.split(",") if i.strip().isdigit()]
-        lines = [lines[i] for i in chosen if i < len(lines)]
-    return [int(line) << 20 for line in lines]
+    if visible is None:
+        return list(gpus.values())
+    found = []
+    for name in visible.split(","):  # CUDA too stops at the first name that is none
+        matches = [free for gpu, free in gpus.items() if _names(name.strip(), *gpu)]
+        if len(matches) != 1:
+            break
+        found += matches
+    return found
+
+
+def _names(name: str, index: str, uuid: str) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES means a GPU: by its number, or the beginning of its UUID.
+
+    A part of a GPU (MIG-GPU-UUID/...) counts as the GPU: its own memory is not asked for here.
+    """
+    if name.isdigit():
+        return name == index
+    return bool(name) and uuid.startswith(name.removeprefix("MIG-").split("/")[0])
 
 
 def free_disk_bytes(path: str) -> int | None:
@@ -79,10 +106,13 @@ def free_disk_bytes(path: str) -> int | None:
 
 def peak_host_bytes() -> int:
     """Return the most memory this process has held (resident, in bytes)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError("no VmHWM in /proc/self/status")
+    if STATUS.exists():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    import resource  # not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes where there is no /proc
 
 
 @dataclass(frozen=True)
@@ -94,7 +124,7 @@ class Term:
 
 
 def allocator(host: Sequence[Term]) -> Term:
-    """What the allocator and the libraries hold on top of a process and its other terms."""
+    """Return what allocator and libraries hold on top of a process and its other terms."""
     return Term("allocator", SLACK_BYTES + int(SLACK_SHARE * sum(term.bytes for term in host[1:])))
 
 

@@ -1,4 +1,4 @@
-"""Bad input to collect and reduce: the message, the exit code, and that nothing is made or lost."""
+"""Bad input to the jobs: the message, the exit code, and that nothing is made or lost."""
 
 import contextlib
 import hashlib
@@ -177,6 +177,7 @@ SAMPLE_DATA = "local, paper, sample, tokens"
         ("data.sequence_length=1", ["data.sequence_length=1", "2 or more"]),
         ("ray.workers=0", ["ray.workers=0", "a number from 1"]),
         ("ray.address=foo", ["ray.address=foo", "HOST:PORT"]),
+        ("run=", ["run='': expected a folder"]),
     ],
 )
 def test_settings_that_cannot_be_meant(desk, override, words):
@@ -212,6 +213,9 @@ def test_settings_that_this_model_or_machine_cannot_have(desk, override, words):
         (["run=.", "reduce.ngrams=[0]"], ["ngrams=[0]", "at least 1"]),
         (["run=.", "reduce.max_cover={1: 0}"], ["max_cover", "n=1"]),
         (["run=.", "reduce.min_count=0"], ["min_count=0", "at least 1"]),
+        (["run=.", "reduce.min_count=" + "9" * 20], ["reduce.min_count=999", "at most 42949"]),
+        (["run="], ["run='': expected a run folder"]),
+        (["runs=[A,A/]"], ["runs=['A', 'A/']: expected different runs"]),
         (["run=.", "reduce.positional_mi=-1"], ["positional_mi=-1", "from 0 to 1"]),
         (
             ["run=.", "reduce.covershare=1"],
@@ -221,6 +225,12 @@ def test_settings_that_this_model_or_machine_cannot_have(desk, override, words):
 )
 def test_reduce_settings(desk, overrides, words):
     desk.fails(WRONG_SETTINGS, *words, settings=overrides, job="reduce")
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_ports(desk, port):
+    words = [f"port={port}: expected a number from 0 to 65535"]
+    desk.fails(WRONG_SETTINGS, *words, settings=[f"port={port}", "runs=[x]"], job="report")
 
 
 # Models.
@@ -361,6 +371,8 @@ def test_files_that_are_no_array(desk):
 
 # Text.
 
+NESTED = json.dumps({"text": {"a": "long" * 1_250_000}}).encode()  # not to be printed whole
+
 
 @pytest.mark.parametrize(
     ("name", "data", "code", "words"),
@@ -372,6 +384,7 @@ def test_files_that_are_no_array(desk):
         ("a.jsonl", b'{"body": "x"}\n', FAILED, ["no column 'text'", "body", "data.text"]),
         ("a.jsonl", b'{"text": "x"}\n{"text"', FAILED, ["a.jsonl, line 2", "not JSON"]),
         ("a.jsonl", b'{"text": 7}\n', FAILED, ["line 1", "int 7, not text"]),
+        ("a.jsonl", NESTED, FAILED, ["line 1", "dict {'a': ", "not text"]),
         ("a.parquet", b"PAR1 and so on", FAILED, ["a.parquet", "broken or cut short"]),
         ("a.pdf", b"%PDF", WRONG_SETTINGS, ["no file ends in .txt", "a.pdf"]),
     ],
@@ -582,7 +595,7 @@ def test_parts_of_the_store_that_changed(done):
 
 @pytest.mark.parametrize("layer", [1, 2])
 def test_weights_that_are_not_finite(desk, layer, tmp_path, monkeypatch):
-    from neuronstats.cluster import pool as cluster
+    from neuronstats.cluster import start as cluster
 
     damaged = models.tiny_opt("pre")
     with torch.no_grad():
@@ -624,7 +637,7 @@ def test_gpu_that_is_not_there(desk, monkeypatch):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
 def test_ray_that_is_not_there(desk, monkeypatch, address):
-    from neuronstats.cluster import pool as cluster
+    from neuronstats.cluster import start as cluster
 
     monkeypatch.setattr("neuronstats.collect.job.connect", cluster.connect)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what auto finds: a cluster that has ended
@@ -736,39 +749,3 @@ def test_what_does_not_fit_is_refused_before_the_weights_are_fetched(
     desk.fails(WRONG_SETTINGS, "does not fit here", "host memory", settings=settings)
     assert len(asked) == 1
     assert not any("safetensors" in pattern or ".bin" in pattern for pattern in asked[0])
-
-
-@pytest.mark.parametrize(("name", "schema"), [("collect", "CollectJob"), ("reduce", "ReduceJob")])
-def test_help(desk, name, schema):
-    from neuronstats import cli as config
-
-    code, out, err = desk.job(name, "--help")
-    assert (code, err) == (DONE, "")
-    lines = out.split("\n")
-    for key in config_keys(getattr(config, schema)()):
-        [at] = [i for i, line in enumerate(lines) if line.startswith(f"  {key}=")]
-        assert lines[at + 1].startswith("      "), f"{key} is not explained"
-    if name == "collect":
-        assert "opt-66b" in out
-        assert SAMPLE_DATA in out
-    assert contents(desk.folder).keys() == {"tokens.npy", "tokens.domains.txt"}
-
-
-def config_keys(settings, prefix=""):
-    import dataclasses
-
-    for item in dataclasses.fields(settings):
-        value = getattr(settings, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from config_keys(value, f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name
-
-
-def test_cfg_prints_the_settings(desk):
-    code, out, err = desk.job("collect", "--cfg", "job", "data.max_tokens=99")
-    assert (code, err) == (DONE, "")
-    settings = yaml.safe_load(out)
-    assert settings["data"]["max_tokens"] == 99
-    assert settings["model"]["name"] == "opt-mini"
-    assert contents(desk.folder).keys() == {"tokens.npy", "tokens.domains.txt"}

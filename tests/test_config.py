@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import subprocess
 import sys
 from enum import Enum
 from pathlib import Path
@@ -12,6 +13,7 @@ from helpers.run_job import JOBS, run_job
 from omegaconf import Container, DictConfig, ListConfig
 
 from neuronstats import cli as config
+from neuronstats.collect.settings import CollectJob
 from neuronstats.errors import SettingsError, UserError
 
 NAMES = sorted(path.stem for path in JOBS.glob("*.py"))
@@ -129,7 +131,7 @@ def test_exit_codes(monkeypatch, capsys, raised, code, message):
 
     monkeypatch.setattr(sys, "argv", ["collect.py"])
     with pytest.raises(SystemExit) as end:
-        config.job("collect", config.CollectJob)(function)()
+        config.job("collect", CollectJob)(function)()
     assert end.value.code == code
     last = capsys.readouterr().err.split("error: ")[-1]
     assert message.removeprefix("error: ") in last
@@ -138,19 +140,56 @@ def test_exit_codes(monkeypatch, capsys, raised, code, message):
 def test_a_job_says_its_own_exit_code(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["collect.py"])
     with pytest.raises(SystemExit) as end:
-        config.job("collect", config.CollectJob)(lambda settings: config.INTERRUPTED)()
+        config.job("collect", CollectJob)(lambda settings: config.INTERRUPTED)()
     assert end.value.code == 130
 
 
+def keys(settings, prefix=""):
+    """The name of each setting, as it is given on the command line."""
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from keys(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_help_and_cfg(name, tmp_path):
+def test_help_explains_every_setting(name, tmp_path):
     code, out, err = run_job(name, "--help", cwd=tmp_path)
     assert (code, err) == (0, "")
     assert f"python jobs/{name}.py" in out
+    lines = out.split("\n")
+    for key in keys(schema_of(name)()):
+        [at] = [i for i, line in enumerate(lines) if line.startswith(f"  {key}=")]
+        assert lines[at + 1].startswith("      "), f"{key} is not explained"
+    if name == "collect":
+        assert "data= local, paper, sample, tokens" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cfg_prints_the_settings(name, tmp_path):
     code, out, err = run_job(name, "--cfg", "job", cwd=tmp_path)
     assert (code, err) == (0, "")
-    assert yaml.safe_load(out)
+    assert set(yaml.safe_load(out)) == {f.name for f in dataclasses.fields(schema_of(name))}
     assert not list(tmp_path.iterdir())
+
+
+# What starts quickly imports none of these: each takes seconds.
+HEAVY = {"torch", "numba", "ray", "transformers", "pyarrow", "zarr", "matplotlib", "datasets"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_imports_nothing_heavy(name):
+    """By the modules that are there afterwards; the seconds would depend on the machine."""
+    script = "import runpy, sys\nsys.argv = ['job', '--help']\ntry:\n    "
+    script += f"runpy.run_path({str(JOBS / name) + '.py'!r}, run_name='__main__')\n"
+    script += "except SystemExit:\n    print('modules:', *sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    modules = run.stdout.split("modules:")[1].split()
+    assert "neuronstats.cli" in modules
+    assert not HEAVY & set(modules)
 
 
 def test_hydra_may_raise_as_it_likes_elsewhere(monkeypatch):

@@ -4,22 +4,25 @@ import contextlib
 import dataclasses
 import time
 
-from neuronstats.cluster.pool import Pool, connect, local_workers
+from neuronstats.cluster.nodes import Workers
+from neuronstats.cluster.pool import Pool
+from neuronstats.cluster.start import connect, this_node
 from neuronstats.collect.plan import Plan
 from neuronstats.collect.prepare import Collect, is_small
 from neuronstats.collect.settings import CollectJob
 from neuronstats.collect.worker import ShardSummary, ShardWorker, describe
 from neuronstats.console import Console
 from neuronstats.errors import INTERRUPTED, UserError
-from neuronstats.machine import Machine, probe, written
+from neuronstats.machine import probe, written
 from neuronstats.model.source import absolute
+from neuronstats.store.create import put_right
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.layout import Shard
+from neuronstats.store.layout import ZARR, Shard
 from neuronstats.store.run import Run
 from neuronstats.units import duration, short, size
 
 
-def show_plan(plan: Plan, machine: Machine, console: Console, *, exact: bool) -> None:
+def show_plan(plan: Plan, workers: Workers, console: Console, *, exact: bool) -> None:
     """Print what the run will take."""
     work = plan.work
     about = "" if exact else "about "
@@ -32,7 +35,7 @@ def show_plan(plan: Plan, machine: Machine, console: Console, *, exact: bool) ->
         ),
         ("layers", f"{layers}; {work.shape.neurons} neurons each"),
         ("shards", f"{work.num_shards} of up to {work.shard_sequences} sequences, {batches}"),
-        ("workers", f"{work.workers}, {'one GPU each' if work.on_gpu else 'CPU'}"),
+        ("workers", f"{workers}, {'one GPU each' if work.on_gpu else 'CPU'}"),
         (
             "weights",
             "stay in memory"
@@ -58,29 +61,45 @@ def collect(settings: CollectJob, console: Console) -> int:
         pool: Pool | None = None
         if settings.ray.address is not None:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
-            [(_, machine)] = pool.run(_Probe, (), ["probing a worker's machine"])
-            workers = pool.workers
-        else:
-            machine = probe()
-            workers = local_workers(settings.ray, machine)
-        plan = job.choose(machine, workers, job.corpus_size(corpus))
-        show_plan(plan, machine, console, exact=exact)
+        nodes = [this_node(settings.ray, probe())] if pool is None else pool.nodes
+        plan, workers = job.choose(nodes, job.corpus_size(corpus))
+        show_plan(plan, workers, console, exact=exact)
         if settings.plan:
             return 0
         job.fetch_weights()
-        stack.enter_context(RunFolder(job.location, create=True).lock())
-        run = job.open_run(plan, corpus)
+        folder = RunFolder(job.location, create=True)
+        stack.enter_context(folder.lock())
+        run = job.open_run(folder, plan, corpus)
+        check_layout(run, job, settings, console)
         todo = remaining(run, settings, console)
         if todo and pool is None:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
+        elif pool is not None:
+            pool.workers = workers
         return _run_shards(run, todo, pool, settings, plan, console)
 
 
-class _Probe:
-    """Looks at the machine that a worker is on."""
+def check_layout(run: Run, job: Collect, settings: CollectJob, console: Console) -> None:
+    """Check what was laid down when the run was created; with repair, put it right.
 
-    def __call__(self, _: str) -> Machine:
-        return probe()
+    Raises:
+        UserError: it is damaged, and repair was not asked for or is not possible.
+    """
+    damage = run.damaged_layout(contents=settings.collect.verify)
+    try:
+        run.corpus()
+    except UserError as error:
+        damage = damage or {"tokens/zarr.json": str(error)}
+    if not damage:
+        return
+    key, reason = next(iter(sorted(damage.items())))
+    if not settings.repair:
+        raise UserError(
+            f"{run.folder.location}/{ZARR}/{key} {reason}. Run again with repair=true to write it"
+            " again."
+        )
+    console.say(f"repairing {len(damage)} object(s): {ZARR}/{key} {reason}")
+    put_right(run, damage, job.corpus)
 
 
 def remaining(run: Run, settings: CollectJob, console: Console) -> list[Shard]:
@@ -89,7 +108,11 @@ def remaining(run: Run, settings: CollectJob, console: Console) -> list[Shard]:
     Raises:
         UserError: a committed shard's bytes have changed, and repair was not asked for.
     """
-    records = run.records()
+    broken: dict[str, str] | None = {} if settings.repair else None
+    records = run.records(broken)
+    for key, reason in (broken or {}).items():
+        console.say(f"repairing {key}: it {reason}")
+        run.folder.remove(key)
     damage = run.damaged(records.values(), contents=settings.collect.verify)
     if damage and not settings.repair:
         index, reason = next(iter(sorted(damage.items())))
@@ -123,16 +146,18 @@ def _run_shards(
         assert pool is not None
         total = sum(shard.num_sequences for shard in todo) * positions
         with console.progress("collect", total, "tokens") as advance:
-            args = (location, settings.model, plan.work, pool.tell)
-            left = {str(shard) for shard in todo}
+            args = (location, settings.model, plan.work)
+            layer_tokens = {
+                str(shard): shard.num_sequences * positions / plan.work.num_layers for shard in todo
+            }
 
             def tick(tokens: int = 0) -> None:
-                told = sum(n for shard, n in pool.tell.heard().items() if shard in left)
-                advance(tokens, f"{len(finished)}/{len(todo)} shards", told)
+                run.folder.check_lock()
+                underway = sum(layer_tokens[name] * n for name, n in pool.reached.items())
+                advance(tokens, f"{len(finished)}/{len(todo)} shards", underway)
 
-            for shard, summary in pool.run(ShardWorker, args, todo, tick=tick):
+            for _, summary in pool.run(ShardWorker, args, todo, tick=tick):
                 finished.append(summary)
-                left.remove(str(shard))
                 tick(summary.tokens)
     seconds = time.monotonic() - start
     if len(finished) < len(todo):

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from neuronstats import bits
+from neuronstats.cluster.nodes import Node, Workers, place
+from neuronstats.cluster.settings import RaySettings
 from neuronstats.collect import transfer
 from neuronstats.errors import SettingsError
-from neuronstats.machine import PROCESS_BYTES, SPARE, Machine, Term, allocator
+from neuronstats.machine import PROCESS_BYTES, Term, allocator
 from neuronstats.model.shape import Shape
 from neuronstats.store.layout import OBJECT_BYTES
 from neuronstats.units import size
@@ -66,6 +68,8 @@ class Work:
     workers: int = 1
     resident: bool = True
     hidden_on_device: bool = True
+    shards_left: int | None = None
+    """Shards that the run still lacks; None: there is no run yet."""
 
     @property
     def num_shards(self) -> int:
@@ -198,24 +202,14 @@ class Plan:
         """Floating-point operations of the whole run."""
         return self.work.corpus.tokens * self.work.flop_per_token
 
-    def misfits(self, machine: Machine, free_disk: int | None) -> list[str]:
-        """Say what does not fit, one sentence each; none if all does."""
-        on_machine = min(
-            self.work.workers, max(1, machine.gpus if self.work.on_gpu else self.work.workers)
-        )
+    def misfits(self, node: Node, count: int, free_disk: int | None) -> list[str]:
+        """Say what does not fit a machine with so many workers, one sentence each."""
         needs = [
-            (
-                "host memory",
-                self.host_bytes * on_machine,
-                int(machine.host_bytes * SPARE),
-                self.host,
-            ),
+            ("host memory", self.host_bytes * count, node.memory, self.host),
             ("disk", self.disk_bytes, free_disk, self.disk),
         ]
         if self.work.on_gpu:
-            needs.append(
-                ("GPU memory", self.device_bytes, int(machine.gpu_bytes * SPARE), self.device)
-            )
+            needs.append(("GPU memory", self.device_bytes, node.gpu_memory, self.device))
         misfits = []
         for name, need, have, terms in needs:
             if have is not None and need > have:
@@ -237,35 +231,38 @@ def make_plan(work: Work) -> Plan:
         host, device = [*host, *beside], [*near, *on_gpu]
     else:
         host += [*near, Term("hidden states", work.hidden)]
-    slots = work.num_shards * work.packed_layer
-    counts = work.corpus.positions * work.shape.neurons * work.num_layers * work.num_shards
+    left = work.num_shards if work.shards_left is None else work.shards_left
+    slots = left * work.packed_layer
+    counts = work.corpus.positions * work.shape.neurons * work.num_layers * left
     disk = [
         Term(
             f"bitmaps ({size(work.num_bitmaps * slots)} raw)",
             int(COMPRESSED * work.num_bitmaps * slots),
         ),
         Term("position counts", counts * (1 if work.shard_sequences < 256 else 2)),
-        Term("tokens", work.corpus.token_bytes),
+        Term("tokens", work.corpus.token_bytes if work.shards_left is None else 0),
     ]
     return Plan(work, (*host, allocator(host)), tuple(device), tuple(disk))
 
 
 def choose(
     work: Work,
-    machine: Machine,
+    settings: RaySettings,
+    nodes: Sequence[Node],
     free_disk: int | None,
     *,
     shard_sequences: int | None,
     batch_sequences: int | None,
-) -> Plan:
+) -> tuple[Plan, Workers]:
     """Resolve what is left to the plan, the fastest way that fits.
 
-    The defaults depend on the model and the corpus alone; only a machine with too little memory
-    gets smaller shards.
+    The defaults depend on the model and the corpus alone; only machines with too little memory
+    get smaller shards. Where not even these let every machine of a cluster work, those that can.
 
     Args:
-        work: its shard and batch lengths are replaced.
-        machine: where a worker runs.
+        work: its shard and batch lengths and number of workers are replaced.
+        settings: how many workers.
+        nodes: the machines.
         free_disk: bytes, or None where unknown.
         shard_sequences: None to choose.
         batch_sequences: None to choose.
@@ -284,24 +281,55 @@ def choose(
         tokens = GPU_SHARD_TOKENS if work.on_gpu else CPU_SHARD_TOKENS
         target = min(max(batch, tokens // positions), -(-longest // batch) * batch)
         shards = _halvings(target // batch * batch, batch)
-    plan = None
+    wanted = place(settings, nodes)
+    best: tuple[Plan, Workers] | None = None
+    misfits: list[str] = []
     for resident, near in _placements(on_gpu=work.on_gpu):
         for length in shards:
-            plan = make_plan(
-                replace(
-                    work,
-                    shard_sequences=length,
-                    batch_sequences=batch,
-                    resident=resident,
-                    hidden_on_device=near,
-                )
+            choice = replace(
+                work,
+                workers=wanted.count,
+                shard_sequences=length,
+                batch_sequences=batch,
+                resident=resident,
+                hidden_on_device=near,
             )
-            if not plan.misfits(machine, free_disk):
-                return plan
-    assert plan is not None
-    raise SettingsError(
-        "this does not fit here: " + "; ".join(plan.misfits(machine, free_disk)) + "."
-    )
+            plan = make_plan(choice)
+            misfits = _misfits(plan, wanted, free_disk)
+            if not misfits:
+                needs = replace(wanted, memory=plan.host_bytes, gpu_memory=plan.device_bytes)
+                return plan, needs
+            fewer = _fewer(plan, settings, nodes, free_disk)
+            if fewer and (best is None or fewer.count > best[1].count):
+                best = replace(plan, work=replace(choice, workers=fewer.count)), fewer
+    if best is None:
+        raise SettingsError("this does not fit here: " + "; ".join(misfits) + ".")
+    return best
+
+
+def _misfits(plan: Plan, workers: Workers, free_disk: int | None) -> list[str]:
+    """Say what does not fit on any of the machines; which machine, where there are several."""
+    misfits = []
+    for node, count in workers.by_node:
+        on = f" on {node.name} with {count} workers" if len(workers.by_node) > 1 else ""
+        misfits += [
+            text.replace(": ", f"{on}: ", 1)
+            for text in plan.misfits(node, count, free_disk)
+            if count
+        ]
+    return misfits
+
+
+def _fewer(
+    plan: Plan, settings: RaySettings, nodes: Sequence[Node], free_disk: int | None
+) -> Workers | None:
+    """Place as many workers as fit, where their number is left open; None if none fits."""
+    if isinstance(settings.workers, int) or (free_disk is not None and plan.disk_bytes > free_disk):
+        return None
+    try:
+        return place(settings, nodes, memory=plan.host_bytes, gpu_memory=plan.device_bytes)
+    except SettingsError:
+        return None
 
 
 def _placements(*, on_gpu: bool) -> Sequence[tuple[bool, bool]]:

@@ -4,14 +4,14 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 
-from neuronstats.cluster.pool import Workers
+from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.collect import plan as planning
 from neuronstats.collect.plan import Plan, Work
 from neuronstats.collect.settings import CollectJob
@@ -22,13 +22,14 @@ from neuronstats.corpus.files import find_files
 from neuronstats.corpus.packing import read_corpus
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError
-from neuronstats.machine import Machine, free_disk_bytes
+from neuronstats.machine import free_disk_bytes
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.decoder import check_weights, has_positions
 from neuronstats.model.settings import Dtype
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.model.source import is_here, locate
 from neuronstats.store import run as store
+from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import LOCK, LOGS, NGRAMS, PARTIAL, TABLES, ZARR, Layout, make_shards
 from neuronstats.store.run import Run
@@ -127,10 +128,10 @@ class Collect:
             (max(1, int(tokens / positions / num_domains)),) * num_domains, positions
         )
 
-    def choose(self, machine: Machine, workers: Workers, corpus: planning.Corpus) -> Plan:
+    def choose(self, nodes: Sequence[Node], corpus: planning.Corpus) -> tuple[Plan, Workers]:
         """Make the plan; what the settings leave open is taken from the run, if there is one."""
         settings = self.settings.collect
-        on_gpu = workers.gpus > 0
+        on_gpu = place(self.settings.ray, nodes).gpus > 0
         dtype = self.dtype(on_gpu=on_gpu)
         work = Work(
             shape=self.shape,
@@ -142,15 +143,23 @@ class Collect:
             dtype_bytes=dtype.itemsize,
             stored_bytes=self.checkpoint.dtype.itemsize,
             on_gpu=on_gpu,
-            workers=workers.count,
+            shards_left=self._shards_left(),
         )
         return planning.choose(
             work,
-            machine,
+            self.settings.ray,
+            nodes,
             free_disk_bytes(self.location),
             shard_sequences=self._open_choice(settings.shard_sequences, "collect.shard_sequences"),
             batch_sequences=self._open_choice(settings.batch_sequences, "collect.batch_sequences"),
         )
+
+    def _shards_left(self) -> int | None:
+        """Count the shards that the run still lacks; None where there is no run."""
+        if self.info is None:
+            return None
+        run = Run(RunFolder(self.location), self.info)
+        return len(run.layout.shards) - len(run.record_keys())
 
     def _open_choice(self, value: int | str, key: str) -> int | None:
         if value == "auto":
@@ -189,13 +198,12 @@ class Collect:
             "collect.batch_sequences": work.batch_sequences,
         }
 
-    def open_run(self, plan: Plan, corpus: Corpus | None) -> Run:
-        """Open the run, or create it; under its lock.
+    def open_run(self, folder: RunFolder, plan: Plan, corpus: Corpus | None) -> Run:
+        """Open the run, or create it; under its folder's lock.
 
         Raises:
             SettingsError: the run was made by other settings; says which.
         """
-        folder = RunFolder(self.location)
         identity = self.identity(plan)
         info = store.read_info(folder)
         if info is not None:
@@ -212,7 +220,7 @@ class Collect:
             domains=corpus.domains,
             shards=make_shards(corpus, plan.work.shard_sequences),
         )
-        return Run.create(folder, corpus, layout, self._info(identity))
+        return new_run(folder, corpus, layout, self._info(identity))
 
     def _info(self, identity: dict[str, Any]) -> dict[str, Any]:
         config = self.checkpoint.config
@@ -266,7 +274,7 @@ def _difference(old: Any, new: Any) -> str:
 def _separator(config: Any) -> int:
     """The token between documents: the end of sequence, which OPT was trained with."""
     end = config.eos_token_id
-    end = end[0] if isinstance(end, list) else end
+    end = (end[0] if end else None) if isinstance(end, list) else end
     return int(config.bos_token_id if end is None else end)
 
 

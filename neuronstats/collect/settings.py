@@ -5,7 +5,7 @@ from pathlib import Path
 
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.corpus.settings import DataSettings
-from neuronstats.errors import SettingsError
+from neuronstats.errors import expect
 from neuronstats.model.settings import ModelSettings
 
 
@@ -28,8 +28,8 @@ class CollectSettings:
         """Refuse lengths that are no lengths."""
         for name in ("shard_sequences", "batch_sequences"):
             value = getattr(self, name)
-            if value != "auto" and (type(value) is not int or value < 1):
-                raise SettingsError(f"collect.{name}={value}: expected auto or a number from 1.")
+            met = value == "auto" or (type(value) is int and value >= 1)
+            expect(f"collect.{name}", value, "auto or a number from 1", met=met)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +46,14 @@ class CollectJob:
     """Print what it would take, and run nothing."""
     repair: bool = False
     """Compute committed shards again whose bytes have changed."""
+
+    def __post_init__(self) -> None:
+        """Refuse a run folder without a name.
+
+        Raises:
+            SettingsError: it is empty.
+        """
+        expect("run", "''", "a folder, an object-store URL, or null", met=self.run != "")
 
     @property
     def location(self) -> str:

@@ -4,7 +4,7 @@ import logging
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,15 +53,12 @@ class ShardWorker:
         location: the run.
         model: where the checkpoint is.
         work: the sizes, with every choice made.
-        tell: called with a shard's name and how many of its tokens' worth of work is done.
     """
 
-    def __init__(
-        self, location: str, model: ModelSettings, work: Work, tell: Callable[[str, float], None]
-    ) -> None:
+    def __init__(self, location: str, model: ModelSettings, work: Work) -> None:
         _log_to_file(location)
         try:
-            self._run = Run.open(location)
+            self._run = Run.open(location, patient=True)
         except SettingsError as error:
             raise UserError(
                 f"{error} The worker on {platform.node()} looked for it: on a cluster the run must"
@@ -73,7 +70,7 @@ class ShardWorker:
             raise UserError(
                 f"{checkpoint.folder} on {platform.node()} holds other weights than the run's."
             )
-        self._work, self._tell = work, tell
+        self._work = work
         self._tokens = self._run.corpus().tokens
         dtype = getattr(torch, identity["model.dtype"])
         device = torch.device("cuda" if work.on_gpu else "cpu")
@@ -91,11 +88,21 @@ class ShardWorker:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._weight_bytes = 0
 
-    def __call__(self, shard: Shard) -> ShardSummary:
-        """Run, write and commit one shard."""
+    def __call__(self, shard: Shard) -> Generator[int, None, ShardSummary]:
+        """Run, write and commit one shard.
+
+        Yields:
+            How many of its layers are done.
+
+        Returns:
+            Its ShardSummary.
+        """
         start = time.monotonic()
         log.info("%s: start", shard)
-        waited = write_layers(self._records(shard), ShardWriter(self._run, shard), self._writing)
+        tokens = self._tokens[shard.sequences]
+        records = self._sweep(tokens, str(shard))
+        writer = ShardWriter(self._run, shard)
+        waited = yield from write_layers(records, writer, self._writing)
         read, self._weight_bytes = self._weight_bytes, self._sweep.layers.bytes_read
         summary = ShardSummary(
             tokens=shard.num_sequences * self._tokens.shape[1],
@@ -110,21 +117,19 @@ class ShardWorker:
         log.info("%s: %s", shard, describe([summary], self._work))
         return summary
 
-    def _records(self, shard: Shard) -> Iterator[LayerRecord]:
-        """Sweep a shard, and tell of each layer."""
-        tokens = self._tokens[shard.sequences]
-        for record in self._sweep(tokens, str(shard)):
-            self._tell(str(shard), tokens.size * (record.layer + 1) / self._work.num_layers)
-            yield record
 
-
-def write_layers(records: Iterable[LayerRecord], writer: ShardWriter, thread: Executor) -> float:
+def write_layers(
+    records: Iterable[LayerRecord], writer: ShardWriter, thread: Executor
+) -> Generator[int, None, float]:
     """Write layers in a thread while the next ones are computed; then commit.
 
     Args:
         records: a shard's layers.
         writer: of that shard.
         thread: where it writes; at most WRITE_AHEAD layers are held there.
+
+    Yields:
+        How many layers are done, the last one's writing excepted.
 
     Returns:
         Seconds in which this thread waited for the writer.
@@ -146,7 +151,9 @@ def write_layers(records: Iterable[LayerRecord], writer: ShardWriter, thread: Ex
                     writer.write_layer, record.layer, record.bitmap, record.position_counts
                 )
             )
+            layers = record.layer + 1
             del record
+            yield layers
         while pending:
             waited += wait_for_first()
     finally:

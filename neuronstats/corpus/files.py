@@ -1,6 +1,7 @@
 """Files of text: which there are, their rows as (place, domain, text), and their fingerprints."""
 
 import json
+import reprlib
 from collections.abc import Iterable, Iterator
 from glob import has_magic
 from pathlib import Path
@@ -17,6 +18,8 @@ SUFFIXES = (".txt", ".jsonl", ".parquet", ".arrow")
 BATCH_ROWS = 64
 WHOLE_BYTES, STRIDE_BYTES, SAMPLE_BYTES = 64 << 20, 16 << 20, 64 << 10
 BYTE_ORDER_MARK = "\ufeff"  # at a file's start no part of the text
+
+SHORTENED = reprlib.Repr()  # writes values of any size in a few words
 
 Document = tuple[str, str, str]  # place (for messages), domain, text
 
@@ -232,7 +235,8 @@ def text_in(place: str, row: dict[str, Any], column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{place}: {column!r} holds {type(value).__name__} {value!r}, not text")
+        shown = f"{type(value).__name__} {SHORTENED.repr(value)}"
+        raise UserError(f"{place}: {column!r} holds {shown}, not text")
     try:
         value.encode()
     except UnicodeEncodeError as error:

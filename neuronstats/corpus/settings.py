@@ -1,9 +1,8 @@
 """Which text: settings of the group `data`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from neuronstats.errors import SettingsError
+from neuronstats.errors import SettingsError, expect
 
 NO_COLUMN, NO_VALUE = "text", "unknown"  # the domain without a domain column; with a null in it
 
@@ -68,8 +67,9 @@ class DataSettings:
         Raises:
             SettingsError: names the field, its value and what it may be.
         """
-        _check_one_of("kind", self.kind, KINDS)
-        _check_one_of("packing", self.packing, PACKINGS)
+        for name, choices in (("kind", KINDS), ("packing", PACKINGS)):
+            value = getattr(self, name)
+            expect(f"data.{name}", value, f"one of {', '.join(choices)}", met=value in choices)
         own = self.kind in ("local", "tokens")
         if own and not self.path:
             what = "a file, folder or glob" if self.kind == "local" else "an .npy file"
@@ -78,18 +78,13 @@ class DataSettings:
             raise SettingsError(f"data.path={self.path} is for data=local and data=tokens")
         if self.kind == "tokens" and self.packing != "concat":
             raise SettingsError("data.packing is for text; an array's sequences stay as they are")
-        if self.sequence_length is not None and self.sequence_length < 2:
-            raise SettingsError(f"data.sequence_length={self.sequence_length}: give 2 or more")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise SettingsError(f"data.max_tokens={self.max_tokens}: give 1 or more, or null")
+        for name, least in (("sequence_length", 2), ("max_tokens", 1)):
+            value = getattr(self, name)
+            met = value is None or value >= least
+            expect(f"data.{name}", value, f"{least} or more, or null", met=met)
         if self.kind == "hub":
             _check_sources(self)
         _check_shares(self)
-
-
-def _check_one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise SettingsError(f"data.{name}={value}: choose one of {', '.join(choices)}")
 
 
 def _check_sources(settings: DataSettings) -> None:

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, OPTConfig
 
-from neuronstats.errors import UserError
+from neuronstats.errors import SettingsError, UserError
 from neuronstats.model.source import WEIGHT_NAMES
 
 PREFIXES = ("model.decoder.", "decoder.", "")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SAMPLE_STRIDE = 64 << 20  # of a large weight file, 64 KiB in every so many bytes are hashed
 SAMPLE_BYTES = 64 << 10
 
@@ -33,9 +34,11 @@ def load_config(folder: Path) -> OPTConfig:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no checkpoint: it has no config.json.")
     try:
-        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        raw = json.loads((folder / "config.json").read_text())
+        kind = raw["model_type"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder}/config.json cannot be read: {error!r}") from error
+    refuse_what_is_not_plain(folder, raw)
     if kind != "opt":
         raise UserError(
             f"{folder} is a model of type {kind!r}; the FFN of OPT models (model_type 'opt') is"
@@ -44,7 +47,8 @@ def load_config(folder: Path) -> OPTConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{folder}/config.json cannot be used: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}/config.json cannot be used: {reason}") from error
     if config.activation_function != "relu":
         raise UserError(
             f"{folder} has the activation {config.activation_function!r}: a neuron counts as"
@@ -54,8 +58,46 @@ def load_config(folder: Path) -> OPTConfig:
         raise UserError(
             f"{folder}/config.json names no bos_token_id, which the analysis leaves out."
         )
+    _check_ids(folder, config)
     config._attn_implementation = "sdpa"  # what from_pretrained chooses; a layer alone would not
     return config
+
+
+def _check_ids(folder: Path, config: Any) -> None:
+    """Check that the special tokens are in the vocabulary.
+
+    Raises:
+        UserError: names the token and the vocabulary's size.
+    """
+    for key in ("bos_token_id", "eos_token_id"):
+        value = getattr(config, key, None)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(number) is int and 0 <= number < config.vocab_size for number in ids):
+            raise UserError(
+                f"{folder}/config.json says {key} {value!r}: expected a token id from 0 to"
+                f" {config.vocab_size - 1}, the vocabulary's last."
+            )
+
+
+def refuse_what_is_not_plain(folder: Path, raw: dict[str, Any]) -> None:
+    """Refuse quantised weights and code of a model's own, by what config.json says.
+
+    Raises:
+        SettingsError: names what was found.
+    """
+    if raw.get("quantization_config") or raw.get("compression_config"):
+        found = raw.get("quantization_config") or raw["compression_config"]
+        method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
+        raise SettingsError(
+            f"{folder} is a quantised model (quantization_config: {method}): its numbers are no"
+            " weights. Give the float32, float16 or bfloat16 checkpoint that it was made from."
+        )
+    if raw.get("auto_map"):
+        raise SettingsError(
+            f"{folder} comes with code of its own (auto_map in config.json), which is never run."
+            f" If transformers' own {raw['model_type']!r} is the same model, take auto_map out of a"
+            " copy's config.json."
+        )
 
 
 class Checkpoint:
@@ -100,8 +142,14 @@ class Checkpoint:
             if index.is_file():
                 try:
                     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                except (ValueError, KeyError, AttributeError) as error:
+                except (ValueError, KeyError, AttributeError, TypeError) as error:
                     raise UserError(f"{index} cannot be read: {error!r}") from error
+                outside = [n for n in names if not _is_inside(n)]
+                if outside:
+                    raise UserError(
+                        f"{index} names {outside[0]!r}: expected the name of a {Path(name).suffix}"
+                        " file in the model's folder; nothing outside of it is read."
+                    )
                 missing = [n for n in names if not (self.folder / n).is_file()]
                 if missing:
                     raise UserError(
@@ -131,9 +179,15 @@ class Checkpoint:
             raise UserError(f"{self.folder} lacks the weight {name}: is the checkpoint complete?")
         path, full = self._where[name]
         try:
-            return self._file(path).get(full)
+            found = self._file(path).get(full)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise UserError(f"{path} is damaged at {full}: {error}") from error
+        if found.dtype not in FLOATS:
+            raise SettingsError(
+                f"{path} holds {full} as {str(found.dtype).removeprefix('torch.')}: expected"
+                " float32, float16 or bfloat16; quantised weights cannot be measured."
+            )
+        return found
 
     def layer(self, index: int) -> dict[str, Tensor]:
         """Return the tensors of one decoder layer, by their names within it.
@@ -167,6 +221,16 @@ class Checkpoint:
             for piece in _sample(path, size):
                 digest.update(piece)
         return digest.hexdigest()
+
+
+def _is_inside(name: object) -> bool:
+    """Whether an index's entry is a weight file's name in the model's own folder.
+
+    The name decides, not where a link leads: the hub's cache is made of links.
+    """
+    if not isinstance(name, str) or Path(name).suffix not in (".safetensors", ".bin"):
+        return False
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _sample(path: Path, size: int) -> Iterator[bytes]:

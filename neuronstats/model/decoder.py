@@ -95,8 +95,8 @@ class Layer:
         try:
             with torch.device("meta"):
                 self._module = OPTDecoderLayer(config, layer_idx=0).eval()
-        except ValueError as error:
-            raise UserError(f"the model's config.json cannot be used: {error}") from error
+        except Exception as error:  # whatever a number that makes no sense leads to
+            raise UserError(f"the model's config.json cannot be used: {error!r}") from error
         self._module.activation_fn = _Tap()
         self._expected = {name: tuple(p.shape) for name, p in self._module.state_dict().items()}
 

@@ -1,7 +1,7 @@
-"""A block of neurons of one layer over all shards: the unit of the merge, and its worker."""
+"""A block of neurons of one layer over all shards: read, verified, handed to the sections."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,22 +16,14 @@ from neuronstats.errors import UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator, peak_host_bytes
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.source import tokenizer_folder
-from neuronstats.reduce.gather import BlockResult
 from neuronstats.reduce.ngram_cache import NgramStore
-from neuronstats.stats import ngrams, positions
-from neuronstats.stats.curves import (
-    MIN_POSITIONS,
-    NEURON_BLOCK,
-    OSCILLATORY,
-    OTHER,
-    TYPES,
-    classify,
-)
-from neuronstats.stats.ngrams import NgramCounts, NgramRows, count_ngrams
-from neuronstats.stats.position_coverage import consistency, coverage
+from neuronstats.reduce.rows import block_tables
+from neuronstats.stats import ngram_counts
+from neuronstats.stats.curves import NEURON_BLOCK
+from neuronstats.stats.sections import SECTIONS
 from neuronstats.stats.settings import ReduceSettings
-from neuronstats.store import tables
-from neuronstats.store.folder import told
+from neuronstats.stats.view import BlockView, Section, Statistic
+from neuronstats.store.faults import storage_errors
 from neuronstats.store.layout import PARTIAL, POSITIONS, Layout, Shard
 from neuronstats.store.run import REPAIR, Run
 
@@ -51,6 +43,20 @@ class Block:
 
     def __str__(self) -> str:
         return f"layer {self.layer}, neurons {self.first}-{self.last - 1}"
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a block adds to the tables."""
+
+    tables: dict[str, pa.Table]
+    """Rows by the table's name, neurons among them."""
+    sections: list[Section]
+    """What each section adds to the layer; their columns and tables are in `tables`."""
+    activations: Counts
+    """Of each shard, for the layer's sum to be compared with the shard's record."""
+    peak_bytes: int
+    """Memory that the worker has held at most so far."""
 
 
 def cut_blocks(layout: Layout, num_layers: int, num_tokens: int) -> list[Block]:
@@ -93,7 +99,7 @@ def memory_terms(
     if layout.num_bitmaps:
         terms.append(Term("bits", num_neurons * (num_sequences + longest) * row))
         terms.append(Term("n-gram ids", ngram_bytes))
-        counting = ngrams.projected_bytes(
+        counting = ngram_counts.projected_bytes(
             num_neurons, num_sequences, layout.num_positions, settings
         )
         terms.append(Term("counting n-grams", sum(counting.values())))
@@ -147,14 +153,19 @@ class BlockWorker:
         shards: those that count; their n-grams are numbered already.
         settings: lengths and thresholds.
         model: whose tokenizer writes n-grams as text.
+        sections: the statistics, in the order of their columns.
     """
 
     def __init__(
-        self, location: str, shards: Sequence[Shard], settings: ReduceSettings, model: ModelSettings
+        self,
+        location: str,
+        shards: Sequence[Shard],
+        settings: ReduceSettings,
+        model: ModelSettings,
+        sections: Sequence[Statistic] = SECTIONS,
     ) -> None:
-        self._run = Run.open(location)
-        self._shards, self._settings = shards, settings
-        self._num_sequences = sum(shard.num_sequences for shard in shards)
+        self._run = Run.open(location, patient=True)
+        self._shards, self._settings, self._sections = shards, settings, sections
         self._ids = {}
         if self._run.layout.num_bitmaps:
             self._ids = NgramStore(self._run, shards).read(settings.ngrams)
@@ -164,39 +175,37 @@ class BlockWorker:
 
     def __call__(self, block: Block) -> BlockResult:
         """Merge one block over all shards."""
-        layout = self._run.layout
+        view = self._view(block)
         neurons = slice(block.first, block.last)
-        by_domain, by_shard = self._merge_counts(block)
-        counts = by_domain.sum(axis=0)  # [position, neuron]
-        with told("write", f"{self._run.folder.location}/{PARTIAL}"):
-            self._positions["counts"][block.layer, :, neurons] = counts
-            self._positions["counts_by_domain"][:, block.layer, :, neurons] = by_domain
-        found: dict[int, NgramCounts] = {}
-        if block.layer < layout.num_bitmaps:
-            bitmap = self._run.read_bits(block.layer, neurons, self._shards)
-            self._check_bits(block, bitmap, by_shard)
-            found = count_ngrams(bitmap, self._ids, self._settings)
-        curves = self._judge_curves(counts, by_domain)
+        with storage_errors("write", f"{self._run.folder.location}/{PARTIAL}"):
+            self._positions["counts"][block.layer, :, neurons] = view.position_counts
+            self._positions["counts_by_domain"][:, block.layer, :, neurons] = view.counts
+        found = [section(view, self._settings) for section in self._sections]
         return BlockResult(
-            neurons=self._neuron_rows(block, counts, curves, found),
-            domains=self._domain_rows(block, by_domain),
-            ngrams=self._ngram_rows(block, {n: c.detected for n, c in found.items()}),
-            triggers=self._ngram_rows(block, {n: c.triggers for n, c in found.items()}),
-            loose={n: int(c.detector_loose.sum()) for n, c in found.items()},
-            few={n: self._resting_on_few(c) for n, c in found.items()},
-            activations=by_shard.sum(axis=1),
-            never=(np.cumsum(by_shard[spread(self._shards)], axis=0) == 0).sum(axis=1),
-            indicated=curves.indicated,
+            tables=block_tables(view, found),
+            sections=[replace(section, columns={}, tables={}) for section in found],
+            activations=view.shard_counts.sum(axis=1),
             peak_bytes=peak_host_bytes(),
         )
 
-    def _resting_on_few(self, found: NgramCounts) -> int:
-        """Count the detectors whose detected n-grams occur fewer than `few_occurrences` times."""
-        occurrences = np.bincount(
-            found.detected.neuron, found.detected.occurrences, len(found.detector)
+    def _view(self, block: Block) -> BlockView:
+        """Read a block's position counts; its bits are read, and checked, when a section asks."""
+        layout = self._run.layout
+        by_domain, by_shard = self._merge_counts(block)
+        has_bits = block.layer < layout.num_bitmaps
+        return BlockView(
+            layer=block.layer,
+            neurons=range(block.first, block.last),
+            counts=by_domain,
+            domains=layout.domains,
+            sequences=np.array(list(sequences_by_domain(self._run, self._shards).values())),
+            shard_counts=by_shard,
+            shard_domains=tuple(shard.domain for shard in self._shards),
+            read_tokens=self._read_tokens,
+            read_bits=(lambda: self._read_bits(block, by_shard)) if has_bits else None,
+            ngram_ids=self._ids if has_bits else {},
+            text=self._texts,
         )
-        few = occurrences < self._settings.few_occurrences
-        return int(np.count_nonzero(found.detector & few))
 
     def _merge_counts(self, block: Block) -> tuple[Counts, Counts]:
         """Add up position counts: int64 [domain, position, neuron], and int64 [shard, neuron]."""
@@ -207,157 +216,30 @@ class BlockWorker:
         merged = self._run.read_position_counts(block.layer, neurons, self._shards)
         for index, (shard, counts) in enumerate(merged):
             if counts.max(initial=0) > shard.num_sequences:
-                raise changed(f"position counts of layer {block.layer} of {shard}")
+                raise corrupt(f"position counts of layer {block.layer} of {shard}")
             by_domain[layout.domains.index(shard.domain)] += counts
             by_shard[index] = counts.sum(axis=0)
         return by_domain, by_shard
 
-    def _check_bits(self, block: Block, bitmap: NDArray[np.uint8], by_shard: Counts) -> None:
-        """Hold the bits of each neuron and shard against the position counts, written apart."""
+    def _read_tokens(self) -> NDArray[np.integer[Any]]:
+        """Read the token ids [sequence, position] of the shards that count."""
+        tokens = self._run.corpus().tokens
+        return np.concatenate([tokens[shard.sequences] for shard in self._shards])
+
+    def _read_bits(self, block: Block, by_shard: Counts) -> NDArray[np.uint8]:
+        """Read bits, compared for each neuron and shard with the position counts, written apart."""
+        bitmap = self._run.read_bits(block.layer, slice(block.first, block.last), self._shards)
         start = 0
         for index, shard in enumerate(self._shards):
             end = start + shard.num_sequences
             if not np.array_equal(bits.count(bitmap[:, start:end]), by_shard[index]):
-                raise changed(f"bitmap of layer {block.layer} of {shard}")
+                raise corrupt(f"bitmap of layer {block.layer} of {shard}")
             start = end
-
-    def _judge_curves(self, counts: Counts, by_domain: Counts) -> "_Curves":
-        """Say what counts [position, neuron] and [domain, position, neuron] tell of position."""
-        settings, sequences = self._settings, self._num_sequences
-        num_positions, width = counts.shape
-        information = positions.mutual_information(counts, sequences)
-        positional = information > settings.positional_mi
-        kinds, strong = np.full(width, OTHER, np.int8), np.zeros(width, bool)
-        consistent = np.full(width, np.nan)
-        indicated = np.zeros(num_positions, np.int64)
-        if num_positions > MIN_POSITIONS and positional.any():  # a shorter curve has no shape
-            own = counts[:, positional]
-            kinds[positional], strong[positional] = classify(own, sequences, settings)
-            by_name = sequences_by_domain(self._run, self._shards)
-            consistent[positional] = consistency(
-                by_domain[:, :, positional],
-                np.array([by_name[domain] for domain in self._run.layout.domains]),
-                kinds[positional],
-                settings,
-            )
-            waves = positional & strong & (kinds == OSCILLATORY)
-            indicated = coverage(counts, sequences, waves, settings).by_position
-        return _Curves(information, positional, kinds, strong, consistent, indicated)
-
-    def _neuron_rows(
-        self, block: Block, counts: Counts, curves: "_Curves", found: Mapping[int, NgramCounts]
-    ) -> pa.Table:
-        num_positions, width = counts.shape
-        num_tokens = self._num_sequences * num_positions
-        activations = counts.sum(axis=0)
-        columns: dict[str, Any] = {
-            **_key(block, np.arange(width)),
-            "tokens": np.full(width, num_tokens, np.int64),
-            "activations": activations,
-            "frequency": activations / num_tokens,
-            "dead": activations == 0,
-        }
-        for n in self._settings.ngrams:
-            present = n in found
-            cover = found[n].cover if present else np.zeros(width, np.int32)
-            detector = found[n].detector if present else np.zeros(width, bool)
-            columns[f"cover_{n}"] = tables.masked(cover, present, pa.int32())
-            columns[f"detector_{n}"] = tables.masked(detector, present, pa.bool_())
-        types = np.array(TYPES, object)[curves.kinds]
-        consistent = curves.consistent
-        columns |= {
-            "suppresses": pa.nulls(width, pa.bool_()),
-            "trigger_projection": pa.nulls(width, pa.float64()),
-            "position_mi": curves.information,
-            "position_mi_corrected": positions.corrected_information(
-                curves.information, num_positions, self._num_sequences
-            ),
-            "position_type": tables.masked(types, curves.positional, pa.string()),
-            "position_strong": tables.masked(curves.strong, curves.positional, pa.bool_()),
-            "position_consistency": tables.masked(consistent, ~np.isnan(consistent), pa.float64()),
-        }
-        return pa.table(columns, schema=tables.neuron_schema(self._settings.ngrams))
-
-    def _domain_rows(self, block: Block, by_domain: Counts) -> pa.Table:
-        """A row per neuron and domain, by neuron, then in the domains' order."""
-        num_domains, num_positions, width = by_domain.shape
-        sequences = sequences_by_domain(self._run, self._shards)
-        tokens = np.array([sequences[d] * num_positions for d in self._run.layout.domains])
-        activations = by_domain.sum(axis=1)  # [domain, neuron]
-        information = [
-            positions.mutual_information(by_domain[i], max(1, sequences[domain]))
-            for i, domain in enumerate(self._run.layout.domains)
-        ]
-        columns = {
-            **_key(block, np.repeat(np.arange(width), num_domains)),
-            "domain": pa.array(list(self._run.layout.domains) * width),
-            "tokens": np.tile(tokens, width),
-            "activations": activations.T.ravel(),
-            "frequency": (activations / np.maximum(tokens, 1)[:, None]).T.ravel(),
-            "position_mi": np.stack(information).T.ravel(),
-        }
-        return pa.table(columns, schema=tables.DOMAIN)
-
-    def _ngram_rows(self, block: Block, found: Mapping[int, NgramRows]) -> pa.Table:
-        """Rows of all lengths: by neuron, n, falling activations, token ids."""
-        parts = []
-        for n, rows in sorted(found.items()):
-            token_ids = rows.token_ids
-            offsets = np.arange(len(token_ids) + 1, dtype=np.int32) * n
-            columns = {
-                **_key(block, rows.neuron),
-                "n": np.full(len(token_ids), n, np.int32),
-                "token_ids": pa.ListArray.from_arrays(offsets, token_ids.astype(np.int32).ravel()),
-                "text": pa.array([self._texts(ids) for ids in token_ids.tolist()], pa.string()),
-                "occurrences": rows.occurrences,
-                "activations": rows.activations,
-                "rate": rows.rate,
-                "share": rows.share,
-            }
-            parts.append(pa.table(columns, schema=tables.NGRAM))
-        if not parts:
-            return tables.NGRAM.empty_table()
-        whole = pa.concat_tables(parts)
-        order = np.lexsort((whole["n"].to_numpy(), whole["neuron"].to_numpy()))  # stable
-        return whole.take(order)
+        return bitmap
 
 
-@dataclass(frozen=True)
-class _Curves:
-    """What a block's curves tell of position."""
-
-    information: NDArray[np.float64]
-    """[neuron], nats"""
-    positional: NDArray[np.bool_]
-    """[neuron]"""
-    kinds: NDArray[np.int8]
-    """[neuron]: index into TYPES; says nothing where not positional."""
-    strong: NDArray[np.bool_]
-    """[neuron]"""
-    consistent: NDArray[np.float64]
-    """[neuron]: share of the domains in which the type holds; NaN where not positional."""
-    indicated: Counts
-    """[position]: strong oscillatory neurons that indicate it."""
-
-
-def _key(block: Block, neurons: NDArray[np.integer[Any]]) -> dict[str, Any]:
-    return {
-        "layer": np.full(len(neurons), block.layer, np.int32),
-        "neuron": (neurons + block.first).astype(np.int32),
-    }
-
-
-def spread(shards: Sequence[Shard]) -> list[int]:
-    """Order shards so that every domain is spread evenly, as more of the same data would be."""
-    of_domain: dict[str, list[int]] = {}
-    for index, shard in enumerate(shards):
-        of_domain.setdefault(shard.domain, []).append(index)
-    place = {i: (k + 0.5) / len(own) for own in of_domain.values() for k, i in enumerate(own)}
-    return sorted(place, key=lambda index: (place[index], index))
-
-
-def changed(what: str) -> UserError:
-    """Say that something stored is not what was committed, and the way out."""
+def corrupt(what: str) -> UserError:
+    """Build the error for stored bytes that differ from their commit."""
     return UserError(f"the {what} is not what was committed: {REPAIR}.")
 
 

@@ -1,270 +1,220 @@
-"""Blocks of neurons -> whole tables: neurons in order, and what the figures by layer show."""
+"""Blocks of neurons -> whole tables, written as the blocks arrive: one layer is held at a time."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronstats.reduce.project import SCHEMA, LayerSuppression, LayerTokens, layer_tokens
-from neuronstats.stats.curves import TYPES
-from neuronstats.stats.position_coverage import Coverage
+from neuronstats.machine import Term
+from neuronstats.reduce.block import BlockResult
+from neuronstats.reduce.project import LayerSuppression, LayerTokens, layer_tokens
+from neuronstats.reduce.rows import to_table
+from neuronstats.stats.dead import dead_curve
+from neuronstats.stats.settings import ReduceSettings
+from neuronstats.stats.suppression import SUPPRESSES, TRIGGER_PROJECTION
+from neuronstats.stats.view import LAYER, Column, LayerTotals, Section, unknown
 from neuronstats.store.layout import Layout
-from neuronstats.store.tables import masked
+from neuronstats.store.tables import TableFiles
 
-NEVER_SEEN_BOUND = 3.0  # one-sided 95 % upper bound of a count of which none was seen
+BY_BLOCK = "neurons_by_block"  # neurons.parquet before what detectors write is known
+ROW_BYTES = 1 << 10  # of a neuron and its n-grams in a layer's tables (measured: 0.4 KB)
 
 Counts = NDArray[np.int64]
-Ngram = tuple[int, ...]
-
-
-# First number of each bin of covering n-grams (figs. 2, 12, 13); 0: only BOS activates the neuron.
-COVER_BINS = (0, 1, 6, 51, 501, 5001)
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """What a block adds to the tables."""
-
-    neurons: pa.Table
-    domains: pa.Table
-    ngrams: pa.Table
-    triggers: pa.Table
-    loose: dict[int, int]
-    """Detectors under the loose reading, by n."""
-    few: dict[int, int]
-    """Detectors that rest on few occurrences, by n."""
-    activations: Counts
-    """Of each shard, for the layer's sum to be held against the shard's record."""
-    never: Counts
-    """Neurons not yet activated after each shard, in the order of `spread`."""
-    indicated: Counts
-    """Strong oscillatory neurons that indicate each position, int64 [position]."""
-    peak_bytes: int
-    """Memory that the worker has held at most so far."""
+Sets = Mapping[str, NDArray[Any]]
+Task = TypeVar("Task")
+Result = TypeVar("Result", BlockResult, LayerSuppression)
 
 
 @dataclass
-class _LayerSums:
-    """What a layer's blocks add up to."""
+class _Layer:
+    """What the blocks of the layer in hand add up to."""
 
-    neurons: list[pa.Table] = field(default_factory=list)
-    detected: dict[int, set[Ngram]] = field(default_factory=dict)
-    loose: dict[int, int] = field(default_factory=dict)
-    few: dict[int, int] = field(default_factory=dict)
+    width: int = 0
+    sections: list[Section] = field(default_factory=list)
+    """Sums and sets of each section."""
     activations: Counts | int = 0
-    never: Counts | int = 0
-    indicated: Counts | int = 0
-    tokens_detected: dict[int, list[int]] = field(default_factory=dict)
-    """Of each token detector."""
+    detected: dict[int, list[int]] = field(default_factory=dict)
+    """Detected tokens of each token detector."""
     top_tokens: dict[int, list[int]] = field(default_factory=dict)
-    """Of each neuron; forgotten once the layer is whole."""
-
-    @property
-    def width(self) -> int:
-        """Neurons so far."""
-        return sum(len(table) for table in self.neurons)
+    """Most frequent triggering tokens of each neuron."""
 
 
-class Merge:
-    """Takes the blocks' results in order and gives the tables that need all of them.
+class Gather:
+    """Writes the tables from the blocks' results, which come in the order of the blocks.
 
     Args:
+        files: the tables.
         layout: the run's.
-        num_layers: the first layers, which are reduced.
-        ngrams: lengths counted.
-        num_tokens: tokens seen.
+        tokens_seen: after each shard, in the order of `interleave_domains`, int64 [shard].
     """
 
-    def __init__(
-        self, layout: Layout, num_layers: int, ngrams: Sequence[int], num_tokens: int
-    ) -> None:
-        self._layout, self._ngrams, self._tokens = layout, ngrams, num_tokens
-        self._layers = [_LayerSums() for _ in range(num_layers)]
+    def __init__(self, files: TableFiles, layout: Layout, tokens_seen: Counts) -> None:
+        self._files, self._num_neurons, self._tokens_seen = files, layout.num_neurons, tokens_seen
+        self._layer = _Layer()
+        self._activations: list[Counts] = []
+        self._previous: list[Sets] = []
+        self._below: list[Sets] = []
+        self._rows: list[dict[Column, Any]] = []
         self._suppression: dict[int, LayerSuppression] = {}
         self.peak_bytes = 0
         """Memory that any worker has held at most."""
         self.layer_tokens: list[LayerTokens] = []
-        """Of the layers that are whole and have token detectors: what is to be projected."""
+        """Of the whole layers with token detectors: what is to be projected."""
 
-    def add(self, layer: int, result: BlockResult) -> None:
-        """Take one block's result."""
-        sums = self._layers[layer]
+    def add(self, result: BlockResult) -> None:
+        """Write one block's rows, and add it to its layer."""
+        layer = self._layer
+        for name, table in result.tables.items():
+            self._files.append(BY_BLOCK if name == "neurons" else name, table)
         self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
-        sums.neurons.append(result.neurons)
-        sums.activations = sums.activations + result.activations
-        sums.never = sums.never + result.never
-        sums.indicated = sums.indicated + result.indicated
-        for total, own in ((sums.loose, result.loose), (sums.few, result.few)):
-            for n, count in own.items():
-                total[n] = total.get(n, 0) + count
-        for n, ids in zip(
-            result.ngrams["n"].to_pylist(), result.ngrams["token_ids"].to_pylist(), strict=True
-        ):
-            sums.detected.setdefault(n, set()).add(tuple(ids))
-        _gather(sums.tokens_detected, result.ngrams)
-        _gather(sums.top_tokens, result.triggers)
-        if sums.width == self._layout.num_neurons:
-            if sums.tokens_detected:
-                top = sums.top_tokens
-                self.layer_tokens.append(
-                    layer_tokens(layer, sums.tokens_detected, top, sorted(top))
-                )
-            sums.top_tokens = {}
+        layer.activations = layer.activations + result.activations
+        layer.sections = (
+            [_added(*pair) for pair in zip(layer.sections, result.sections, strict=True)]
+            if layer.sections
+            else result.sections
+        )
+        _gather_tokens(layer.detected, result.tables.get("ngrams"))
+        _gather_tokens(layer.top_tokens, result.tables.get("triggers"))
+        layer.width += len(result.tables["neurons"])
+        if layer.width == self._num_neurons:
+            self._finish_layer()
 
-    def add_suppression(self, layer: int, found: LayerSuppression) -> None:
-        """Take what one layer's detectors write on their tokens."""
-        self._suppression[layer] = found
+    def _finish_layer(self) -> None:
+        """Compute the row of a layer whose blocks are all there, and start the next."""
+        number, layer = len(self._rows), self._layer
+        row: dict[Column, Any] = {LAYER: number}
+        previous = self._previous or [{} for _ in layer.sections]
+        below = self._below or [{} for _ in layer.sections]
+        for section, its_previous, its_below in zip(layer.sections, previous, below, strict=True):
+            totals = LayerTotals(section.layer_sums, section.layer_sets, its_previous, its_below)
+            row |= section.layer_columns(totals)
+            if "dead_after_shard" in section.layer_sums:
+                curve = dead_curve(number, totals, self._tokens_seen)
+                self._files.append("dead_curve", to_table(curve))
+        if layer.detected:
+            top = layer.top_tokens
+            self.layer_tokens.append(layer_tokens(number, layer.detected, top, sorted(top)))
+        self._previous = [section.layer_sets for section in layer.sections]
+        self._below = [_united(*pair) for pair in zip(below, self._previous, strict=True)]
+        self._rows.append(row)
+        self._activations.append(np.asarray(layer.activations))
+        self._layer = _Layer()
 
-    def suppression(self) -> pa.Table:
-        """Return suppression.parquet: a row per token detector."""
-        tables = [self._suppression[layer].table for layer in sorted(self._suppression)]
-        return pa.concat_tables([SCHEMA.empty_table(), *tables])
+    def add_suppression(self, found: LayerSuppression) -> None:
+        """Write what one layer's detectors write on their tokens; layers come in order."""
+        for name, table in found.tables.items():
+            self._files.append(name, table)
+        self._rows[found.layer] |= found.columns
+        self._suppression[found.layer] = replace(found, tables={})
 
     @property
     def activations(self) -> Counts:
         """Activations of each shard and layer, int64 [shard, layer]."""
-        return np.stack([np.asarray(sums.activations) for sums in self._layers], axis=1)
+        return np.stack(self._activations, axis=1)
 
-    def neurons(self) -> pa.Table:
-        """Return neurons.parquet, sorted by layer and neuron."""
-        whole = pa.concat_tables([table for sums in self._layers for table in sums.neurons])
-        means = np.full(len(whole), np.nan)
-        for layer, found in self._suppression.items():
-            means[layer * self._layout.num_neurons + np.array(found.neurons)] = (
-                found.trigger_projection
-            )
-        judged = ~np.isnan(means)
-        for name, values, kind in [
-            ("suppresses", means < 0, pa.bool_()),
-            ("trigger_projection", means, pa.float64()),
-        ]:
-            column = masked(values, judged, kind)
-            whole = whole.set_column(whole.schema.get_field_index(name), name, column)
-        return whole
+    def finish(self) -> None:
+        """Write the tables that need all blocks: neurons and layers."""
+        parts: list[pa.Table] = []
+        for part in self._files.take(BY_BLOCK):
+            parts.append(part)
+            if sum(map(len, parts)) == self._num_neurons:
+                layer = pa.concat_tables(parts)
+                self._files.append("neurons", self._with_suppression(layer))
+                parts = []
+        values = {column: [row[column] for row in self._rows] for column in self._rows[0]}
+        self._files.append("layers", to_table(values))
 
-    def dead_curve(self, tokens: Sequence[int]) -> pa.Table:
-        """Return neurons that were never activated by tokens seen, by layer.
+    def _with_suppression(self, neurons: pa.Table) -> pa.Table:
+        """Fill a layer's columns of suppression."""
+        found = self._suppression.get(neurons["layer"][0].as_py())
+        if found is None or SUPPRESSES.name not in neurons.column_names:
+            return neurons
+        means = unknown(len(neurons), np.float64)
+        means[found.neurons] = found.trigger_projection
+        filled = to_table({SUPPRESSES: means < 0, TRIGGER_PROJECTION: means})
+        for field_, values in zip(filled.schema, filled.columns, strict=True):
+            index = neurons.schema.get_field_index(field_.name)
+            neurons = neurons.set_column(index, field_, values)
+        return neurons
 
-        Args:
-            tokens: seen after each shard, in the order of the blocks' counts.
-        """
-        parts = []
-        for layer, sums in enumerate(self._layers):
-            columns = {
-                "layer": np.full(len(tokens), layer, np.int32),
-                "tokens": np.asarray(tokens, np.int64),
-                "neurons": np.full(len(tokens), self._layout.num_neurons, np.int64),
-                "dead": np.asarray(sums.never, np.int64),
-            }
-            parts.append(pa.table(columns))
-        return pa.concat_tables(parts)
-
-    def layers(self, neurons: pa.Table) -> pa.Table:
-        """Return layers.parquet from the finished table of neurons."""
-        return pa.Table.from_pylist(
-            [self._layer(index, neurons) for index in range(len(self._layers))],
-            schema=self._schema(),
-        )
-
-    def _schema(self) -> pa.Schema:
-        counts = ("detectors", "detectors_loose", "detectors_few", "detected")
-        per_n = (*counts, "detected_cumulative", "new_overall", "new_to_previous")
-        return pa.schema(
-            [
-                ("layer", pa.int32()),
-                ("neurons", pa.int64()),
-                ("dead", pa.int64()),
-                ("dead_share", pa.float64()),
-                ("dead_frequency_bound", pa.float64()),
-                ("alive_frequency", pa.float64()),
-                *[(f"{name}_{n}", pa.int64()) for n in self._ngrams for name in per_n],
-                *[(f"cover_bins_{n}", pa.list_(pa.int64())) for n in self._ngrams],
-                ("suppressing_share", pa.float64()),
-                ("suppressing_shuffled_share", pa.float64()),
-                ("suppressing_control_share", pa.float64()),
-                ("positional", pa.int64()),
-                *[(kind, pa.int64()) for kind in TYPES],
-                *[(f"{kind}_strong", pa.int64()) for kind in TYPES],
-                ("position_consistency", pa.float64()),
-                ("oscillatory_coverage", pa.float64()),
-                ("oscillatory_redundancy", pa.float64()),
-            ]
-        )
-
-    def _layer(self, layer: int, neurons: pa.Table) -> dict[str, Any]:
-        width = self._layout.num_neurons
-        rows = neurons.slice(layer * width, width)
-        alive = rows.filter(pc.invert(rows["dead"]))
-        dead = width - len(alive)
-        row: dict[str, Any] = {
-            "layer": layer,
-            "neurons": width,
-            "dead": dead,
-            "dead_share": dead / width,
-            "dead_frequency_bound": NEVER_SEEN_BOUND / self._tokens,
-            "alive_frequency": self._frequency(alive),
-            "suppressing_share": pc.mean(rows["suppresses"].cast(pa.float64())).as_py(),
-            "positional": len(rows) - rows["position_type"].null_count,
-        }
-        if layer in self._suppression:
-            row["suppressing_shuffled_share"] = self._suppression[layer].shuffled_share
-            row["suppressing_control_share"] = self._suppression[layer].control_share
-        if layer < self._layout.num_bitmaps:
-            for n in self._ngrams:
-                row |= self._ngram_counts(layer, n, rows)
-        for kind in TYPES:
-            of_kind = rows.filter(pc.equal(rows["position_type"], kind))
-            row[kind] = len(of_kind)
-            row[f"{kind}_strong"] = pc.sum(of_kind["position_strong"], min_count=0).as_py()
-        row["position_consistency"] = pc.mean(rows["position_consistency"]).as_py()
-        if row["oscillatory_strong"]:
-            found = Coverage.of(np.asarray(self._layers[layer].indicated))
-            row["oscillatory_coverage"] = found.share
-            row["oscillatory_redundancy"] = found.redundancy if found.share else None
-        return row
-
-    def _frequency(self, alive: pa.Table) -> float | None:
-        """Mean frequency, from whole numbers: the same however the rows came in blocks."""
-        if not len(alive):
-            return None
-        return float(pc.sum(alive["activations"]).as_py() / (self._tokens * len(alive)))
-
-    def _ngram_counts(self, layer: int, n: int, rows: pa.Table) -> dict[str, Any]:
-        """Figs. 2-4, 12-15: what one layer detects, against the layers below it."""
-        sets = [sums.detected.get(n, set()) for sums in self._layers[: layer + 1]]
-        here, below = sets[-1], set().union(*sets[:-1])
-        previous = sets[-2] if layer else set()
-        cover = rows.filter(pc.invert(rows["dead"]))[f"cover_{n}"].to_numpy()
-        which = np.searchsorted(COVER_BINS, cover, side="right") - 1
-        return {
-            f"detectors_{n}": pc.sum(rows[f"detector_{n}"], min_count=0).as_py(),
-            f"detectors_loose_{n}": self._layers[layer].loose[n],
-            f"detectors_few_{n}": self._layers[layer].few[n],
-            f"detected_{n}": len(here),
-            f"detected_cumulative_{n}": len(here | below),
-            f"new_overall_{n}": len(here - below),
-            f"new_to_previous_{n}": len(here - previous),
-            f"cover_bins_{n}": np.bincount(which, minlength=len(COVER_BINS)).tolist(),
-        }
+    def summary(self) -> str:
+        """Write what was found, in one line."""
+        totals: dict[str, int] = {}
+        for row in self._rows:
+            for column, value in row.items():
+                if column.kind == "int64":
+                    totals[column.name] = totals.get(column.name, 0) + (value or 0)
+        words = [("neurons", "neurons"), ("dead", "dead"), ("detectors_1", "token detectors")]
+        words.append(("positional", "positional"))
+        return ", ".join(f"{totals[name]} {word}" for name, word in words if name in totals)
 
 
-def _gather(tokens: dict[int, list[int]], rows: pa.Table) -> None:
+def memory_terms(
+    layout: Layout, num_layers: int, num_tokens: int, num_shards: int, settings: ReduceSettings
+) -> list[Term]:
+    """Bound what `Gather` holds, by what it is for.
+
+    Args:
+        layout: the run's.
+        num_layers: that are reduced.
+        num_tokens: that count.
+        num_shards: that count.
+        settings: lengths and thresholds.
+    """
+    neurons = layout.num_neurons
+    at_most = min(num_layers, layout.num_bitmaps) * neurons
+    detected = sum(min(num_tokens, at_most * settings.max_cover[n]) for n in settings.ngrams)
+    tokens = 64 * neurons * (settings.top_triggers + settings.max_cover.get(1, 0))
+    return [
+        Term("a layer's rows", 2 * ROW_BYTES * neurons),
+        Term("a layer's triggers", tokens if layout.num_bitmaps else 0),
+        Term("detected n-grams", 4 * 4 * detected),
+        Term("sums by layer", 16 * num_layers * (num_shards + layout.num_positions)),
+    ]
+
+
+def in_order(
+    results: Iterator[tuple[Task, Result]], work: Sequence[Task], files: TableFiles
+) -> Iterator[tuple[Task, Result]]:
+    """Yield results in the order of the work; the rows of early ones wait on disk."""
+    places = {str(task): place for place, task in enumerate(work)}
+    waiting: dict[int, tuple[Result, Any]] = {}
+    following = 0
+    for task, result in results:
+        place = places[str(task)]
+        if place != following:
+            waiting[place] = (replace(result, tables={}), files.park(result.tables))
+            continue
+        yield task, result
+        following += 1
+        while following in waiting:
+            early, bring_back = waiting.pop(following)
+            yield work[following], replace(early, tables=bring_back())
+            following += 1
+
+
+def _added(first: Section, second: Section) -> Section:
+    """Add up two parts of one section of one layer."""
+    sums = {key: value + second.layer_sums[key] for key, value in first.layer_sums.items()}
+    return replace(first, layer_sums=sums, layer_sets=_united(first.layer_sets, second.layer_sets))
+
+
+def _united(first: Sets, second: Sets) -> Sets:
+    """Unite the ids of each name."""
+    none = np.zeros(0, np.uint32)
+    names = {**first, **second}
+    return {name: np.union1d(first.get(name, none), second.get(name, none)) for name in names}
+
+
+def _gather_tokens(tokens: dict[int, list[int]], rows: pa.Table | None) -> None:
     """Add the tokens of a table's unigrams to those of their neurons, in the rows' order."""
+    if rows is None:
+        return
     single = rows.filter(pc.equal(rows["n"], 1))
     ids = pc.list_flatten(single["token_ids"]).to_pylist()
     for neuron, token in zip(single["neuron"].to_pylist(), ids, strict=True):
         tokens.setdefault(neuron, []).append(token)
-
-
-def summary(neurons: pa.Table) -> str:
-    """Say what was found, in one line."""
-    dead = pc.sum(neurons["dead"], min_count=0).as_py()
-    words = [f"{len(neurons)} neurons, {dead} dead"]
-    if "detector_1" in neurons.column_names:
-        words.append(f"{pc.sum(neurons['detector_1'], min_count=0).as_py()} token detectors")
-    words.append(f"{len(neurons) - neurons['position_type'].null_count} positional")
-    return ", ".join(words)

@@ -1,37 +1,36 @@
 """The reduce job: bitmaps and counts of all shards -> tables, a (layer, neuron block) a task."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronstats.cluster.pool import Pool, connect, local_workers
+from neuronstats.cluster.nodes import Node, place
+from neuronstats.cluster.pool import Pool
+from neuronstats.cluster.start import connect
 from neuronstats.console import Console
 from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator, probe, written
-from neuronstats.model.settings import Dtype, ModelSettings
+from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape, num_first_layers
-from neuronstats.reduce import gather as layerstats
-from neuronstats.reduce.block import (
-    Block,
-    BlockWorker,
-    changed,
-    create_positions,
-    cut_blocks,
-    spread,
-)
+from neuronstats.reduce.block import BlockWorker, corrupt, create_positions, cut_blocks
 from neuronstats.reduce.block import memory_terms as block_memory
 from neuronstats.reduce.compare import compare
-from neuronstats.reduce.gather import BlockResult
+from neuronstats.reduce.gather import Gather, in_order
+from neuronstats.reduce.gather import memory_terms as gather_memory
 from neuronstats.reduce.ngram_cache import NgramStore
-from neuronstats.reduce.project import SuppressionWorker
+from neuronstats.reduce.project import SuppressionWorker, no_rows
 from neuronstats.reduce.project import memory_terms as projection_memory
 from neuronstats.reduce.settings import ReduceJob
 from neuronstats.stats import ngram_ids
-from neuronstats.store import tables
-from neuronstats.store.folder import told
+from neuronstats.stats.dead import interleave_domains
+from neuronstats.stats.sections import SECTIONS
+from neuronstats.stats.view import Statistic
+from neuronstats.store import manifest, tables
+from neuronstats.store.faults import storage_errors
 from neuronstats.store.layout import PARTIAL, TABLES, Shard
 from neuronstats.store.run import REPAIR, Run
 from neuronstats.units import duration, short, size
@@ -39,9 +38,10 @@ from neuronstats.units import duration, short, size
 Counts = NDArray[np.int64]
 
 
-def _tokens_seen(run: Run, shards: Sequence[Shard]) -> list[int]:
-    lengths = [shards[index].num_sequences * run.layout.num_positions for index in spread(shards)]
-    return np.cumsum(lengths).tolist()
+def _tokens_seen(run: Run, shards: Sequence[Shard]) -> Counts:
+    """Return the tokens seen after each shard, the domains evenly mixed, int64 [shard]."""
+    order = interleave_domains([shard.domain for shard in shards])
+    return np.cumsum([shards[i].num_sequences * run.layout.num_positions for i in order])
 
 
 def committed_shards(run: Run, *, partial: bool) -> tuple[list[Shard], Counts]:
@@ -68,8 +68,14 @@ def committed_shards(run: Run, *, partial: bool) -> tuple[list[Shard], Counts]:
     return shards, activations
 
 
-def reduce(settings: ReduceJob, console: Console) -> int:
-    """Do the job; return its exit code."""
+def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] = SECTIONS) -> int:
+    """Do the job; return its exit code.
+
+    Args:
+        settings: runs and thresholds.
+        console: for the plan, progress and what was found.
+        sections: the statistics, in the order of their columns; docs/method.md adds one.
+    """
     locations = [*settings.runs, *([] if settings.run is None else [settings.run])]
     if not locations:
         raise SettingsError(
@@ -81,7 +87,7 @@ def reduce(settings: ReduceJob, console: Console) -> int:
             f"run={settings.run}, runs={settings.runs}: expected one run=DIR, or different"
             " runs=[DIR,DIR2] to compare."
         )
-    reductions = [_Reduction(Run.open(place), settings, console) for place in locations]
+    reductions = [_Reduction(Run.open(place), settings, console, sections) for place in locations]
     for reduction in reductions:  # all are looked at before the first is touched
         reduction.show_plan()
     if settings.plan:
@@ -97,10 +103,13 @@ def reduce(settings: ReduceJob, console: Console) -> int:
 class _Reduction:
     """One run's reduction: what it takes, and its steps."""
 
-    def __init__(self, run: Run, settings: ReduceJob, console: Console) -> None:
+    def __init__(
+        self, run: Run, settings: ReduceJob, console: Console, sections: Sequence[Statistic]
+    ) -> None:
         self.opened, self._settings, self._console = run, settings, console
+        self._sections = sections
         self._shards, self._recorded = committed_shards(run, partial=settings.partial)
-        shape = Shape.read(run.info["model"])
+        shape = Shape.read(run.about.sizes)
         wanted = num_first_layers(settings.layers, shape.num_layers, "layers")
         if not wanted:
             raise SettingsError(f"layers={settings.layers}: expected at least one layer.")
@@ -124,6 +133,10 @@ class _Reduction:
             own = [Term("process", PROCESS_BYTES), *(Term(*term) for term in numbering.items())]
             terms["numbering n-grams"] = (*own, allocator(own))
             terms["projecting"] = projection_memory(shape)
+        num_shards = len(self._shards)
+        own = [Term("process", PROCESS_BYTES)]
+        own += gather_memory(layout, self._num_layers, self._num_tokens, num_shards, reduce)
+        terms["gathering"] = (*own, allocator(own))
         return terms
 
     @property
@@ -145,15 +158,16 @@ class _Reduction:
             ("work", f"{len(self._blocks)} blocks of up to {self._blocks[0].last} neurons"),
         ]
         if settings.address is None:
-            workers = local_workers(settings, machine, self._worker_bytes)
-            rows.append(("workers", str(workers.count)))
+            here = [Node.of(machine)]
+            workers = place(settings, here, memory=self._worker_bytes, per_core=True)
+            rows.append(("workers", str(workers)))
         rows += [(f"memory, {what}", written(terms)) for what, terms in self._terms.items()]
         self._console.table("plan", rows)
 
     def run(self) -> bool:
         """Write the tables; return whether it came to the end."""
         start, run = time.monotonic(), self.opened
-        model = ModelSettings(**{**run.info["settings"]["model"], "dtype": Dtype.auto})
+        model = run.about.model
         lengths, num_shards = self._settings.reduce.ngrams, len(run.layout.shards)
         metadata = {
             "fingerprint": run.fingerprint,
@@ -162,14 +176,15 @@ class _Reduction:
             "shards": len(self._shards),
             "layers": self._num_layers,
             "complete": len(self._shards) == num_shards,
+            **manifest.MARK,
         }
-        with run.folder.lock():
+        with run.folder.lock(), contextlib.ExitStack() as stack:
             if run.layout.num_bitmaps:
                 NgramStore(run, self._shards).prepare(lengths)
-            files = tables.TableFiles(run.folder, metadata)
-            with told("write", f"{run.folder.location}/{PARTIAL}"):
+            files = stack.enter_context(contextlib.closing(tables.TableFiles(run.folder, metadata)))
+            with storage_errors("write", f"{run.folder.location}/{PARTIAL}"):
                 create_positions(run, self._shards, self._blocks, metadata)
-            merged = layerstats.Merge(run.layout, self._num_layers, lengths, self._num_tokens)
+            merged = Gather(files, run.layout, _tokens_seen(run, self._shards))
             with connect(
                 self._settings.ray, tell=self._console.say, worker_bytes=self._worker_bytes
             ) as pool:
@@ -180,70 +195,55 @@ class _Reduction:
                     return False
                 recorded = self._recorded[:, : self._num_layers]
                 _check_records(merged.activations, recorded, self._shards)
-                if not self._project(pool, model, merged):
+                if not self._project(pool, model, files, merged):
                     return False
-            neurons = merged.neurons()
-            files.append("neurons", neurons)
-            files.append("layers", merged.layers(neurons))
-            files.append("suppression", merged.suppression())
-            files.append("dead_curve", merged.dead_curve(_tokens_seen(run, self._shards)))
+            merged.finish()
             files.finish()
         planned = sum(term.bytes for term in self._terms["merging"])
         marked = ""
         if not metadata["complete"]:
             marked = f" of {len(self._shards)} of {num_shards} shards (partial)"
         self._console.say(
-            f"reduced: {short(self._num_tokens)} tokens{marked}, {layerstats.summary(neurons)},"
+            f"reduced: {short(self._num_tokens)} tokens{marked}, {merged.summary()},"
             f" {duration(time.monotonic() - start)}, peak memory {size(merged.peak_bytes)} of"
             f" {size(planned)} planned: {run.folder.location}/{TABLES}"
         )
         return True
 
     def _merge(
-        self, pool: Pool, model: ModelSettings, files: tables.TableFiles, merged: layerstats.Merge
+        self, pool: Pool, model: ModelSettings, files: tables.TableFiles, merged: Gather
     ) -> bool:
         """Do all blocks, writing rows in their order; return whether all were done."""
         work = self._blocks
-        args = (self.opened.folder.location, self._shards, self._settings.reduce, model)
+        location, reduce = self.opened.folder.location, self._settings.reduce
+        args = (location, self._shards, reduce, model, self._sections)
         total = sum(block.last - block.first for block in work)
         with self._console.progress("reduce", total, "neurons") as advance:
             done = 0
-            for block, result in _in_order(pool.run(BlockWorker, args, work), work):
-                files.append("domains", result.domains)
-                files.append("ngrams", result.ngrams)
-                files.append("triggers", result.triggers)
-                merged.add(block.layer, result)
+            for block, result in in_order(pool.run(BlockWorker, args, work), work, files):
+                merged.add(result)
                 done += 1
                 advance(block.last - block.first, f"{done}/{len(work)} blocks")
         return done == len(work)
 
-    def _project(self, pool: Pool, model: ModelSettings, merged: layerstats.Merge) -> bool:
+    def _project(
+        self, pool: Pool, model: ModelSettings, files: tables.TableFiles, merged: Gather
+    ) -> bool:
         """Judge all layers' token detectors; return whether all were done."""
         tasks = merged.layer_tokens
-        weights = self.opened.info["identity"]["model.weights"]
+        weights = self.opened.about.weights_fingerprint
         args = (model, weights, self._settings.reduce.centred)
+        files.append("suppression", no_rows())
         done = 0
-        for task, found in pool.run(SuppressionWorker, args, tasks):
-            merged.add_suppression(task.layer, found)
+        for _, found in in_order(pool.run(SuppressionWorker, args, tasks), tasks, files):
+            merged.add_suppression(found)
             done += 1
         return done == len(tasks)
 
 
-def _in_order(
-    results: Iterator[tuple[Block, BlockResult]], work: list[Block]
-) -> Iterator[tuple[Block, BlockResult]]:
-    waiting: dict[Block, BlockResult] = {}
-    following = 0
-    for block, result in results:
-        waiting[block] = result
-        while following < len(work) and work[following] in waiting:
-            yield work[following], waiting.pop(work[following])
-            following += 1
-
-
 def _check_records(found: Counts, recorded: Counts, shards: Sequence[Shard]) -> None:
-    """Hold the merged activations, int64 [shard, layer], against the records'."""
+    """Compare the merged activations, int64 [shard, layer], with the records'."""
     wrong = np.argwhere(found != recorded)
     if len(wrong):
         shard, layer = wrong[0]
-        raise changed(f"position counts of layer {layer} of {shards[shard]}")
+        raise corrupt(f"position counts of layer {layer} of {shards[shard]}")

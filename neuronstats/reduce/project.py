@@ -14,30 +14,13 @@ from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape
 from neuronstats.model.source import locate
-from neuronstats.stats.suppression import (
-    JUDGE_BLOCK,
-    TOKEN_BLOCK_BYTES,
-    Triggers,
-    Vocabulary,
-    draw_controls,
-    judge,
-    mean_projections,
-)
+from neuronstats.reduce.rows import to_table
+from neuronstats.stats import suppression
+from neuronstats.stats.output_embedding import TOKEN_BLOCK_BYTES, OutputEmbedding, Triggers
+from neuronstats.stats.suppression import JUDGE_BLOCK, draw_controls, judge, mean_projections
+from neuronstats.stats.view import LAYER, NEURON, Column, Lists
 
 NUM_TOP = 20
-
-SCHEMA = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("neuron", pa.int32()),
-        ("triggers", pa.list_(pa.int32())),
-        ("trigger_rank", pa.list_(pa.int64())),
-        ("promoted", pa.list_(pa.int32())),
-        ("promoted_projection", pa.list_(pa.float64())),
-        ("suppressed", pa.list_(pa.int32())),
-        ("suppressed_projection", pa.list_(pa.float64())),
-    ]
-)
 
 Tokens = Mapping[int, Sequence[int]]
 
@@ -60,17 +43,15 @@ class LayerTokens:
 class LayerSuppression:
     """What one layer's detectors write on their tokens."""
 
+    layer: int
     neurons: list[int]
+    """The detectors."""
     trigger_projection: NDArray[np.float64]
     """[detector]"""
-    suppresses: NDArray[np.bool_]
-    """[detector]"""
-    table: pa.Table
-    """A row per detector."""
-    shuffled_share: float | None
-    """Suppressing share to expect with another detector's tokens; None with fewer than two."""
-    control_share: float | None
-    """Suppressing share of the controls; None without any."""
+    columns: dict[Column, Any]
+    """Of layers.parquet."""
+    tables: dict[str, pa.Table]
+    """`suppression`: a row per detector."""
 
 
 def layer_tokens(
@@ -130,7 +111,7 @@ class SuppressionWorker:
         project = None
         if config.word_embed_proj_dim != config.hidden_size:
             project = self._weights("project_out.weight")
-        self._vocabulary = Vocabulary(self._weights(name), project, centred=centred)
+        self._embedding = OutputEmbedding(self._weights(name), project, centred=centred)
 
     def _weights(self, name: str) -> NDArray[np.float32]:
         weights: NDArray[np.float32] = self._checkpoint.tensor(name).float().numpy()
@@ -142,40 +123,52 @@ class SuppressionWorker:
 
     def project(self, layer: int, neurons: Sequence[int]) -> NDArray[np.float64]:
         """Project some neurons' updates on the vocabulary, float64 [token, neuron]."""
-        return self._vocabulary.project(self._updates(layer)[:, list(neurons)])
+        return self._embedding.project(self._updates(layer)[:, list(neurons)])
 
     def __call__(self, task: LayerTokens) -> LayerSuppression:
         """Judge one layer's detectors and controls."""
         fc2 = self._updates(task.layer)
         neurons = sorted(task.detected)
         triggers = _triggers(task.detected)
-        found = judge(self._vocabulary, fc2[:, neurons], triggers, num_top=NUM_TOP)
+        found = judge(self._embedding, fc2[:, neurons], triggers, num_top=NUM_TOP)
         controls = mean_projections(
-            self._vocabulary, fc2[:, sorted(task.controls)], _triggers(task.controls)
+            self._embedding, fc2[:, sorted(task.controls)], _triggers(task.controls)
         )
         self._checkpoint.release()
-        ranks: list[list[int]] = [
-            found.trigger_rank[triggers.neuron == i].tolist() for i in range(len(neurons))
-        ]
-        columns: dict[str, Any] = {
-            "layer": [task.layer] * len(neurons),
-            "neuron": neurons,
-            "triggers": [list(task.detected[neuron]) for neuron in neurons],
-            "trigger_rank": ranks,
-            "promoted": found.promoted.tolist(),
-            "promoted_projection": found.promoted_projection.tolist(),
-            "suppressed": found.suppressed.tolist(),
-            "suppressed_projection": found.suppressed_projection.tolist(),
+        order = np.argsort(triggers.neuron, kind="stable")
+        lengths = np.bincount(triggers.neuron, minlength=len(neurons))
+        columns: dict[Column, Any] = {
+            LAYER: np.full(len(neurons), task.layer, np.int32),
+            NEURON: np.array(neurons, np.int32),
+            suppression.TRIGGERS: Lists(triggers.token[order], lengths),
+            suppression.TRIGGER_RANK: Lists(found.trigger_rank[order], lengths),
+            suppression.PROMOTED: _lists(found.promoted),
+            suppression.PROMOTED_PROJECTION: _lists(found.promoted_projection),
+            suppression.SUPPRESSED: _lists(found.suppressed),
+            suppression.SUPPRESSED_PROJECTION: _lists(found.suppressed_projection),
         }
         shuffled = found.shuffled_share
         return LayerSuppression(
+            layer=task.layer,
             neurons=neurons,
             trigger_projection=found.trigger_projection,
-            suppresses=found.suppresses,
-            table=pa.table(columns, schema=SCHEMA),
-            shuffled_share=None if np.isnan(shuffled) else float(shuffled),
-            control_share=float((controls < 0).mean()) if len(controls) else None,
+            columns={
+                suppression.SHARE: float(found.suppresses.mean()),
+                suppression.SHUFFLED_SHARE: None if np.isnan(shuffled) else float(shuffled),
+                suppression.CONTROL_SHARE: float((controls < 0).mean()) if len(controls) else None,
+            },
+            tables={"suppression": to_table(columns)},
         )
+
+
+def no_rows() -> pa.Table:
+    """Return suppression.parquet of a run without token detectors."""
+    return to_table(dict.fromkeys((LAYER, NEURON, *suppression.ROW_COLUMNS), ()))
+
+
+def _lists(values: NDArray[Any]) -> Lists:
+    """Return the rows of [row, item] as lists."""
+    return Lists(values.ravel(), np.full(len(values), values.shape[1], np.int64))
 
 
 def _triggers(tokens: Tokens) -> Triggers:

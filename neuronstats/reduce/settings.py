@@ -1,8 +1,10 @@
 """Settings of the reduce job."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from neuronstats.cluster.settings import RaySettings
+from neuronstats.errors import expect
 from neuronstats.stats.settings import ReduceSettings
 
 
@@ -22,3 +24,14 @@ class ReduceJob:
     """Go on although shards are missing; the tables are marked."""
     plan: bool = False
     """Print what it would take, and reduce nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse a run without a name, and a run that is given twice.
+
+        Raises:
+            SettingsError: names the setting, its value and what was expected.
+        """
+        expect("run", "''", "a run folder or an object-store URL", met=self.run != "")
+        different = {Path(place).expanduser().resolve() for place in self.runs}
+        met = len(different) == len(self.runs)
+        expect("runs", self.runs, "different runs to compare, [DIR,DIR2]", met=met)

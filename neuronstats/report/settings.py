@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from neuronstats.errors import SettingsError
+from neuronstats.errors import expect
 
 # The largest values that a page can be read with: a context takes bytes and time.
 _LIMITS = {"sample": None, "contexts": 100, "context_tokens": 1000, "max_bytes": None}
@@ -26,13 +26,14 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.neurons not in ("classified", "all", "none"):
-            raise SettingsError(f"report.neurons={self.neurons}: expected classified, all or none.")
+        known = self.neurons in ("classified", "all", "none")
+        expect("report.neurons", self.neurons, "classified, all or none", met=known)
         for name, most in _LIMITS.items():
             value = getattr(self, name)
-            if value < 0 or (most is not None and value > most):
-                expected = "0 or more" if most is None else f"0 to {most}"
-                raise SettingsError(f"report.{name}={value}: expected {expected}.")
+            words = "0 or more" if most is None else f"0 to {most}"
+            expect(
+                f"report.{name}", value, words, met=value >= 0 and (most is None or value <= most)
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,3 +49,11 @@ class ReportJob:
     port: int = 8000
     """Port of serve=true; 0: any free one."""
     report: ReportSettings = field(default_factory=ReportSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no port.
+
+        Raises:
+            SettingsError: names the setting, its value and what was expected.
+        """
+        expect("port", self.port, "a number from 0 to 65535", met=0 <= self.port < 1 << 16)

@@ -1,8 +1,8 @@
 """What kind of curve a positional neuron has: oscillatory, at both extremes, at one, or other.
 
 The curve is f(p), the share of sequences in which the neuron was activated at position p, without
-position 0. Its binomial noise is known, so every rule says how it allows for it. docs/typing.md
-shows how often the rules are right.
+position 0. Its binomial noise is known, so every rule says how it allows for it.
+docs/position_types.md shows how often the rules are right.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from neuronstats.errors import UserError
-from neuronstats.stats.position_curves import (
-    Bools,
-    Places,
-    fill,
-    fill_back,
-    noise_of,
-    run_ends,
-    smooth,
-    thin,
-    window_sums,
-)
-from neuronstats.stats.positions import Counts, Floats, check_counts
 from neuronstats.stats.settings import PositionSettings
+
+Counts = npt.NDArray[np.integer]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
 
 TYPES = ("oscillatory", "both_extremes", "one_extreme", "other")
 OSCILLATORY, BOTH_EXTREMES, ONE_EXTREME, OTHER = range(4)
@@ -127,7 +120,7 @@ def _classify_block(
             exactly_zero & exactly_one,
             np.where(at_zero, exactly_zero, exactly_one),
         ],
-        thin(curves, num_sequences, settings.thin),
+        _thin(curves, num_sequences, settings.thin),
     )
     return types.astype(np.int8), strong.astype(np.bool_)
 
@@ -135,7 +128,7 @@ def _classify_block(
 def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) -> Waves:
     """Follow the smoothed curve through its middle, with hysteresis against noise."""
     width = window_width(curves.shape[1], num_sequences, settings)
-    smoothed, points = smooth(curves, width)
+    smoothed, points = _smooth(curves, width)
     low, high = np.quantile(smoothed, [0.05, 0.95], axis=1)
     middle = (low + high) / 2
     error = np.sqrt(middle * (1 - middle) / (num_sequences * width))
@@ -143,13 +136,13 @@ def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) 
     above = smoothed > (middle + swing)[:, None]
     below = smoothed < (middle - swing)[:, None]
     sides = above.astype(np.int8) - below
-    first, last = run_ends(np.where(fill(sides) == fill_back(sides), fill(sides), 0))
+    first, last = _run_ends(np.where(_fill(sides) == _fill_back(sides), _fill(sides), 0))
     sides[last - first + 1 < settings.shortest_half * curves.shape[1]] = 0
-    before, after = fill(sides), fill_back(sides)
+    before, after = _fill(sides), _fill_back(sides)
     crossed = (before[:, 1:] != before[:, :-1]) & (before[:, :-1] != 0)
     num_crossings = crossed.sum(axis=1)
 
-    noise = noise_of(curves, num_sequences)
+    noise = _noise_of(curves, num_sequences)
     signal = curves.var(axis=1) - noise
     lost = ((curves - smoothed) ** 2).mean(axis=1) - noise * (1 - (1 / points).mean())
     kept = signal - lost >= settings.wave_share * signal
@@ -163,7 +156,7 @@ def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) 
 
 def _exact_waves(curves: Floats, side: npt.NDArray[np.int8], exact: float) -> Bools:
     """Tell whether the middle halves of all half-waves, taken together, lie exactly at 0 or 1."""
-    first, last = run_ends(side)
+    first, last = _run_ends(side)
     places = np.arange(curves.shape[1])
     quarter = (last - first + 1) // 4
     core = np.minimum(places - first, last - places) >= quarter
@@ -178,13 +171,13 @@ def _ranges(curves: Floats, num_sequences: int, settings: PositionSettings) -> t
     A range is a longest run of positions made of windows whose mean is near 0, that is level.
     """
     width = max(2, round(settings.range_share * curves.shape[1]))
-    means = window_sums(curves, width) / width
+    means = _window_sums(curves, width) / width
     near = means <= settings.near
     windows = np.zeros(curves.shape, np.int64)  # near windows that hold the position
     windows[:, : near.shape[1]] += near
     windows[:, width:] -= near[:, :-1]
     member = np.cumsum(windows, axis=1) > 0
-    first, last = run_ends(member)
+    first, last = _run_ends(member)
     longest = np.where(member, last - first + 1, 0).argmax(axis=1)[:, None]
     start, end = np.take_along_axis(first, longest, 1), np.take_along_axis(last, longest, 1)
     found = near.any(axis=1) & _level(curves, start, end, num_sequences, settings)
@@ -200,7 +193,7 @@ def _level(
     the way from there to its middle: equal on a straight line.
     """
     places = np.arange(curves.shape[1])
-    smoothed, _ = smooth(curves, window_width(curves.shape[1], num_sequences, settings))
+    smoothed, _ = _smooth(curves, window_width(curves.shape[1], num_sequences, settings))
     low, high = np.quantile(smoothed, [0.05, 0.95], axis=1, keepdims=True)
     middle = (low + high) / 2
     within = (places >= start) & (places <= end) & (smoothed <= low + (high - low) / 4)
@@ -217,3 +210,91 @@ def _level(
     )
     approach = (middle - edge)[:, 0] / np.minimum(before, after)
     return within.any(axis=1) & (np.abs(slope) <= settings.level * approach)
+
+
+def check_counts(position_counts: Counts, num_sequences: int) -> None:
+    """Refuse counts that cannot be activations of `num_sequences` sequences by position.
+
+    Raises:
+        UserError: wrong dimensions or dtype, no sequences, no positions, or a count out of range.
+    """
+    if position_counts.ndim != 2 or not np.issubdtype(position_counts.dtype, np.integer):
+        raise UserError(
+            f"position counts are {position_counts.dtype} of shape {position_counts.shape}; "
+            "expected integers [position, neuron]"
+        )
+    if num_sequences < 1 or position_counts.shape[0] < 1:
+        raise UserError(
+            f"{position_counts.shape[0]} positions of {num_sequences} sequences: "
+            "at least one of each is needed; were no full-length sequences collected?"
+        )
+    if position_counts.size and (
+        position_counts.min() < 0 or position_counts.max() > num_sequences
+    ):
+        raise UserError(
+            f"position counts run from {position_counts.min()} to {position_counts.max()}, "
+            f"but there are {num_sequences} sequences: do both come from the same run?"
+        )
+
+
+def _noise_of(curves: Floats, num_sequences: int) -> Floats:
+    """Estimate the binomial variance of a curve's points, averaged over them; no bias for S > 1."""
+    return (curves * (1 - curves)).mean(axis=1) / max(num_sequences - 1, 1)
+
+
+def _window_sums(curves: Floats, width: int) -> Floats:
+    """Sum every `width` neighbouring points: [neuron, position - width + 1]."""
+    sums = np.cumsum(curves, axis=1)
+    sums[:, width:] -= sums[:, :-width].copy()
+    return sums[:, width - 1 :]
+
+
+def _smooth(curves: Floats, width: int) -> tuple[Floats, Floats]:
+    """Take moving means, of fewer points at the ends; also give the points of each mean."""
+    half = width // 2
+    padded = np.pad(curves, ((0, 0), (half, half)))
+    inside = np.pad(np.ones((1, curves.shape[1])), ((0, 0), (half, half)))
+    points = _window_sums(inside, width)
+    return _window_sums(padded, width) / points, points[0]
+
+
+def _fill(sides: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """Give each 0 the side that the curve was on last; 0 before the first."""
+    places = np.where(sides != 0, np.arange(sides.shape[1]), 0)
+    last = np.maximum.accumulate(places, axis=1)
+    return np.take_along_axis(sides, last, axis=1)
+
+
+def _fill_back(sides: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """Give each 0 the side that the curve is on next; 0 after the last."""
+    return _fill(sides[:, ::-1])[:, ::-1]
+
+
+def _run_ends(
+    values: npt.NDArray[np.generic],
+) -> tuple[Places, Places]:
+    """Give the ends of the run of equal values that each position is in, [neuron, position]."""
+    num_positions = values.shape[1]
+    places = np.broadcast_to(np.arange(num_positions), values.shape)
+    change = values[:, 1:] != values[:, :-1]
+    starts = np.zeros(values.shape, np.int64)
+    starts[:, 1:] = np.where(change, places[:, 1:], 0)
+    ends = np.full(values.shape, num_positions - 1)
+    ends[:, :-1] = np.where(change, places[:, :-1], num_positions - 1)
+    first = np.maximum.accumulate(starts, axis=1)
+    last = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+    return first, last
+
+
+def _thin(curves: Floats, num_sequences: int, share: float) -> Bools:
+    """Tell which curves' points are predicted by their neighbours, as far as noise allows.
+
+    The mean square distance of a point to the mean of its neighbours is 1.5 times the variance of
+    independent points (Gasser, Sroka and Jennen-Steinmetz 1986).
+    """
+    noise = _noise_of(curves, num_sequences)
+    signal = curves.var(axis=1) - noise
+    apart = curves[:, 1:-1] - (curves[:, :-2] + curves[:, 2:]) / 2
+    unpredicted = (apart**2).mean(axis=1) / 1.5 - noise
+    predicted: Bools = (signal > 0) & (signal - unpredicted >= share * signal)
+    return predicted

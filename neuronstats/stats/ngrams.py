@@ -1,236 +1,163 @@
-"""Which n-grams activate each neuron: covers, detectors and top triggers, from the packed bits."""
+"""N-gram detectors: the n-grams that activate each neuron, and whether few of them explain it.
+
+Source: Voita et al. 2023, sec. 4, app. A, figs. 2-5 and 12-15; docs/method.md, "N-grams".
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from neuronstats.errors import UserError
-from neuronstats.stats import ngram_kernels, ngram_rules
-from neuronstats.stats.ngram_ids import Integers, NgramIds
-from neuronstats.stats.settings import NgramSettings, exact
+from neuronstats.stats.settings import ReduceSettings
+from neuronstats.stats.view import NEURON, BlockView, Column, LayerTotals, Lists, Section, unknown
 
+if TYPE_CHECKING:
+    from neuronstats.stats.ngram_counts import NgramCounts, NgramRows
 
-@dataclass(frozen=True, slots=True)
-class NgramRows:
-    """N-grams of some neurons: a row each, by neuron, then falling activations, then token ids."""
+# First number of each bin of covering n-grams (figs. 2, 12, 13); 0: only BOS activates the neuron.
+COVER_BINS = (0, 1, 6, 51, 501, 5001)
 
-    neuron: npt.NDArray[np.int32]
-    """[row]: index in the block."""
-    token_ids: npt.NDArray[np.int32]
-    """[row, n]"""
-    occurrences: Integers
-    """[row]: in the corpus."""
-    activations: Integers
-    """[row]: occurrences on which the neuron was activated."""
-    rate: npt.NDArray[np.float64]
-    """[row]: activations / occurrences."""
-    share: npt.NDArray[np.float64]
-    """[row]: activations / the neuron's counted activations."""
+ROW_COLUMNS = (
+    N := Column("n", "int32", "tokens of the n-gram"),
+    TOKEN_IDS := Column("token_ids", "list<int32>", "its tokens, in reading order"),
+    TEXT := Column("text", "string", "the same as text"),
+    OCCURRENCES := Column("occurrences", "int64", "times that it occurs in the text"),
+    ACTIVATIONS := Column("activations", "int64", "those on which the neuron was activated"),
+    RATE := Column("rate", "float64", "activations / occurrences"),
+    SHARE := Column("share", "float64", "activations / the neuron's counted activations"),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class NgramCounts:
-    """What the n-grams of one length say of a block of neurons."""
-
-    counted: Integers
-    """[neuron]: activations at positions where an n-gram ends."""
-    cover: npt.NDArray[np.int32]
-    """[neuron]: the covering number; 0 where nothing was counted, `cover_limit + 1` for more."""
-    detector: npt.NDArray[np.bool_]
-    """[neuron]: passes the three steps."""
-    detector_loose: npt.NDArray[np.bool_]
-    """[neuron]: passes them with step (2) taken over all n-grams that triggered the neuron."""
-    detected: NgramRows
-    """The detected n-grams of the detectors."""
-    triggers: NgramRows
-    """The `top_triggers` n-grams of most activations of every neuron, detector or not."""
+def cover(n: int | str) -> Column:
+    """Return the column of the covering number."""
+    meaning = (
+        f"fewest distinct {n}-grams that account for cover_share of its counted activations; 0"
+        " where nothing was counted; null without bitmaps"
+    )
+    return Column(f"cover_{n}", "int32", meaning)
 
 
-def count_ngrams(
-    bits: npt.NDArray[np.uint8], corpus: Mapping[int, NgramIds], settings: NgramSettings
-) -> dict[int, NgramCounts]:
-    """Count the n-grams that activate each neuron of a block, and draw what follows from them.
-
-    Exact, in integers; a neuron's results do not depend on the others of its block. The cost is
-    proportional to activations.
-
-    Args:
-        bits: uint8 [neuron, sequence, byte], eight positions to a byte, the first in the lowest
-            bit; bits past the last position are zero.
-        corpus: `build_ngram_ids` of the same sequences, for every length of the settings.
-        settings: lengths and thresholds.
-
-    Returns:
-        The findings of each length, by length, ascending.
-
-    Raises:
-        UserError: the bits do not fit the corpus.
-
-    Source: Voita et al. 2023, sec. 4 and app. A.
-    """
-    lengths = sorted(settings.ngrams)
-    words = _words(bits, corpus, lengths)
-    num_neurons, num_bits = len(words), words.shape[1] * 64
-    rules = {n: _rules(n, settings) for n in lengths}
-    grams = {n: _grams(corpus[n]) for n in lengths}
-    out: dict[int, ngram_rules.Outcome] = {}
-    below = np.full(num_neurons, num_bits, np.int64)
-    for n in lengths:  # a bound holds for longer n-grams, never for shorter ones
-        out[n] = _outcome(rules[n], len(corpus[n].occurrences), below)
-        below = out[n].bound
-    settled = np.zeros(num_neurons, np.bool_)
-    pruning = settings.cover_limit is not None and settings.top_triggers == 0
-    if pruning:
-        active = ngram_kernels.count_bits(words)
-        hopeful = active.copy()
-        for n in lengths:
-            ngram_rules.prune(words, 0, hopeful, grams[n], rules[n], out[n])
-            hopeful[~out[n].settled] = 0  # is decoded in any case
-        settled = np.all([out[n].settled for n in lengths], axis=0) | (active == 0)
-    scratch = _scratch(num_neurons, num_bits, max(len(g.occurrences) for g in grams.values()))
-    positions = np.empty(num_bits + ngram_kernels.SLACK, np.uint32)
-    offsets = np.zeros(num_neurons + 1, np.int64)
-    first = 0
-    while first < num_neurons:
-        decoded = ngram_kernels.decode_positions(words, first, settled, positions, offsets)
-        ends = offsets[: decoded + 1]
-        for n in lengths:
-            if pruning and n > lengths[0]:  # what was counted bounds it better
-                ngram_rules.prune(words, first, np.diff(ends), grams[n], rules[n], out[n])
-            ngram_rules.count_ngrams(first, positions, ends, grams[n], rules[n], scratch, out[n])
-        first += decoded
-    return {n: _findings(corpus[n], rules[n], out[n]) for n in lengths}
+def detector(n: int | str) -> Column:
+    """Return the column that tells a detector."""
+    meaning = f"it detects the {n}-grams that activate it; null without bitmaps"
+    return Column(f"detector_{n}", "bool", meaning)
 
 
-def projected_bytes(
-    num_neurons: int, num_sequences: int, num_positions: int, settings: NgramSettings
-) -> dict[str, int]:
-    """Bound the memory that `count_ngrams` takes beside its arguments, by what it is for.
-
-    Args:
-        num_neurons: of a block.
-        num_sequences: of the corpus.
-        num_positions: of a sequence.
-        settings: lengths and thresholds.
-
-    Returns:
-        Bytes by name; the sum is the peak, reached by a neuron that is always activated.
-    """
-    num_bits = 64 * -(-num_sequences * 8 * -(-num_positions // 8) // 64)
-    places = sum(max(settings.max_cover[n], settings.top_triggers) for n in settings.ngrams)
-    tokens = sum(n * (settings.max_cover[n] + settings.top_triggers) for n in settings.ngrams)
-    return {
-        "activations": 16 * num_bits + 8 * (num_bits // ngram_rules.TALLY),
-        "counters": 4 << ngram_kernels.SINGLE_SHIFT,
-        "bits, where a copy is needed": num_neurons * num_bits // 8,
-        "top n-grams": num_neurons * (96 * places + 4 * tokens + 64 * len(settings.ngrams)),
-        "frequent n-grams": len(settings.ngrams) * num_bits // 4,
-    }
+def columns(lengths: Sequence[int | str]) -> tuple[Column, ...]:
+    """Return the columns of neurons.parquet."""
+    return (*map(cover, lengths), *map(detector, lengths))
 
 
-def _words(
-    bits: npt.NDArray[np.uint8], corpus: Mapping[int, NgramIds], lengths: Sequence[int]
-) -> npt.NDArray[np.uint64]:
-    """View the bits of each neuron as words [neuron, word]; copied where they are not whole."""
-    if bits.ndim != 3 or bits.dtype != np.uint8:
-        raise UserError(
-            f"bits are {bits.dtype} of shape {bits.shape}; expected uint8 [neuron, sequence, byte]"
-        )
-    num_bytes = bits.shape[1] * bits.shape[2]
-    for n in lengths:
-        if n not in corpus or len(corpus[n].ids) != 8 * num_bytes:
-            raise UserError(
-                f"bits of {bits.shape[1]} sequences of {bits.shape[2]} bytes do not fit the "
-                f"{n}-grams of the corpus: were both made from the same sequences?"
+def layer_columns(lengths: Sequence[int | str]) -> tuple[Column, ...]:
+    """Return the columns of layers.parquet."""
+    counts = [
+        ("detectors", "detectors of {n}-grams (figs. 3a, 14a)"),
+        ("detectors_loose", "the same if all {n}-grams may count as detected, in the cover or not"),
+        (
+            "detectors_few",
+            "detectors whose {n}-grams occur fewer than few_occurrences times in all",
+        ),
+        ("detected", "distinct {n}-grams with a detector in this layer (figs. 3b, 14b)"),
+        ("detected_cumulative", "the same in this layer or one below (dashed)"),
+        ("new_overall", "of detected_{n}, those that no layer below detects (figs. 4, 15)"),
+        ("new_to_previous", "of detected_{n}, those that the layer just below does not detect"),
+    ]
+    bins = ", ".join(map(str, COVER_BINS))
+    return (
+        *(
+            Column(f"{name}_{n}", "int64", meaning.format(n=n))
+            for n in lengths
+            for name, meaning in counts
+        ),
+        *(
+            Column(
+                f"cover_bins_{n}",
+                "list<int64>",
+                f"neurons not dead by cover_{n}; the bins begin at {bins} (figs. 2, 12, 13)",
             )
-    flat = np.ascontiguousarray(bits).reshape(len(bits), num_bytes)
-    if num_bytes % 8:
-        flat = np.pad(flat, ((0, 0), (0, -num_bytes % 8)))
-    return np.require(flat.view("<u8"), np.uint64, ["C", "ALIGNED"])
-
-
-def _rules(n: int, settings: NgramSettings) -> ngram_rules.Rules:
-    """Put the settings of one length into the numbers that the loops take."""
-    return ngram_rules.Rules(
-        *exact(settings.cover_share).as_integer_ratio(),
-        *exact(settings.detect_rate).as_integer_ratio(),
-        settings.min_count,
-        settings.max_cover[n],
-        settings.top_triggers,
-        -1 if settings.cover_limit is None else settings.cover_limit,
+            for n in lengths
+        ),
     )
 
 
-def _grams(ids: NgramIds) -> ngram_rules.Corpus:
-    """Hand one length's n-grams to the loops, which take plain arrays."""
-    arrays = (ids.ids, ids.occurrences, ids.lexical, ids.holes, ids.frequent)
-    return ngram_rules.Corpus(*(np.asarray(array) for array in arrays))
+def section(view: BlockView, settings: ReduceSettings) -> Section:
+    """Count the n-grams that activate each neuron; unknown in a layer without bitmaps."""
+    from neuronstats.stats.ngram_counts import count_ngrams  # compiles: not for the names above
 
-
-def _outcome(rules: ngram_rules.Rules, num_ngrams: int, below: Integers) -> ngram_rules.Outcome:
-    """Make room for what is found about a block's neurons by one length."""
-    num_neurons = len(below)
-    places = min(max(rules.max_cover, rules.num_triggers), num_ngrams)
-    return ngram_rules.Outcome(
-        np.zeros(num_neurons, np.int64),
-        np.zeros(num_neurons, np.int64),
-        np.zeros(num_neurons, np.int64),
-        np.zeros((num_neurons, places), np.uint32),
-        np.zeros((num_neurons, places), np.int64),
-        np.full(num_neurons, below.max(initial=0), np.int64),
-        below,
-        np.zeros(num_neurons, np.bool_),
+    lengths = settings.ngrams
+    declared = partial(_layer_columns, tuple(lengths))
+    if view.bits is None:
+        width = view.num_neurons
+        return Section(
+            {cover(n): unknown(width, np.int32) for n in lengths}
+            | {detector(n): unknown(width, np.bool_) for n in lengths},
+            layer_columns=declared,
+            tables={"ngrams": _rows(view, {}), "triggers": _rows(view, {})},
+        )
+    found = count_ngrams(view.bits, view.ngram_ids, settings)
+    alive = view.activations > 0
+    sums: dict[Column | str, Any] = {}
+    for n, counts in found.items():
+        bins = np.searchsorted(COVER_BINS, counts.cover[alive], side="right") - 1
+        sums[f"detectors_{n}"] = int(counts.detector.sum())
+        sums[f"detectors_loose_{n}"] = int(counts.detector_loose.sum())
+        sums[f"detectors_few_{n}"] = _on_few_occurrences(counts, settings.few_occurrences)
+        sums[f"cover_bins_{n}"] = np.bincount(bins, minlength=len(COVER_BINS))
+    return Section(
+        {cover(n): found[n].cover for n in lengths}
+        | {detector(n): found[n].detector for n in lengths},
+        layer_sums=sums,
+        layer_sets={f"detected_{n}": np.unique(found[n].detected.ngram) for n in found},
+        layer_columns=declared,
+        tables={
+            "ngrams": _rows(view, {n: counts.detected for n, counts in found.items()}),
+            "triggers": _rows(view, {n: counts.triggers for n, counts in found.items()}),
+        },
     )
 
 
-def _scratch(num_neurons: int, num_bits: int, most_ngrams: int) -> ngram_rules.Scratch:
-    """Make room for ids and counters."""
-    num_levels = ngram_rules.TALLY + num_bits // ngram_rules.TALLY + 1
-    return ngram_rules.Scratch(
-        np.zeros(1 << ngram_kernels.SINGLE_SHIFT, np.uint32),
-        np.zeros((most_ngrams >> ngram_kernels.BUCKET_SHIFT) + 2, np.int64),
-        np.empty(num_bits + ngram_kernels.SLACK, np.uint32),
-        np.empty(num_bits, np.uint32),
-        np.empty(num_bits, np.uint32),
-        np.zeros(num_neurons, np.int64),
-        np.zeros((4, ngram_rules.TALLY), np.int64),
-        np.zeros(num_levels, np.int64),
-        np.zeros(num_levels, np.int64),
+def _on_few_occurrences(found: "NgramCounts", least: int) -> int:
+    """Count the detectors whose detected n-grams occur fewer than `least` times in all."""
+    occurrences = np.bincount(
+        found.detected.neuron, found.detected.occurrences, len(found.detector)
     )
+    return int(np.count_nonzero(found.detector & (occurrences < least)))
 
 
-def _findings(ids: NgramIds, rules: ngram_rules.Rules, out: ngram_rules.Outcome) -> NgramCounts:
-    """Take the three steps of a detector for each neuron, and write out its n-grams."""
-    counts, places = out.top_counts, np.arange(out.top_counts.shape[1])  # [neuron, place]
-    occurrences = np.where(counts > 0, ids.occurrences[out.top_ids], 0)
-    few = (out.counted > 0) & (out.cover <= rules.max_cover)  # step 1
-    kept = few[:, None] & (places < out.cover[:, None]) & (occurrences >= rules.min_count)
-    kept &= counts * rules.rate_denominator >= occurrences * rules.rate_numerator  # step 2
-    need = out.counted * rules.cover_numerator
-    held = np.where(kept, counts, 0).sum(axis=1)
-    detector = few & (held * rules.cover_denominator >= need)  # step 3
-    return NgramCounts(
-        counted=out.counted,
-        cover=out.cover.astype(np.int32),
-        detector=detector,
-        detector_loose=few & (out.loose * rules.cover_denominator >= need),
-        detected=_rows(ids, out, kept & detector[:, None]),
-        triggers=_rows(ids, out, (counts > 0) & (places < rules.num_triggers)),
-    )
+def _layer_columns(lengths: Sequence[int], totals: LayerTotals) -> dict[Column, Any]:
+    """Compute a layer's row: what it detects, against the layers below it; None without bitmaps."""
+    values: dict[str, Any] = dict(totals.sums)
+    for n in lengths if totals.sets else ():
+        name = f"detected_{n}"
+        none = np.zeros(0, np.uint32)
+        here, below = totals.sets[name], totals.below.get(name, none)
+        new = np.isin(here, below, invert=True)
+        values[name] = len(here)
+        values[f"detected_cumulative_{n}"] = len(below) + int(new.sum())
+        values[f"new_overall_{n}"] = int(new.sum())
+        previous = totals.previous.get(name, none)
+        values[f"new_to_previous_{n}"] = int(np.isin(here, previous, invert=True).sum())
+    return {column: values.get(column.name) for column in layer_columns(lengths)}
 
 
-def _rows(ids: NgramIds, out: ngram_rules.Outcome, chosen: npt.NDArray[np.bool_]) -> NgramRows:
-    """Write out the chosen top n-grams, bool [neuron, place], a row each."""
-    neuron, place = np.nonzero(chosen)
-    ngram, activations = out.top_ids[neuron, place], out.top_counts[neuron, place]
-    occurrences = ids.occurrences[ngram]
-    return NgramRows(
-        neuron=neuron.astype(np.int32),
-        token_ids=ids.token_ids[ngram],
-        occurrences=occurrences,
-        activations=activations,
-        rate=activations / occurrences,
-        share=activations / out.counted[neuron],
-    )
+def _rows(view: BlockView, found: Mapping[int, "NgramRows"]) -> dict[Column, Any]:
+    """Return rows of all lengths: of a neuron by n, falling activations, token ids."""
+    parts = [found[n] for n in sorted(found)]
+    ids = [row for part in parts for row in part.token_ids.tolist()]
+
+    def joined(name: str, dtype: Any) -> Any:
+        return np.concatenate([np.zeros(0, dtype), *(getattr(part, name) for part in parts)])
+
+    lengths = np.array([len(row) for row in ids], np.int64)
+    tokens = [part.token_ids.ravel() for part in parts]
+    return {
+        NEURON: joined("neuron", np.int32),
+        N: lengths.astype(np.int32),
+        TOKEN_IDS: Lists(np.concatenate([np.zeros(0, np.int32), *tokens]), lengths),
+        TEXT: np.array([view.text(row) for row in ids], object),
+        OCCURRENCES: joined("occurrences", np.int64),
+        ACTIVATIONS: joined("activations", np.int64),
+        RATE: joined("rate", np.float64),
+        SHARE: joined("share", np.float64),
+    }

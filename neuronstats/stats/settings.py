@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 
-from neuronstats.errors import SettingsError
+from neuronstats.errors import SettingsError, expect
 
 # Shares are compared as fractions of whole numbers, and the products must fit 64 bits.
 MAX_DENOMINATOR = 10**9
+MAX_COUNT = 2**32 - 1  # occurrences are counted in 32 bits
 
 
 @dataclass(kw_only=True)
@@ -40,32 +41,28 @@ class NgramSettings:
         Raises:
             SettingsError: names the setting, its value and what was expected.
         """
-        if not self.ngrams or min(self.ngrams) < 1 or len(set(self.ngrams)) < len(self.ngrams):
-            raise SettingsError(
-                f"ngrams={self.ngrams}: expected different lengths of at least 1, such as [1,2,3]"
-            )
+        lengths = self.ngrams
+        met = bool(lengths) and min(lengths) >= 1 and len(set(lengths)) == len(lengths)
+        words = "different lengths of at least 1, such as [1,2,3]"
+        expect("reduce.ngrams", lengths, words, met=met)
         for name, share in (("cover_share", self.cover_share), ("detect_rate", self.detect_rate)):
-            if not 0 < share <= 1 or exact(share).denominator > MAX_DENOMINATOR:
-                raise SettingsError(
-                    f"{name}={share}: expected more than 0, at most 1, and at most nine decimals"
-                )
-        if self.min_count < 1 or self.top_triggers < 0:
-            raise SettingsError(
-                f"min_count={self.min_count} and top_triggers={self.top_triggers}: "
-                "expected at least 1 and at least 0"
-            )
+            met = 0 < share <= 1 and exact(share).denominator <= MAX_DENOMINATOR
+            words = "more than 0, at most 1, and at most nine decimals"
+            expect(f"reduce.{name}", share, words, met=met)
+        for name, least in (("min_count", 1), ("top_triggers", 0)):
+            value = getattr(self, name)
+            met, words = least <= value <= MAX_COUNT, f"at least {least}, at most {MAX_COUNT}"
+            expect(f"reduce.{name}", value, words, met=met)
         for n in self.ngrams:
             if self.max_cover.get(n, 0) < 1:
                 raise SettingsError(
-                    f"max_cover={self.max_cover} gives no cover of at least 1 for n={n}: "
+                    f"reduce.max_cover={self.max_cover} gives no cover of at least 1 for n={n}: "
                     f"add one, such as {n}: 50, or leave {n} out of ngrams"
                 )
         widest = max(self.max_cover[n] for n in self.ngrams)
-        if self.cover_limit is not None and self.cover_limit < widest:
-            raise SettingsError(
-                f"cover_limit={self.cover_limit} is below max_cover={widest}, so detectors would "
-                f"be lost: expected at least {widest}, or null for no limit"
-            )
+        words = f"at least max_cover={widest} (or detectors would be lost), or null for no limit"
+        met = self.cover_limit is None or self.cover_limit >= widest
+        expect("reduce.cover_limit", self.cover_limit, words, met=met)
 
 
 @dataclass(kw_only=True)
@@ -123,24 +120,20 @@ class PositionSettings:
             SettingsError: names the setting, its value and what was expected.
         """
         for name, least in (("min_crossings", 2), ("min_domain_sequences", 1)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"{name}={getattr(self, name)}: expected at least {least}")
+            value = getattr(self, name)
+            expect(f"reduce.{name}", value, f"at least {least}", met=value >= least)
         for entry in fields(PositionSettings):  # not those of a subclass
             value = getattr(self, entry.name)
-            if entry.type is float and entry.name != "swing_errors" and not 0 <= value <= 1:
-                raise SettingsError(f"{entry.name}={value}: expected a number from 0 to 1")
-        if not self.swing_errors >= 0:
-            raise SettingsError(f"swing_errors={self.swing_errors}: expected at least 0")
-        if not self.exact <= self.near < 0.5:
-            raise SettingsError(
-                f"exact={self.exact}, near={self.near}: expected exact <= near < 0.5"
-            )
-        if not 0 < self.range_share <= 0.5 or self.smooth_least > self.smooth_most:
-            raise SettingsError(
-                f"range_share={self.range_share}, smooth_least={self.smooth_least}, "
-                f"smooth_most={self.smooth_most}: expected a range_share above 0 and up to 0.5, "
-                "and smooth_least <= smooth_most"
-            )
+            if entry.type is float and entry.name != "swing_errors":
+                expect(f"reduce.{entry.name}", value, "a number from 0 to 1", met=0 <= value <= 1)
+        errors, near, share = self.swing_errors, self.near, self.range_share
+        words = f"at least exact={self.exact} and below 0.5"
+        expect("reduce.swing_errors", errors, "at least 0", met=errors >= 0)
+        expect("reduce.near", near, words, met=self.exact <= near < 0.5)
+        expect("reduce.range_share", share, "above 0 and up to 0.5", met=0 < share <= 0.5)
+        ordered = self.smooth_least <= self.smooth_most
+        words = f"at most smooth_most={self.smooth_most}"
+        expect("reduce.smooth_least", self.smooth_least, words, met=ordered)
 
 
 @dataclass(kw_only=True)
@@ -154,15 +147,10 @@ class ReduceSettings(NgramSettings, PositionSettings):
 
     def __post_init__(self) -> None:
         """Refuse thresholds that cannot be meant."""
-        try:
-            NgramSettings.__post_init__(self)
-            PositionSettings.__post_init__(self)
-        except SettingsError as error:
-            raise SettingsError(f"reduce.{error}") from None
-        if self.few_occurrences < 0:
-            raise SettingsError(
-                f"reduce.few_occurrences={self.few_occurrences}: expected at least 0"
-            )
+        NgramSettings.__post_init__(self)
+        PositionSettings.__post_init__(self)
+        few = self.few_occurrences
+        expect("reduce.few_occurrences", few, "at least 0", met=few >= 0)
 
 
 def exact(share: float) -> Fraction:

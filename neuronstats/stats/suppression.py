@@ -1,35 +1,79 @@
-"""What detectors write on the vocabulary: do they suppress the tokens that they detect?"""
+"""Suppression: do detectors suppress the tokens that they detect?
 
-from collections.abc import Iterator
+Source: Voita et al. 2023, sec. 4.4, figs. 5 and 6; docs/method.md, "Suppression".
+"""
+
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from neuronstats.errors import UserError
+from neuronstats.stats.output_embedding import (
+    NEURON_BLOCK,
+    AnyFloats,
+    Floats,
+    Integers,
+    OutputEmbedding,
+    Triggers,
+)
+from neuronstats.stats.view import BlockView, Column, LayerTotals, Section, unknown
 
-Floats = npt.NDArray[np.float64]
-AnyFloats = npt.NDArray[np.floating[Any]]
-Integers = npt.NDArray[np.int64]
-
-# Neurons projected at once, always so many (the last ones are zeros): a matrix product may round a
-# column differently in a matrix of another width, and results must not depend on the company.
-NEURON_BLOCK = 64
 # Neurons whose projections are held at once: 200 MB with OPT's vocabulary.
 JUDGE_BLOCK = 8 * NEURON_BLOCK
-# Bytes of the embedding that are float64 at once.
-TOKEN_BLOCK_BYTES = 128 << 20
+
+SUPPRESSES = Column(
+    "suppresses", "bool", "trigger_projection is below 0; null where detector_1 is not true"
+)
+TRIGGER_PROJECTION = Column(
+    "trigger_projection",
+    "float64",
+    "mean of E w over the detected tokens, E the output embedding and w the neuron's column of"
+    " the second layer; null where detector_1 is not true",
+)
+COLUMNS = (SUPPRESSES, TRIGGER_PROJECTION)
+
+SHARE = Column(
+    "suppressing_share", "float64", "share of the token detectors that suppress (fig. 6)"
+)
+SHUFFLED_SHARE = Column(
+    "suppressing_shuffled_share",
+    "float64",
+    "control: the share to expect if each detector had another one's tokens",
+)
+CONTROL_SHARE = Column(
+    "suppressing_control_share",
+    "float64",
+    "control: the share among as many other neurons, each by its most frequent triggers",
+)
+LAYER_COLUMNS = (SHARE, SHUFFLED_SHARE, CONTROL_SHARE)
+
+ROW_COLUMNS = (
+    TRIGGERS := Column("triggers", "list<int32>", "detected tokens"),
+    TRIGGER_RANK := Column(
+        "trigger_rank", "list<int64>", "their ranks by projection; 0: the most suppressed token"
+    ),
+    PROMOTED := Column("promoted", "list<int32>", "tokens of the largest projection (fig. 5)"),
+    PROMOTED_PROJECTION := Column("promoted_projection", "list<float64>", "their projections"),
+    SUPPRESSED := Column("suppressed", "list<int32>", "tokens of the smallest projection"),
+    SUPPRESSED_PROJECTION := Column("suppressed_projection", "list<float64>", "theirs"),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Triggers:
-    """The detected tokens of some neurons, or others to hold them against: a row each."""
+def section(view: BlockView, settings: Any) -> Section:
+    """Return the columns, not yet known: controls are drawn from the detectors of a whole layer.
 
-    neuron: Integers
-    """[row]: column of the neuron's update."""
-    token: Integers
-    """[row]: token id."""
+    `judge` finds them, once a layer's detectors are known.
+    """
+    width = view.num_neurons
+    return Section(
+        {SUPPRESSES: unknown(width, np.bool_), TRIGGER_PROJECTION: unknown(width, np.float64)},
+        layer_columns=_layer_columns,
+    )
+
+
+def _layer_columns(totals: LayerTotals) -> dict[Column, Any]:
+    return dict.fromkeys(LAYER_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,123 +100,13 @@ class Suppression:
     triggers, the mean over all such pairs; NaN with fewer than two neurons."""
 
 
-class Vocabulary:
-    """The output embedding, and with it the projection of updates of the residual stream.
-
-    No LayerNorm comes between, as in the paper.
-
-    Args:
-        embedding: output embedding [token, embedding channel], any float type.
-        project_out: [embedding channel, channel] where the model has one (OPT-350m), else None.
-        centred: take each neuron's mean over the vocabulary off its projection: softmax does not
-            see it.
-
-    Raises:
-        UserError: the shapes do not fit together.
-
-    Source: Voita et al. 2023, sec. 4.4.
-    """
-
-    def __init__(
-        self,
-        embedding: AnyFloats,
-        project_out: AnyFloats | None = None,
-        *,
-        centred: bool = False,
-    ) -> None:
-        if embedding.ndim != 2 or (
-            project_out is not None
-            and (project_out.ndim != 2 or len(project_out) != embedding.shape[1])
-        ):
-            raise UserError(
-                f"an output embedding of shape {embedding.shape} does not follow a projection of "
-                f"shape {None if project_out is None else project_out.shape}; expected "
-                "[token, embedding channel] and [embedding channel, channel]"
-            )
-        self._embedding = embedding
-        self._project_out = None if project_out is None else project_out.astype(np.float64)
-        self._mean = np.zeros(embedding.shape[1])
-        if centred:
-            for _, block in self._token_blocks():
-                self._mean += block.sum(axis=0)
-            self._mean /= len(embedding)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the vocabulary, or rows of the embedding where it has more."""
-        return len(self._embedding)
-
-    def project(self, columns: AnyFloats) -> Floats:
-        """Project neurons' updates on the vocabulary.
-
-        Args:
-            columns: columns of the second FFN matrix, [channel, neuron].
-
-        Returns:
-            float64 [token, neuron]: what the neuron adds to each token's logit when its activation
-            is 1. A neuron's values do not depend on which others are projected with it.
-
-        Raises:
-            UserError: the columns have another number of channels, or NaN or infinity in them.
-        """
-        updates = self._updates(columns)
-        num_neurons = updates.shape[1]
-        width = -(-num_neurons // NEURON_BLOCK) * NEURON_BLOCK
-        padded = np.zeros((len(updates), width))
-        padded[:, :num_neurons] = updates
-        projection = np.empty((len(self._embedding), num_neurons))
-        for first, block in self._token_blocks():
-            centred = block - self._mean
-            for start in range(0, num_neurons, NEURON_BLOCK):
-                part = np.ascontiguousarray(padded[:, start : start + NEURON_BLOCK])
-                values = (centred @ part)[:, : num_neurons - start]
-                rows = slice(first, first + len(block))
-                projection[rows, start : start + values.shape[1]] = values
-        return projection
-
-    def project_tokens(self, columns: AnyFloats, triggers: Triggers) -> Floats:
-        """Project updates on some tokens only: float64 [row of the triggers]; see `project`."""
-        updates = np.ascontiguousarray(self._updates(columns).T)  # [neuron, embedding channel]
-        values = np.empty(len(triggers.token))
-        step = max(1, TOKEN_BLOCK_BYTES // (8 * updates.shape[1]))
-        for start in range(0, len(values), step):
-            rows = slice(start, start + step)
-            tokens = self._embedding[triggers.token[rows]].astype(np.float64) - self._mean
-            values[rows] = (tokens * updates[triggers.neuron[rows]]).sum(axis=1)
-        return values
-
-    def _updates(self, columns: AnyFloats) -> Floats:
-        """Bring columns [channel, neuron] before the output embedding."""
-        channels = (self._embedding if self._project_out is None else self._project_out).shape[1]
-        if columns.ndim != 2 or len(columns) != channels:
-            raise UserError(
-                f"columns of shape {columns.shape} cannot be projected: expected {channels} "
-                "channels, [channel, neuron]"
-            )
-        updates = columns.astype(np.float64)
-        if not np.isfinite(updates).all():
-            raise UserError("the second FFN matrix holds NaN or infinity: is the file damaged?")
-        if self._project_out is None:
-            return updates
-        projected = np.empty((len(self._project_out), updates.shape[1]))
-        for neuron in range(updates.shape[1]):  # one at a time, for NEURON_BLOCK's reason
-            projected[:, neuron] = (self._project_out * updates[:, neuron]).sum(axis=1)
-        return projected
-
-    def _token_blocks(self) -> Iterator[tuple[int, Floats]]:
-        """Go through the embedding in float64: first token, and rows."""
-        step = max(1, TOKEN_BLOCK_BYTES // (8 * self._embedding.shape[1]))
-        for first in range(0, len(self._embedding), step):
-            yield first, self._embedding[first : first + step].astype(np.float64)
-
-
 def judge(
-    vocabulary: Vocabulary, columns: AnyFloats, triggers: Triggers, *, num_top: int = 20
+    embedding: OutputEmbedding, columns: AnyFloats, triggers: Triggers, *, num_top: int = 20
 ) -> Suppression:
     """Tell whether neurons suppress their triggers, and what else they suppress and promote.
 
     Args:
-        vocabulary: the output embedding.
+        embedding: the output embedding.
         columns: columns of the second FFN matrix, [channel, neuron]: one layer's detectors.
         triggers: their detected tokens.
         num_top: tokens at the top and at the bottom to name.
@@ -185,14 +119,14 @@ def judge(
 
     Source: Voita et al. 2023, sec. 4.4; method.md, "Suppression".
     """
-    means = mean_projections(vocabulary, columns, triggers)
-    num_neurons, num_top = columns.shape[1], min(num_top, vocabulary.num_tokens)
+    means = mean_projections(embedding, columns, triggers)
+    num_neurons, num_top = columns.shape[1], min(num_top, embedding.num_tokens)
     promoted, suppressed = np.zeros((2, num_neurons, num_top), np.int64)
     promoted_projection, suppressed_projection = np.zeros((2, num_neurons, num_top))
     ranks = np.zeros(len(triggers.token), np.int64)
     num_shuffled = 0
     for start in range(0, num_neurons, JUDGE_BLOCK):
-        projection = vocabulary.project(columns[:, start : start + JUDGE_BLOCK])
+        projection = embedding.project(columns[:, start : start + JUDGE_BLOCK])
         for column in range(projection.shape[1]):
             values, neuron = projection[:, column].copy(), start + column
             promoted[neuron] = lowest(-values, num_top)
@@ -216,17 +150,15 @@ def judge(
     )
 
 
-def mean_projections(vocabulary: Vocabulary, columns: AnyFloats, triggers: Triggers) -> Floats:
-    """Give each neuron's mean projection over its triggers, float64 [neuron]; NaN without any."""
-    values = vocabulary.project_tokens(columns, triggers)
+def mean_projections(embedding: OutputEmbedding, columns: AnyFloats, triggers: Triggers) -> Floats:
+    """Return each neuron's mean projection over its triggers, float64 [neuron]; NaN without any."""
+    values = embedding.project_tokens(columns, triggers)
     counts = np.bincount(triggers.neuron, minlength=columns.shape[1])
     sums = np.bincount(triggers.neuron, weights=values, minlength=columns.shape[1])
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def draw_controls(
-    candidates: Integers, num_controls: int, *, layer: int, seed: int = 0
-) -> Integers:
+def draw_controls(candidates: Integers, num_controls: int, *, layer: int) -> Integers:
     """Draw neurons of a layer to hold its detectors against.
 
     Meant for the share of suppressing neurons among alive neurons that are no detectors, when each
@@ -236,18 +168,17 @@ def draw_controls(
         candidates: the layer's alive neurons that are no detectors, ascending.
         num_controls: how many to draw: as many as there are detectors.
         layer: draws of different layers are independent.
-        seed: another seed, other draws.
 
     Returns:
         Different neurons in the order of the draw, int64 [control]; fewer than asked for where
         there are not so many. They depend on the arguments alone.
     """
-    generator = np.random.default_rng([seed, layer])
+    generator = np.random.default_rng([0, layer])
     return generator.permutation(np.asarray(candidates, np.int64))[:num_controls]
 
 
 def lowest(values: Floats, number: int) -> Integers:
-    """Give the places of the lowest values, ascending, equal ones by ascending place.
+    """Return the places of the lowest values, ascending, equal ones by ascending place.
 
     Args:
         values: [place].

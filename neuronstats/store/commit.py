@@ -28,10 +28,16 @@ class ShardWriter:
         with self._mutex:
             self._objects[key] = (len(data), checksum(data))
 
+    @property
+    def _key(self) -> str:
+        return f"{ZARR}/{Record.key(self._shard.index)}"
+
     def write_layer(
         self, layer: int, bitmap: UInt8 | None, position_counts: NDArray[np.integer[Any]]
     ) -> None:
-        """Write one layer's whole objects.
+        """Write one layer's whole objects, unless the shard was committed meanwhile.
+
+        A worker that outlived its job, or was thought lost, then changes nothing that is read.
 
         Args:
             layer: the layer.
@@ -43,6 +49,9 @@ class ShardWriter:
         total = int(position_counts.sum(dtype=np.int64))
         counts = self._array("position_counts", layer)
         bitmaps = self._array("bitmaps", layer) if bitmap is not None else None
+        self._activations[layer] = total
+        if self._run.folder.exists(self._key):
+            return
         try:
             counts[shard.index] = position_counts.astype(layout.count_dtype)
             if bitmap is not None and bitmaps is not None:
@@ -50,13 +59,14 @@ class ShardWriter:
                     short = layout.shard_sequences - shard.num_sequences
                     bitmap = np.pad(bitmap, ((0, 0), (0, short), (0, 0)))
                 bitmaps[:, shard.index] = bitmap
+        except UserError:
+            raise
         except Exception as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             raise UserError(
                 f"cannot write {where}: {reason}. Check free space and permissions, then run the"
                 " same command again: what was committed is kept."
             ) from error
-        self._activations[layer] = total
 
     def _array(self, kind: str, layer: int) -> Any:
         """Return a layer's array, to be written without a look whether chunks are all zero.
@@ -66,10 +76,10 @@ class ShardWriter:
         return self._run.array(self._root, kind, layer).with_config({"write_empty_chunks": True})
 
     def commit(self) -> Record:
-        """Write the record, last: from now on the shard counts."""
+        """Write the record, last: from now on the shard counts. The first record stays."""
         layers = range(self._run.layout.num_layers)
         assert sorted(self._activations) == list(layers)
         activations = [self._activations[layer] for layer in layers]
         record = Record(self._shard, self._run.fingerprint, self._objects, activations)
-        self._run.folder.write(f"{ZARR}/{Record.key(self._shard.index)}", record.dumps())
+        self._run.folder.create(self._key, record.dumps())
         return record

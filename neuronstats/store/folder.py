@@ -1,46 +1,34 @@
 """A run folder's bytes, through the same calls in a local folder and an object store; its lock."""
 
+import asyncio
 import contextlib
 import ctypes
 import errno
-import fcntl
-import json
 import os
-import secrets
 import shutil
-import socket
-import threading
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
-from zarr.storage import ObjectStore
+from zarr.storage import ObjectStore, StorePath
 
-from neuronstats.errors import SettingsError, UserError
+from neuronstats.errors import GoneError, SettingsError
+from neuronstats.hashing import checksum_of
+from neuronstats.store.faults import Patience, storage_errors
 from neuronstats.store.layout import LOCK
+from neuronstats.store.lock import Lease, file_lock
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2(2)
-LEASE_SECONDS = 60.0  # a lock object on an object store that was not renewed for so long is dead
+SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "https", "http")
 
-
-@contextlib.contextmanager
-def told(action: str, where: str) -> Iterator[None]:
-    """Turn a storage error into one sentence about the user's storage."""
-    try:
-        yield
-    except (FileNotFoundError, UserError):
-        raise
-    except (OSError, BaseError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"cannot {action} {where}: {reason}. Check free space and permissions, then run the"
-            " same command again: what was committed is kept."
-        ) from error
+Answer = TypeVar("Answer")
+OnObject = Callable[[str, bytes], None]
+OnRead = Callable[[str, bytes | None], None]
 
 
 class RunFolder:
@@ -51,165 +39,198 @@ class RunFolder:
     Args:
         location: a path, or a URL such as ``s3://bucket/prefix``.
         create: make the local folder where it is missing.
+        patient: wait for an object store from the first call on, not only once it has answered.
+        store: an obstore store instead of the location's own.
+
+    Raises:
+        SettingsError: the location is none, or there is no such local folder.
     """
 
-    def __init__(self, location: str, *, create: bool = False) -> None:
+    def __init__(
+        self, location: str, *, create: bool = False, patient: bool = False, store: Any = None
+    ) -> None:
         self.is_local = "://" not in location
         self.location = str(Path(location).expanduser().absolute()) if self.is_local else location
+        self._lease: Lease | None = None
+        self._patience = Patience(self.location, known=patient)
+        self._store = self._open(create=create) if store is None else store
+
+    def _open(self, *, create: bool) -> Any:
+        if not self.is_local:
+            return _open_url(self.location)
         path = Path(self.location)
-        if self.is_local and not path.is_dir() and (path.exists() or not create):
-            what = "is a file" if path.exists() else "does not exist"
-            raise SettingsError(f"run folder {self.location} {what}; expected a folder of a run.")
-        with told("open", self.location):
-            self._store = self._open()
+        with storage_errors("open", self.location):
+            if not path.is_dir() and (path.exists() or not create):
+                what = "is a file" if path.exists() else "does not exist"
+                raise SettingsError(
+                    f"run folder {self.location} {what}; expected a folder of a run."
+                )
+            if not path.is_dir():
+                self._step("create", "", lambda: path.mkdir(parents=True, exist_ok=True))
+            return LocalStore(prefix=self.location)
 
-    def _open(self, below: str = "") -> Any:
-        if self.is_local:
-            return LocalStore(prefix=str(Path(self.location) / below), mkdir=not below)
-        return from_url(f"{self.location.rstrip('/')}/{below}".rstrip("/"))
+    def _ask(self, doing: str, key: str, call: Callable[[], Answer]) -> Answer:
+        """Call the store; where one that has answered before does not, wait for it."""
+        while True:
+            try:
+                with storage_errors(doing, f"{self.location}/{key}"):
+                    answer = call()
+            except GoneError as error:
+                time.sleep(self._patience.pause(error))
+            else:
+                self._patience.answered()
+                return answer
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"is_local": self.is_local, "location": self.location}
+    def _step(self, kind: str, key: str, act: Callable[[], Answer]) -> Answer:
+        """Change what is stored: the one way of every write, deletion, rename and exchange.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._store = self._open()
+        Args:
+            kind: a verb, for messages.
+            key: what is changed.
+            act: changes it; is called again where an object store went away meanwhile.
+
+        Raises:
+            UserError: it cannot be done, or another job has taken over the run.
+        """
+        self.check_lock()
+        return self._ask(kind, key, act)
+
+    def check_lock(self) -> None:
+        """Raise unless this process still holds the lock that it has taken."""
+        if self._lease is not None:
+            self._ask("renew", "its lock", self._lease.check)
 
     def read(self, key: str) -> bytes | None:
         """Return an object's bytes, or None where there is none."""
-        with told("read", f"{self.location}/{key}"):
-            try:
-                return bytes(obstore.get(self._store, key).bytes())
-            except FileNotFoundError:
-                return None
+        try:
+            return self._ask("read", key, lambda: bytes(obstore.get(self._store, key).bytes()))
+        except FileNotFoundError:
+            return None
 
-    def write(self, key: str, data: bytes) -> None:
-        """Write or replace an object."""
-        with told("write", f"{self.location}/{key}"):
-            obstore.put(self._store, key, data)
+    def checksum(self, key: str) -> tuple[int, str] | None:
+        """Return an object's size in bytes and its checksum, or None where there is none."""
+        try:
+            return self._ask("read", key, lambda: checksum_of(obstore.get(self._store, key)))
+        except FileNotFoundError:
+            return None
+
+    def exists(self, key: str) -> bool:
+        """Tell whether there is an object."""
+        try:
+            return bool(self._ask("read", key, lambda: obstore.head(self._store, key)))
+        except FileNotFoundError:
+            return False
+
+    def write(self, key: str, data: bytes | Path) -> None:
+        """Write or replace an object, with bytes or a file's content."""
+        self._step("write", key, lambda: obstore.put(self._store, key, data))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object unless there is one already; return whether it was written."""
-        with told("write", f"{self.location}/{key}"):
-            try:
-                obstore.put(self._store, key, data, mode="create")
-            except AlreadyExistsError:
-                return False
-            return True
+        """Write an object unless there is one already; return whether it was written.
+
+        One that holds these bytes counts as written: the answer to our own put may be lost.
+        """
+        try:
+            self._step("write", key, lambda: obstore.put(self._store, key, data, mode="create"))
+        except AlreadyExistsError:
+            return self.read(key) == data
+        return True
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size in bytes of every object below a prefix."""
-        with told("list", f"{self.location}/{prefix}"):
+
+        def found() -> dict[str, int]:
             batches = obstore.list(self._store, prefix or None)
             return {item["path"]: int(item["size"]) for batch in batches for item in batch}
 
+        return self._ask("list", prefix, found)
+
     def names(self) -> set[str]:
         """Return the names right below the location: of objects, and of folders that hold some."""
-        with told("list", self.location):
-            found = obstore.list_with_delimiter(self._store)
+        found = self._ask("list", "", lambda: obstore.list_with_delimiter(self._store))
         paths = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
         return {path.strip("/") for path in paths}
 
-    def remove(self, key: str) -> None:
-        """Delete one object, if it is there."""
-        with told("delete", f"{self.location}/{key}"), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._store, key)
+    def remove(self, *keys: str) -> None:
+        """Delete objects, those that are there."""
+        for key in keys:
+            with contextlib.suppress(FileNotFoundError):
+                self._step("delete", key, partial(obstore.delete, self._store, key))
 
     def clear(self, prefix: str) -> None:
         """Delete every object below a prefix."""
-        keys = list(self.sizes(prefix))
-        with told("delete", f"{self.location}/{prefix}"):
-            for start in range(0, len(keys), 1000):
-                obstore.delete(self._store, keys[start : start + 1000])
+        self.remove(*self.sizes(prefix))
 
-    def replace(self, new: str, old: str) -> None:
+    def replace(self, new: str, old: str, *, first: str) -> None:
         """Put the objects below one prefix in the place of those below another.
 
-        Locally in one step; on an object store, which has none, object by object.
+        Locally in one step. An object store has none: there it goes object by object, ``first``
+        first, which names the others' checksums: until all are there, they are not what it names.
         """
-        with told("replace", f"{self.location}/{old}"):
-            if self.is_local:
-                _exchange(Path(self.location) / new, Path(self.location) / old)
-                return
-            stale = set(self.sizes(f"{old}/"))
-            for key in self.sizes(f"{new}/"):
-                target = old + key.removeprefix(new)
-                obstore.rename(self._store, key, target)
-                stale.discard(target)
-            if stale:
-                obstore.delete(self._store, sorted(stale))
+        if self.is_local:
+            paths = Path(self.location) / new, Path(self.location) / old
+            if self._step("replace", old, lambda: _exchange(*paths)):
+                self._step("delete", new, lambda: shutil.rmtree(paths[0]))
+            return
+        stale = set(self.sizes(f"{old}/"))
+        for key in sorted(self.sizes(f"{new}/"), key=lambda key: (key != f"{new}/{first}", key)):
+            target = old + key.removeprefix(new)
+            self._step("replace", target, partial(obstore.rename, self._store, key, target))
+            stale.discard(target)
+        self.remove(*sorted(stale))
 
-    def zarr_store(self, name: str, *, read_only: bool, on_write: Any = None) -> ObjectStore:
-        """Return a Zarr store below ``name``; ``on_write(key, bytes)`` sees each object written."""
-        if self.is_local and not read_only:
-            with told("create", f"{self.location}/{name}"):
-                (Path(self.location) / name).mkdir(parents=True, exist_ok=True)
-        return _ObservedStore(self._open(name), read_only=read_only, on_write=on_write)
+    def zarr_store(
+        self,
+        name: str,
+        *,
+        read_only: bool,
+        on_write: OnObject | None = None,
+        on_read: OnRead | None = None,
+    ) -> StorePath:
+        """Return a Zarr store below ``name``.
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+        Args:
+            name: the prefix.
+            read_only: whether it cannot be written.
+            on_write: called with the key below the prefix and the bytes of each object written.
+            on_read: called so with each object read, None where it is not there; may raise.
+        """
+        store = _ZarrStore(self, name, read_only=read_only, on_write=on_write, on_read=on_read)
+        return StorePath(store, name)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Hold the run for this process.
-
-        Locally an flock, which the system drops with the process however it ends; on an object
-        store a lease that is renewed while the process lives.
 
         Raises:
             UserError: another job holds it; says which.
         """
-        return self._local_lock() if self.is_local else self._lease()
-
-    def _taken(self, owner: str) -> UserError:
-        return UserError(
-            f"another job is working on {self.location} ({owner}). Wait for it or stop it; two jobs"
-            " on one run folder would write over each other."
-        )
-
-    @contextlib.contextmanager
-    def _local_lock(self) -> Iterator[None]:
-        path = Path(self.location) / LOCK
-        with told("write", str(path)):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
+        if self.is_local:
+            held = file_lock(self.location)
+            self._step("lock", LOCK, held.__enter__)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
-                raise self._taken(owner or "owner unknown") from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _owner().encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)
-
-    @contextlib.contextmanager
-    def _lease(self) -> Iterator[None]:
-        content = json.dumps({"owner": _owner(), "token": secrets.token_hex(8)}).encode()
-        if not self.create(LOCK, content):
-            head = obstore.head(self._store, LOCK)
-            age = (datetime.now(UTC) - head["last_modified"]).total_seconds()
-            if age < LEASE_SECONDS:
-                raise self._taken(json.loads(self.read(LOCK) or b"{}").get("owner", "unknown"))
-            obstore.put(self._store, LOCK, content, mode={"e_tag": head["e_tag"], "version": None})
-        done = threading.Event()
-
-        def renew() -> None:
-            while not done.wait(LEASE_SECONDS / 4):
-                obstore.put(self._store, LOCK, content)
-
-        thread = threading.Thread(target=renew, daemon=True, name="lease")
-        thread.start()
+                yield
+            finally:
+                held.__exit__(None, None, None)
+            return
+        lease = Lease(self._store, self.location, self._patience)
+        self._step("lock", LOCK, lease.take)
+        self._lease = lease
         try:
             yield
         finally:
-            done.set()
-            thread.join()
-            obstore.delete(self._store, LOCK)
+            self._lease = None
+            self._step("unlock", LOCK, lease.release)
 
 
-def _exchange(new: Path, old: Path) -> None:
-    """Let new take the place of old, which then is gone; at no moment is there neither."""
+def _exchange(new: Path, old: Path) -> bool:
+    """Let new take the place of old; return whether new then holds what old held.
+
+    At no moment is there neither.
+    """
     if not old.exists():
         new.rename(old)
-        return
+        return False
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(AT_FDCWD, bytes(new), AT_FDCWD, bytes(old), RENAME_EXCHANGE) != 0:
         error = ctypes.get_errno()
@@ -218,26 +239,72 @@ def _exchange(new: Path, old: Path) -> None:
         aside = old.with_name(f"{old.name}.old")  # a file system without exchange: nearly at once
         old.rename(aside)
         new.rename(old)
-        new = aside
-    shutil.rmtree(new)
+        aside.rename(new)
+    return True
 
 
-def _owner() -> str:
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"process {os.getpid()} on {socket.gethostname()} since {started}"
+def _open_url(url: str) -> Any:
+    scheme, _, rest = url.partition("://")
+    if scheme not in SCHEMES or not rest.strip("/"):
+        raise SettingsError(
+            f"{url}: expected a folder, or the URL of an object store with bucket and prefix, such"
+            " as s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX."
+        )
+    try:
+        return from_url(url.rstrip("/"))
+    except BaseError as error:
+        reason = str(error).split("\n")[0]
+        raise SettingsError(
+            f"{url} cannot be used ({reason}): see docs/storage.md for what to set."
+        ) from error
 
 
-class _ObservedStore(ObjectStore):  # type: ignore[misc]
-    """Zarr's object store, telling of each write: the commit record needs sizes and checksums."""
+class _ZarrStore(ObjectStore):  # type: ignore[misc]
+    """Zarr's object store on a run folder: the same steps, the same patience, all bytes seen."""
 
-    def __init__(self, store: Any, *, read_only: bool = False, on_write: Any = None) -> None:
-        super().__init__(store, read_only=read_only)
-        self._on_write = on_write
+    def __init__(
+        self,
+        folder: RunFolder,
+        name: str,
+        *,
+        read_only: bool = False,
+        on_write: OnObject | None = None,
+        on_read: OnRead | None = None,
+    ) -> None:
+        super().__init__(folder._store, read_only=read_only)
+        self._folder, self._name = folder, name
+        self._on_write, self._on_read = on_write, on_read
 
-    def with_read_only(self, read_only: bool = False) -> "_ObservedStore":  # noqa: FBT001, FBT002
-        return _ObservedStore(self.store, read_only=read_only, on_write=self._on_write)
+    def with_read_only(self, read_only: bool = False) -> "_ZarrStore":  # noqa: FBT001, FBT002
+        return _ZarrStore(
+            self._folder,
+            self._name,
+            read_only=read_only,
+            on_write=self._on_write,
+            on_read=self._on_read,
+        )
+
+    def _below(self, key: str) -> str:
+        return key.removeprefix(f"{self._name}/")
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        while True:
+            try:
+                with storage_errors("read", f"{self._folder.location}/{key}"):
+                    found = await super().get(key, prototype, byte_range)
+            except GoneError as error:
+                await asyncio.sleep(self._folder._patience.pause(error))
+            else:
+                self._folder._patience.answered()
+                if self._on_read is not None and byte_range is None:
+                    self._on_read(self._below(key), None if found is None else found.to_bytes())
+                return found
 
     async def set(self, key: str, value: Any) -> None:
+        data = value.to_bytes()
         if self._on_write is not None:
-            self._on_write(key, value.to_bytes())
-        await super().set(key, value)
+            self._on_write(self._below(key), data)
+        await asyncio.to_thread(self._folder.write, key, data)
+
+    async def delete(self, key: str) -> None:
+        await asyncio.to_thread(self._folder.remove, key)

@@ -12,6 +12,7 @@ from neuronstats.corpus.corpus import Corpus
 TABLES = "tables"
 PARTIAL = "tables.partial"  # written here, then put in the place of the old ones in one step
 POSITIONS = "positions.zarr"
+MANIFEST = "manifest.json"  # of the tables: written last
 
 LOCK = "run.lock"
 

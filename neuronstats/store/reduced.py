@@ -14,6 +14,7 @@ from neuronstats import bits
 from neuronstats.errors import UserError
 from neuronstats.store import tables
 from neuronstats.store.layout import POSITIONS, TABLES, Shard
+from neuronstats.store.manifest import Manifest
 from neuronstats.store.run import Run
 
 Counts = NDArray[np.int64]
@@ -36,9 +37,13 @@ class ReducedRun:
         self.run = Run.open(location)
         self.location = self.run.folder.location
         self.layout = self.run.layout
+        self._manifest = Manifest.read(self.run.folder)
+        for name in ("neurons", "layers"):
+            self._manifest.verify(f"{name}.parquet")
         self.neurons: pa.Table = tables.read_table(self.run.folder, "neurons")
         self.layers: pa.Table = tables.read_table(self.run.folder, "layers")
         self.metadata = tables.table_metadata(self.neurons)
+        self._manifest.require(self.metadata)
         if self.metadata["fingerprint"] != self.run.fingerprint:
             raise UserError(
                 f"{self.location}/{TABLES} was made from another run (fingerprint"
@@ -49,12 +54,12 @@ class ReducedRun:
     @property
     def name(self) -> str:
         """The model's name."""
-        return str(self.run.info["settings"]["model"]["name"])
+        return self.run.about.model_name
 
     @property
     def data(self) -> str:
         """The data's name."""
-        return str(self.run.info["settings"]["data"]["name"])
+        return self.run.about.data_name
 
     @property
     def tokens(self) -> int:
@@ -69,7 +74,7 @@ class ReducedRun:
     @property
     def model_layers(self) -> int:
         """Layers of the whole model, recorded or not."""
-        return int(self.run.info["model"]["num_layers"])
+        return self.run.about.num_layers
 
     @property
     def num_layers(self) -> int:
@@ -84,7 +89,7 @@ class ReducedRun:
     @property
     def has_positions(self) -> bool:
         """Tell whether the model has positional embeddings."""
-        return bool(self.run.info["model"].get("has_positions", True))
+        return self.run.about.has_positions
 
     @property
     def depth(self) -> NDArray[np.float64]:
@@ -94,7 +99,7 @@ class ReducedRun:
     @property
     def bos_id(self) -> int:
         """The begin-of-sequence token."""
-        return int(self.run.info["model"]["bos_token_id"])
+        return self.run.about.bos_id
 
     @property
     def ngrams(self) -> list[int]:
@@ -133,6 +138,17 @@ class ReducedRun:
         if name not in self.neurons.column_names:
             return False
         return bool(self.neurons[name].null_count < len(self.neurons))
+
+    def meanings(self, name: str = "neurons") -> dict[str, str]:
+        """Return one line on each column of a table; nothing where the run has none of this name.
+
+        Tables made before columns said their meaning have empty lines.
+        """
+        file = self._file(name)
+        fields = [] if file is None else file.schema_arrow
+        return {
+            field.name: (field.metadata or {}).get(tables.MEANING, b"").decode() for field in fields
+        }
 
     def table(self, name: str) -> pa.Table | None:
         """Return a whole table; None where the run has none of this name."""
@@ -178,6 +194,7 @@ class ReducedRun:
 
     def _file(self, name: str) -> Any:
         if name not in self._files:
+            self._manifest.verify(f"{name}.parquet")
             self._files[name] = tables.open_table(self.run.folder, name)
         return self._files[name]
 
@@ -187,7 +204,9 @@ class ReducedRun:
 
     @cached_property
     def _positions(self) -> Any:
-        store = self.run.folder.zarr_store(f"{TABLES}/{POSITIONS}", read_only=True)
+        store = self.run.folder.zarr_store(
+            f"{TABLES}/{POSITIONS}", read_only=True, on_read=self._manifest.verifier(POSITIONS)
+        )
         try:
             return zarr.open_group(store, mode="r", use_consolidated=False)
         except FileNotFoundError:

@@ -1,79 +1,33 @@
-"""The tables' columns and files: Parquet, with what made it in its metadata."""
+"""The tables' files: Parquet, with what made it in its metadata; written as rows arrive."""
 
+import contextlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuronstats.errors import UserError
+from neuronstats.store import manifest
+from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import PARTIAL, TABLES
 
-METADATA = b"neuronstats"
-
-NEURON_KEY = [("layer", pa.int32()), ("neuron", pa.int32())]
-
-NGRAM = pa.schema(
-    [
-        *NEURON_KEY,
-        ("n", pa.int32()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("text", pa.string()),
-        ("occurrences", pa.int64()),
-        ("activations", pa.int64()),
-        ("rate", pa.float64()),
-        ("share", pa.float64()),
-    ]
-)
-
-DOMAIN = pa.schema(
-    [
-        *NEURON_KEY,
-        ("domain", pa.string()),
-        ("tokens", pa.int64()),
-        ("activations", pa.int64()),
-        ("frequency", pa.float64()),
-        ("position_mi", pa.float64()),
-    ]
-)
-
-
-def neuron_schema(ngrams: Sequence[int]) -> pa.Schema:
-    """Return the columns of neurons.parquet for the n-gram lengths counted."""
-    return pa.schema(
-        [
-            *NEURON_KEY,
-            ("tokens", pa.int64()),
-            ("activations", pa.int64()),
-            ("frequency", pa.float64()),
-            ("dead", pa.bool_()),
-            *[(f"cover_{n}", pa.int32()) for n in ngrams],
-            *[(f"detector_{n}", pa.bool_()) for n in ngrams],
-            ("suppresses", pa.bool_()),
-            ("trigger_projection", pa.float64()),
-            ("position_mi", pa.float64()),
-            ("position_mi_corrected", pa.float64()),
-            ("position_type", pa.string()),
-            ("position_strong", pa.bool_()),
-            ("position_consistency", pa.float64()),
-        ]
-    )
-
-
-def masked(values: Any, valid: Any, kind: pa.DataType) -> pa.Array:
-    """Make a column with nulls where not valid: a boolean, or one for each value."""
-    values = np.asarray(values)
-    mask = ~np.broadcast_to(np.asarray(valid), values.shape)
-    return pa.array(values, type=kind, mask=mask)
+METADATA = b"neuronstats"  # of a table: what made it
+MEANING = b"meaning"  # of a column: one line for people
 
 
 class TableFiles:
     """Writes a run's tables beside the old ones, and replaces these all at once.
+
+    Rows go to disk as they are appended: into the run folder, or, for an object store, into a
+    temporary folder whose files are sent at the end. Nothing keeps rows in memory.
 
     Args:
         folder: the run.
@@ -81,25 +35,88 @@ class TableFiles:
     """
 
     def __init__(self, folder: RunFolder, metadata: Mapping[str, Any]) -> None:
-        self._folder = folder
+        self._folder, self._about = folder, metadata
         self._metadata = {METADATA: json.dumps(metadata, sort_keys=True, default=str).encode()}
-        self._open: dict[str, tuple[pq.ParquetWriter, io.BytesIO]] = {}
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self._num_parked = 0
         folder.clear(f"{PARTIAL}/")
+        with self._errors():
+            if folder.is_local:
+                self._place = Path(folder.location) / PARTIAL
+                self._place.mkdir(exist_ok=True)
+            else:
+                self._place = Path(tempfile.mkdtemp(prefix="neuronstats-"))
 
     def append(self, name: str, table: pa.Table) -> None:
-        """Add rows to a table."""
-        if name not in self._open:
-            sink = io.BytesIO()  # compressed: millions of rows are some hundred MB
-            schema = table.schema.with_metadata(self._metadata)
-            self._open[name] = (pq.ParquetWriter(sink, schema, compression="zstd"), sink)
-        self._open[name][0].write_table(table.replace_schema_metadata(self._metadata))
+        """Add rows to a table; they are on disk when this returns.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        with self._errors():
+            if name not in self._writers:
+                schema = table.schema.with_metadata(self._metadata)
+                path = self._place / f"{name}.parquet"
+                self._writers[name] = pq.ParquetWriter(path, schema, compression="zstd")
+            self._writers[name].write_table(table.replace_schema_metadata(self._metadata))
+
+    def take(self, name: str) -> Iterator[pa.Table]:
+        """Yield a table's rows as they were appended, one part at a time; the table is then gone.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        if name not in self._writers:
+            return
+        path = self._place / f"{name}.parquet"
+        with self._errors():
+            self._writers.pop(name).close()
+            with pq.ParquetFile(path) as file:
+                for index in range(file.num_row_groups):
+                    yield file.read_row_group(index)
+            path.unlink()
+
+    def park(self, tables: Mapping[str, pa.Table]) -> Callable[[], dict[str, pa.Table]]:
+        """Put rows aside whose turn has not come; return what brings them back, once."""
+        path = self._place / f"waiting-{self._num_parked}"
+        self._num_parked += 1
+        with self._errors():
+            path.write_bytes(pickle.dumps(dict(tables)))
+
+        def bring_back() -> dict[str, pa.Table]:
+            with self._errors():
+                data = path.read_bytes()
+                path.unlink()
+            return dict(pickle.loads(data))
+
+        return bring_back
 
     def finish(self) -> None:
-        """Write all files, then put them in the place of the old ones."""
-        for name, (writer, sink) in self._open.items():
-            writer.close()
-            self._folder.write(f"{PARTIAL}/{name}.parquet", sink.getvalue())
-        self._folder.replace(PARTIAL, TABLES)
+        """Complete all files, then put them in the place of the old ones."""
+        self._complete()
+        manifest.publish(self._folder, self._about)
+
+    def _complete(self) -> None:
+        """Write the files' ends, and send them where they are not in the run folder yet.
+
+        Called after all rows are appended and before the old tables are replaced.
+        """
+        for name, writer in self._writers.items():
+            with self._errors():
+                writer.close()
+            if not self._folder.is_local:
+                self._folder.write(f"{PARTIAL}/{name}.parquet", self._place / f"{name}.parquet")
+
+    def close(self) -> None:
+        """Let go of files and of the temporary folder, after an error too."""
+        for writer in self._writers.values():
+            with contextlib.suppress(OSError, pa.ArrowException):
+                writer.close()
+        if not self._folder.is_local:
+            shutil.rmtree(self._place, ignore_errors=True)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return storage_errors("write", f"{self._folder.location}/{PARTIAL}")
 
 
 def read_table(folder: RunFolder, name: str) -> pa.Table:

@@ -241,27 +241,38 @@ class _Run:
         _write_text(self.out / "log.jsonl", lines)
 
     def keep(self, name: str) -> None:
-        """Write model (float16) and tokenizer as a folder that transformers loads, in one move."""
-        target, partial = self.out / name, self.out / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(self.out / "tokenizer", partial)
-        config = copy.deepcopy(self.model.config)
-        config.architectures, config.dtype = ["OPTForCausalLM"], torch.float16
-        config.save_pretrained(partial)
-        weights = {  # the tied output embedding is not among the named parameters
-            key: parameter.detach().to("cpu", torch.float16).contiguous()
-            for key, parameter in self.model.named_parameters()
-        }
-        packed = safetensors.torch.save(weights, metadata={"format": "pt"})
-        (partial / "model.safetensors").write_bytes(packed)
-        told = {
-            "tokens": self.step * self.settings.step_tokens,
-            "step": self.step,
-            "settings": asdict(self.settings),
-        }
-        _write_text(partial / "training.json", json.dumps(told, indent=2) + "\n")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        """Write the model as it is now."""
+        write_model(self.settings, self.model, self.step, self.out / "tokenizer", self.out / name)
+
+
+def write_model(
+    settings: TrainSettings, model: Any, step: int, tokenizer: Path, target: Path
+) -> None:
+    """Write a model (float16) and its tokenizer as a folder that transformers loads, in one move.
+
+    Args:
+        settings: how it was trained, for `training.json`.
+        model: an OPTForCausalLM.
+        step: steps done.
+        tokenizer: the folder whose files are copied.
+        target: the folder to write; an old one is replaced.
+    """
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(tokenizer, partial)
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = ["OPTForCausalLM"], torch.float16
+    config.save_pretrained(partial)
+    weights = {  # the tied output embedding is not among the named parameters
+        key: parameter.detach().to("cpu", torch.float16).contiguous()
+        for key, parameter in model.named_parameters()
+    }
+    packed = safetensors.torch.save(weights, metadata={"format": "pt"})
+    (partial / "model.safetensors").write_bytes(packed)
+    told = {"tokens": step * settings.step_tokens, "step": step, "settings": asdict(settings)}
+    _write_text(partial / "training.json", json.dumps(told, indent=2) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
 
 
 def _check_device(device: str) -> None:

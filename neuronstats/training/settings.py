@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from neuronstats.corpus.settings import DataSettings
-from neuronstats.errors import SettingsError
+from neuronstats.errors import SettingsError, expect
 
 # OPT's own numbers: the token that begins each sequence also ends each document.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -96,7 +96,7 @@ class TrainSettings:
             "heldout_every log_every save_every learning_rate clip_norm final_norm_init"
         )
         for name in positive.split():
-            self._expect(name, "greater than 0", met=getattr(self, name) > 0)
+            self._expect(name, "more than 0", met=getattr(self, name) > 0)
         for name in ("weight_decay", "init_std", "position_init_std", "activation_penalty", "seed"):
             self._expect(name, "0 or more", met=getattr(self, name) >= 0)
         large = self.embedding_init_std is None or self.embedding_init_std > 0
@@ -119,9 +119,8 @@ class TrainSettings:
         self._expect("checkpoints", kept, met=all(0 <= n <= self.tokens for n in self.checkpoints))
         self._expect("precision", " or ".join(PRECISIONS), met=self.precision in PRECISIONS)
 
-    def _expect(self, name: str, expected: str, *, met: bool) -> None:
-        if not met:
-            raise SettingsError(f"train.{name}={getattr(self, name)}: expected {expected}")
+    def _expect(self, name: str, words: str, *, met: bool) -> None:
+        expect(f"train.{name}", getattr(self, name), words, met=met)
 
     @property
     def step_tokens(self) -> int:

@@ -1,23 +1,11 @@
 """The jobs in this process: a pool without Ray, for the tests that are not about Ray."""
 
 import contextlib
+import inspect
 import io
 
-from neuronstats.cluster.pool import Workers
+from neuronstats.cluster.nodes import Workers
 from neuronstats.console import Console
-
-
-class Told:
-    """What workers say of their shards, in this process."""
-
-    def __init__(self):
-        self._told = {}
-
-    def __call__(self, task, reached):
-        self._told[task] = reached
-
-    def heard(self):
-        return dict(self._told)
 
 
 class SerialPool:
@@ -26,13 +14,21 @@ class SerialPool:
     def __init__(self, reverse=False):
         self.workers = Workers(count=1, gpus=0, cpus=1)
         self.stopping = False
-        self.tell = Told()
+        self.reached = {}
         self._reverse = reverse
 
     def run(self, make, args, tasks, tick=lambda: None):
         work = make(*args)
         for task in reversed(tasks) if self._reverse else tasks:
-            yield task, work(task)
+            result = work(task)
+            while inspect.isgenerator(result):
+                try:
+                    self.reached[str(task)] = next(result)
+                    tick()
+                except StopIteration as end:
+                    result = end.value
+            self.reached.pop(str(task), None)
+            yield task, result
             tick()
 
 

@@ -33,8 +33,8 @@ def test_fetches_one_kind_of_weights(files, wanted, monkeypatch, tiny_checkpoint
             raise OSError("offline")
         return files
 
-    monkeypatch.setattr("neuronstats.model.checkpoint.snapshot_download", fetch)
-    monkeypatch.setattr("neuronstats.model.checkpoint.list_repo_files", list_files)
+    monkeypatch.setattr("neuronstats.model.source.snapshot_download", fetch)
+    monkeypatch.setattr("neuronstats.model.source.list_repo_files", list_files)
     model = ModelSettings(name="m", path="facebook/opt-125m", revision="main")
     assert locate(model) == tiny_checkpoint("pre")
     small, weights = asked

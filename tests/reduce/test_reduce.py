@@ -23,11 +23,11 @@ from neuronstats.errors import SettingsError, UserError
 from neuronstats.machine import Machine
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.source import EMBEDDED
-from neuronstats.reduce.block import spread
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
 from neuronstats.report.notebook import LoadedRun
 from neuronstats.stats.curves import TYPES, classify
+from neuronstats.stats.dead import interleave_domains
 from neuronstats.stats.positions import mutual_information
 from neuronstats.stats.settings import ReduceSettings
 from neuronstats.store import tables
@@ -163,7 +163,7 @@ def test_the_dead_curve_ends_at_the_dead(planted_run):
 def test_the_dead_curve_is_counted_shard_by_shard(planted_run, planted_corpus):
     tokens, _ = planted_corpus
     corpus = planted_run.corpus()
-    order = spread(planted_run.layout.shards)
+    order = interleave_domains([shard.domain for shard in planted_run.layout.shards])
     assert sorted(order) == list(range(len(planted_run.layout.shards)))
     curve = iter(read(planted_run, "dead_curve").to_pylist())
     for layer in range(planted_run.layout.num_layers):

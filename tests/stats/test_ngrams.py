@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.stats import ngram_ids, ngram_kernels, ngram_rules
+from neuronstats.stats.ngram_counts import count_ngrams, projected_bytes
 from neuronstats.stats.ngram_ids import build_ngram_ids
-from neuronstats.stats.ngrams import count_ngrams, projected_bytes
 from neuronstats.stats.settings import NgramSettings
 
 BOS = 2

@@ -11,8 +11,13 @@ from neuronstats.errors import SettingsError, UserError
 from neuronstats.stats import curves as position_types
 from neuronstats.stats import positions
 from neuronstats.stats.curves import OSCILLATORY, TYPES, classify, find_waves, window_width
-from neuronstats.stats.position_coverage import consistency, coverage, indicated_ranges
-from neuronstats.stats.positions import corrected_information, mutual_information
+from neuronstats.stats.positions import (
+    consistency,
+    corrected_information,
+    coverage,
+    indicated_ranges,
+    mutual_information,
+)
 from neuronstats.stats.settings import PositionSettings
 
 DEFAULT = PositionSettings()
@@ -87,7 +92,7 @@ def test_more_neurons_than_a_block_holds(monkeypatch):
     counts = np.random.default_rng(0).integers(0, 30, (40, 700))
     whole = mutual_information(counts, 30)
     typed = classify(counts, 30, DEFAULT)
-    monkeypatch.setattr(positions, "NEURON_BLOCK", 13)
+    monkeypatch.setattr(positions, "INFORMATION_BLOCK", 13)
     monkeypatch.setattr(position_types, "NEURON_BLOCK", 17)
     assert mutual_information(counts, 30).tolist() == whole.tolist()
     for found, expected in zip(classify(counts, 30, DEFAULT), typed, strict=True):

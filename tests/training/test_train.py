@@ -1,6 +1,5 @@
 """A tiny training: it learns, resumes to the same bits, keeps what it should, refuses the rest."""
 
-import importlib.util
 import json
 import math
 import os
@@ -9,11 +8,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.run_job import run_job
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -158,7 +159,8 @@ def test_resumes_to_the_same_bits(stop_at, undisturbed, tmp_path):
 def test_resumes_to_the_same_bits_after_a_kill(undisturbed, tmp_path):
     script = """
         import os, signal, sys
-        from pathlib import Path
+        from functools import partial
+from pathlib import Path
         import torch
         torch.set_num_threads(int(sys.argv[2]))
         sys.path.insert(0, sys.argv[3])
@@ -332,7 +334,7 @@ def test_held_out_documents_are_a_share_and_copies_stay_together():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokens": 0}, "train.tokens=0: expected greater than 0"),
+        ({"tokens": 0}, "train.tokens=0: expected more than 0"),
         ({"num_heads": 3}, "train.num_heads=3: expected a divisor of hidden_size=16"),
         ({"vocab_size": 100}, "train.vocab_size=100: expected from 260 to 65536"),
         ({"vocab_size": 70000}, "train.vocab_size=70000"),
@@ -345,8 +347,8 @@ def test_held_out_documents_are_a_share_and_copies_stay_together():
         ({"activation_penalty": -0.1}, "train.activation_penalty=-0.1: expected 0 or more"),
         ({"penalty_from_layer": 2}, "train.penalty_from_layer=2: expected from 0 to 1"),
         ({"embedding_init_std": 0.0}, "train.embedding_init_std=0.0: expected null or greater"),
-        ({"final_norm_init": 0.0}, "train.final_norm_init=0.0: expected greater than 0"),
-        ({"learning_rate": float("nan")}, "train.learning_rate=nan: expected greater than 0"),
+        ({"final_norm_init": 0.0}, "train.final_norm_init=0.0: expected more than 0"),
+        ({"learning_rate": float("nan")}, "train.learning_rate=nan: expected more than 0"),
     ],
 )
 def test_bad_settings_are_refused(change, message):
@@ -403,23 +405,10 @@ JOB_OVERRIDES = [f"train.{name}={value}" for name, value in SMALL.items()]
 
 
 @pytest.fixture
-def run_job(monkeypatch):
-    """The job's real main, with its exit code as the result."""
-    path = Path(__file__).parents[2] / "jobs" / "train.py"
-    spec = importlib.util.spec_from_file_location("jobs_train", path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "jobs_train", module)
-    spec.loader.exec_module(module)
+def train_job():
+    """train_job(words): the job's real main; its exit code, standard output and error."""
     before = signal.getsignal(signal.SIGTERM)
-
-    def call(*overrides: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, overrides)])
-        with pytest.raises(SystemExit) as ended:
-            module.main()
-        return ended.value.code
-
-    call.module = module
-    yield call
+    yield partial(run_job, "train")
     signal.signal(signal.SIGTERM, before)
 
 
@@ -435,26 +424,27 @@ def local(path: Path) -> list[str]:
     return ["data=local", f"data.path={path}", "data.text=words", "data.domain=kind"]
 
 
-def test_job_trains_and_leaves_a_finished_folder_alone(run_job, text_file, tmp_path, capsys):
+def test_job_trains_and_leaves_a_finished_folder_alone(train_job, text_file, tmp_path):
     arguments = [*local(text_file), *JOB_OVERRIDES, f"out={tmp_path / 'out'}"]
-    assert run_job(*arguments) == 0
-    told = capsys.readouterr().out
-    assert "step 40 of 40, 5.12k tokens, loss " in told
-    assert f"trained: {tmp_path / 'out' / 'final'}" in told
+    code, out, _ = train_job(*arguments)
+    assert code == 0
+    assert "step 40 of 40, 5.12k tokens, loss " in out
+    assert f"trained: {tmp_path / 'out' / 'final'}" in out
     train(small(), make_documents(), tmp_path / "library")
     assert_equal_weights(tmp_path / "out" / "final", tmp_path / "library" / "final")
-    assert run_job(*arguments) == 0
-    assert "step" not in capsys.readouterr().out
-    assert run_job(*arguments, "train.seed=5") == 2
-    assert "seed: 0 there, 5 now" in capsys.readouterr().err
+    code, out, _ = train_job(*arguments)
+    assert code == 0
+    assert "step" not in out
+    code, _, err = train_job(*arguments, "train.seed=5")
+    assert code == 2
+    assert "seed: 0 there, 5 now" in err
     text_file.write_text(text_file.read_text().replace("queen", "quern"))
-    assert run_job(*arguments) == 2
-    assert "origin: text " in capsys.readouterr().err
+    code, _, err = train_job(*arguments)
+    assert code == 2
+    assert "origin: text " in err
 
 
-def test_job_ends_with_130_on_sigterm_and_goes_on(
-    run_job, text_file, tmp_path, monkeypatch, capsys
-):
+def test_job_ends_with_130_on_sigterm_and_goes_on(train_job, text_file, tmp_path, monkeypatch):
     arguments = [*local(text_file), *JOB_OVERRIDES, f"out={tmp_path / 'out'}"]
 
     def end(console, text: str) -> None:
@@ -462,12 +452,14 @@ def test_job_ends_with_130_on_sigterm_and_goes_on(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_job.module.Console, "say", end)
-        assert run_job(*arguments) == 130
-    assert "The same command goes on where it stopped" in capsys.readouterr().err
+        patch.setattr("neuronstats.console.Console.say", end)
+        code, _, err = train_job(*arguments)
+    assert code == 130
+    assert "The same command goes on where it stopped" in err
     assert not (tmp_path / "out" / "final").exists()
-    assert run_job(*arguments) == 0
-    assert "step 16 " not in capsys.readouterr().out  # the state saved there was taken up
+    code, out, _ = train_job(*arguments)
+    assert code == 0
+    assert "step 16 " not in out  # the state saved there was taken up
     train(small(), make_documents(), tmp_path / "library")
     assert_equal_weights(tmp_path / "out" / "final", tmp_path / "library" / "final")
 
@@ -476,6 +468,7 @@ def test_job_ends_with_130_on_sigterm_and_goes_on(
     ("overrides", "message"),
     [
         ([], "out= is missing"),
+        (["out="], "out= is missing"),
         (["out=s3://bucket/x"], "expected a local folder"),
         (["out=OUT", "train.tokns=3"], "tokns"),
         (["out=OUT", "train.tokens=many"], "many"),
@@ -488,25 +481,35 @@ def test_job_ends_with_130_on_sigterm_and_goes_on(
         (["out=OUT", "data=news"], "news"),
     ],
 )
-def test_job_refuses_wrong_settings_and_touches_nothing(
-    run_job, overrides, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    assert run_job(*overrides) == 2
-    assert message in capsys.readouterr().err
+def test_job_refuses_wrong_settings_and_touches_nothing(train_job, overrides, message, tmp_path):
+    code, _, err = train_job(*overrides, cwd=tmp_path)
+    assert code == 2
+    assert message in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_job_says_what_is_wrong_with_the_text(run_job, text_file, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert run_job(*local(tmp_path / "no.jsonl"), f"out={out}") == 2
-    assert "no.jsonl: there is no such file" in capsys.readouterr().err.splitlines()[-1]
-    assert not out.exists()
-    assert run_job(*local(text_file), f"out={out}", "data.text=speech") in (1, 2)
-    assert "speech" in capsys.readouterr().err.splitlines()[-1]
+def test_job_refuses_to_train_in_a_run(train_job, tmp_path):
+    (tmp_path / "run.yaml").write_text("format: 1")
+    code, _, err = train_job(f"out={tmp_path}")
+    assert code == 2
+    assert "is a run of jobs/collect.py: name another folder" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_job_says_what_is_wrong_with_the_text(train_job, text_file, tmp_path):
+    out = f"out={tmp_path / 'out'}"
+    code, _, err = train_job(*local(tmp_path / "no.jsonl"), out)
+    assert code == 2
+    assert "no.jsonl: there is no such file" in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+    code, _, err = train_job(*local(text_file), out, "data.text=speech")
+    assert code == 1
+    assert "speech" in err.splitlines()[-1]
     text_file.write_text('{"words": "short", "kind": "prose"}')
-    assert run_job(*local(text_file), f"out={out}") == 1
-    last = capsys.readouterr().err.splitlines()[-1]
+    code, _, err = train_job(*local(text_file), out)
+    assert code == 1
+    last = err.splitlines()[-1]
     assert last.startswith("error: the heldout text (0 of 1 documents) gives less than one")
-    assert run_job(*local(text_file), f"out={out}", "train.seed=1") == 1  # the folder is not bound
-    assert "less than one" in capsys.readouterr().err
+    code, _, err = train_job(*local(text_file), out, "train.seed=1")
+    assert code == 1  # the folder is not bound to the first settings
+    assert "less than one" in err

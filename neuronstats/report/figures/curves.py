@@ -19,9 +19,8 @@ from neuronstats.report.figures.frame import (
 )
 from neuronstats.report.figures.neurons import TYPE_COLOURS, TYPED_BY, kind_name, positional
 from neuronstats.report.notebook import LoadedRun
-from neuronstats.stats.curves import TYPES, find_waves
-from neuronstats.stats.position_coverage import indicated_ranges
-from neuronstats.stats.position_curves import Bools
+from neuronstats.stats.curves import TYPES, Bools, find_waves
+from neuronstats.stats.positions import indicated_ranges
 from neuronstats.stats.settings import PositionSettings
 
 PER_CELL = 2  # curves of each type and strength

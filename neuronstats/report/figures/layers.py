@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from neuronstats.reduce.gather import NEVER_SEEN_BOUND
 from neuronstats.report.figures import published
 from neuronstats.report.figures.frame import (
     Draw,
@@ -29,6 +28,7 @@ from neuronstats.report.figures.frame import (
     share_words,
     wrapped,
 )
+from neuronstats.stats.dead import NEVER_SEEN_BOUND
 from neuronstats.units import short
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]

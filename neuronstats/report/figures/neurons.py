@@ -11,7 +11,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from neuronstats.reduce.gather import COVER_BINS
 from neuronstats.report.figures import published
 from neuronstats.report.figures.frame import (
     Draw,
@@ -28,6 +27,7 @@ from neuronstats.report.figures.frame import (
 from neuronstats.report.figures.layers import DEPTH, NO_BITMAPS, WORDS
 from neuronstats.report.notebook import LoadedRun
 from neuronstats.stats.curves import TYPES
+from neuronstats.stats.ngrams import COVER_BINS
 
 BIN_COLOURS = (
     "#bbbbbb",

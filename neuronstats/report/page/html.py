@@ -10,11 +10,11 @@ from urllib.parse import quote
 import jinja2
 import pyarrow.compute as pc
 
-from neuronstats.reduce.gather import NEVER_SEEN_BOUND
 from neuronstats.report.figures.frame import Drawing, NamedRun, share_words
 from neuronstats.report.output import Output
 from neuronstats.report.page.data import Advance, Budget, planned_files, write_run
 from neuronstats.report.settings import ReportSettings
+from neuronstats.stats.dead import NEVER_SEEN_BOUND
 from neuronstats.units import short
 
 ASSETS = "assets"
@@ -85,8 +85,8 @@ def settings_rows(named: NamedRun) -> list[tuple[str, str]]:
     rows += [
         (f"reduce.{name}", str(value)) for name, value in sorted(run.metadata["settings"].items())
     ]
-    rows += [(name, str(value)) for name, value in run.run.info["identity"].items()]
-    rows += [(f"version of {name}", str(value)) for name, value in run.run.info["versions"].items()]
+    rows += [(name, str(value)) for name, value in run.run.about.identity.items()]
+    rows += [(f"version of {name}", str(value)) for name, value in run.run.about.versions.items()]
     return rows
 
 

@@ -13,12 +13,12 @@ import pytest
 from helpers import models
 from helpers.serial import collect_job, quiet, save_tokens, serial
 
-from neuronstats.cluster.pool import Workers, local_workers
+from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.errors import SettingsError
 from neuronstats.machine import Machine
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHARDS = 24
 TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
 
@@ -153,6 +153,10 @@ def test_more_than_the_cluster_has(cluster, inputs, tmp_path):
 GB = 1 << 30
 
 
+def per_core(settings, machine):
+    return place(settings, [Node.of(machine)], memory=GB, per_core=True)
+
+
 @pytest.mark.parametrize(
     ("cores", "gpus", "settings", "expected"),
     [
@@ -167,7 +171,7 @@ GB = 1 << 30
 )
 def test_auto_workers(cores, gpus, settings, expected):
     machine = Machine(cores=cores, host_bytes=GB, gpus=gpus, gpu_bytes=GB)
-    assert local_workers(RaySettings(**settings), machine) == expected
+    assert place(RaySettings(**settings), [Node.of(machine)]) == expected
 
 
 @pytest.mark.parametrize(
@@ -181,13 +185,13 @@ def test_auto_workers(cores, gpus, settings, expected):
 )
 def test_auto_workers_of_one_core_each_as_far_as_memory_goes(cores, gpus, settings, expected):
     machine = Machine(cores=cores, host_bytes=10 * GB, gpus=gpus, gpu_bytes=GB)
-    assert local_workers(RaySettings(**settings), machine, GB) == expected
+    assert per_core(RaySettings(**settings), machine) == expected
 
 
 def test_too_little_memory_is_refused():
     machine = Machine(cores=16, host_bytes=GB, gpus=0, gpu_bytes=0)
     with pytest.raises(SettingsError, match=r"1 cores, 0 GPUs and 1\.07 GB of memory each do not"):
-        local_workers(RaySettings(), machine, GB)
+        per_core(RaySettings(), machine)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +205,10 @@ def test_too_little_memory_is_refused():
 def test_what_is_not_there_is_refused(settings, says):
     machine = Machine(cores=4, host_bytes=GB, gpus=0, gpu_bytes=0)
     with pytest.raises(SettingsError, match=re.escape(says)):
-        local_workers(RaySettings(**settings), machine)
+        place(RaySettings(**settings), [Node.of(machine)])
 
 
 @pytest.mark.parametrize("settings", [{"workers": 0}, {"workers": "many"}, {"gpus_per_worker": -1}])
 def test_numbers_that_are_none(settings):
-    with pytest.raises(SettingsError, match="expected auto or a number"):
+    with pytest.raises(SettingsError, match=r"expected auto.* or a number"):
         RaySettings(**settings)

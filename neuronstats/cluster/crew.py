@@ -1,0 +1,245 @@
+"""The workers of one call of `Pool.run`: hired where there is room, replaced where lost."""
+
+import inspect
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from neuronstats.cluster.connection import Connection
+from neuronstats.cluster.inspection import lowest_niceness
+from neuronstats.cluster.nodes import Node
+from neuronstats.cluster.words import advice, summary
+from neuronstats.errors import UserError
+
+STARTS = 2  # of a worker on one machine, before the machine is left out
+WAIT_SECONDS = 0.5
+PATIENCE_SECONDS = 15.0  # before a line says what is waited for
+
+
+class TaskFailedError(RuntimeError):
+    """A task failed through a defect of the code; carries the worker's traceback."""
+
+
+class LostError(Exception):
+    """A worker is gone; its task is not to blame."""
+
+    def __init__(self, node: Node, error: BaseException) -> None:
+        super().__init__(f"{node.name}: {summary(error)}")
+        self.advice = advice(error)
+
+
+class _Worker:
+    """The actor: built first, so that a bad model is told as itself and not as a lost worker."""
+
+    def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
+        import torch
+
+        lowest_niceness()
+        torch.set_num_threads(threads)  # ray leaves 1, and a reused process keeps its old number
+        self._work = make(*args)
+
+    def steps(self, task: Any) -> Iterator[tuple[bool, Any]]:
+        """Yield (False, how far it has come) any number of times, and (True, result) at the end."""
+        result = self._work(task)
+        if inspect.isgenerator(result):
+            while True:
+                try:
+                    yield False, next(result)
+                except StopIteration as end:
+                    result = end.value
+                    break
+        yield True, result
+
+    def whole(self, task: Any) -> tuple[bool, Any]:
+        """Do a task and report nothing meanwhile."""
+        *_, last = self.steps(task)
+        return last
+
+
+@dataclass
+class Hired:
+    """A worker, and what it is doing."""
+
+    actor: Any
+    node: Node
+    task: Any = None  # None while it is built
+
+
+class Crew:
+    """The workers of one call of `Pool.run`: hired where there is room, replaced where lost."""
+
+    def __init__(self, pool: Connection, make: Callable[..., Any], args: Sequence[Any]) -> None:
+        self._pool, self._ray = pool, pool.ray
+        self._make, self._args = make, args
+        self._busy: dict[Any, Hired] = {}
+        self._asked: dict[Any, dict[str, Any]] = {}
+        self._met = {node.id for node in pool.nodes}
+        self._lost_starts: dict[str, int] = {}
+        self._waiting_since = time.monotonic()
+        self._said = False
+        self.idle: list[Hired] = []
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a task is in hand."""
+        return any(hired.task is not None for hired in self._busy.values())
+
+    def hire(self, num_tasks: int) -> None:
+        """Start workers where there is room: those asked for, and on machines that have joined."""
+        self._meet()
+        pool, hired = self._pool, [*self._busy.values(), *self.idle]
+        missing = (
+            num_tasks
+            - len(self.idle)
+            - sum(worker.task is None for worker in hired[: len(self._busy)])
+        )
+        if pool.settings.workers != "max":
+            missing = min(missing, pool.workers.count - len(hired))
+        there = Counter(worker.node.id for worker in hired)
+        usable = [node for node in pool.nodes if node.name not in pool.left_out]
+        if not usable and not hired and not self._asked:
+            raise UserError(f"no machine can start a worker: {pool.left_out_words}.")
+        planned = {node.id: count for node, count in pool.workers.by_node}
+        while missing > 0:
+            free = [
+                node
+                for node in usable
+                if node.id in pool.watch.alive
+                and there[node.id] < planned.get(node.id, self._joined(node))
+            ]
+            if not free:
+                return
+            node = min(free, key=lambda node: there[node.id])  # one on each machine in turn
+            self._spawn(node)
+            there[node.id] += 1
+            missing -= 1
+
+    def _joined(self, node: Node) -> int:
+        """Return how many workers a machine gets that joined after the plan."""
+        workers = self._pool.workers
+        most = max((count for _, count in workers.by_node), default=1)
+        return min(most, workers.room(node))
+
+    def _spawn(self, node: Node) -> None:
+        pool, workers = self._pool, self._pool.workers
+        options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
+        if workers.memory and pool.settings.address is not None:
+            options["memory"] = workers.memory
+        options |= {"max_restarts": 0, "max_task_retries": 0}
+        options["scheduling_strategy"] = pool.on(node.id)
+        actor = self._ray.remote(_Worker).options(**options).remote()
+        self._busy[actor.build.remote(self._make, self._args, workers.cpus)] = Hired(actor, node)
+
+    def _meet(self) -> None:
+        """Ask machines that have joined what they are."""
+        for node in self._pool.watch.nodes:
+            if node["Alive"] and node["NodeID"] not in self._met:
+                self._met.add(node["NodeID"])
+                self._asked[self._pool.ask(node)] = node
+
+    def give(self, task: Any) -> None:
+        """Give a task to an idle worker."""
+        hired = self.idle.pop()
+        hired.task = task
+        if self._pool.streaming:
+            reference = hired.actor.steps.options(num_returns="streaming").remote(task)
+        else:
+            reference = hired.actor.whole.remote(task)
+        self._busy[reference] = hired
+
+    def wait(self) -> list[Any]:
+        """Return what has an answer, after half a second at most.
+
+        Raises:
+            UserError: no worker became ready in the time that the settings give.
+        """
+        waited = [*self._busy, *self._asked]
+        if not waited:
+            time.sleep(WAIT_SECONDS)
+            ready: list[Any] = []
+        else:
+            ready, _ = self._ray.wait(waited, num_returns=1, timeout=WAIT_SECONDS)
+            if ready:
+                ready, _ = self._ray.wait(waited, num_returns=len(waited), timeout=0)
+        for reference in [reference for reference in ready if reference in self._asked]:
+            node = self._pool.met(reference, self._asked.pop(reference))
+            self._pool.nodes += [] if node is None else [node]
+            ready.remove(reference)
+        if ready or self.at_work:
+            self._waiting_since = time.monotonic()
+        else:
+            self._wait_for_start()
+        return ready
+
+    def _wait_for_start(self) -> None:
+        waited, workers = time.monotonic() - self._waiting_since, self._pool.workers
+        what = f"a worker of {workers.cpus} cores and {workers.gpus} GPUs"
+        if waited > PATIENCE_SECONDS and not self._said:
+            self._said = True
+            self._pool.tell(f"waiting for {what}: for room in the cluster, or for its model")
+        if waited > self._pool.settings.start_timeout:
+            raise UserError(
+                f"{what} did not become ready in ray.start_timeout="
+                f"{self._pool.settings.start_timeout:.0f} s: has the cluster lost a machine, or is"
+                " it busy with other work?"
+            )
+
+    def task_of(self, reference: Any) -> Any:
+        """Return the task that a reference is about; None for the start of a worker."""
+        return self._busy[reference].task
+
+    def take(self, reference: Any) -> tuple[bool, Any]:
+        """Take one answer; return whether a task is finished, and its result.
+
+        Raises:
+            LostError: the worker is gone.
+            UserError: the task met bad input.
+            TaskFailedError: the task failed otherwise.
+        """
+        hired = self._busy[reference]
+        name = "starting a worker" if hired.task is None else str(hired.task)
+        try:
+            streamed = hired.task is not None and self._pool.streaming
+            answer = self._ray.get(next(reference) if streamed else reference)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, UserError):
+                place = name if hired.task is not None else f"on {hired.node.name}"
+                local = hired.task is None and self._pool.settings.address is None
+                raise type(cause)(str(cause) if local else f"{place}: {cause}") from error
+            if isinstance(cause, self._ray.exceptions.RayError):
+                raise self._lose(reference, cause) from error
+            if hired.task is None and len(self._pool.nodes) > 1:
+                self._lost_starts[hired.node.id] = STARTS  # it raised; it will again
+                raise self._lose(reference, error) from error
+            raise TaskFailedError(f"{name} failed:\n{error}") from error
+        except self._ray.exceptions.RayError as error:  # process or machine gone, out of memory
+            raise self._lose(reference, error) from error
+        finished, result = (True, answer) if hired.task is None else answer
+        if finished:
+            self._pool.reached.pop(str(hired.task), None)
+            hired.task = None
+            self.idle.append(self._busy.pop(reference))
+        else:
+            self._pool.reached[str(hired.task)] = float(result)
+        return finished, result
+
+    def _lose(self, reference: Any, error: BaseException) -> LostError:
+        """Strike a worker off; leave its machine out if it cannot start one."""
+        hired = self._busy.pop(reference)
+        self._pool.reached.pop(str(hired.task), None)
+        self._ray.kill(hired.actor)
+        node = hired.node
+        if hired.task is None and node.id in self._pool.watch.alive:
+            starts = self._lost_starts[node.id] = self._lost_starts.get(node.id, 0) + 1
+            if starts >= STARTS and node.name not in self._pool.left_out:
+                reason = f"it cannot start a worker: {summary(error)}. {advice(error)}"
+                self._pool.leave_out(node.name, reason)
+        return LostError(node, error)
+
+    def dismiss(self) -> None:
+        """End all workers."""
+        for hired in [*self.idle, *self._busy.values()]:
+            self._ray.kill(hired.actor)

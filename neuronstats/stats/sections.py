@@ -1,0 +1,47 @@
+"""The paper's sections, in the order of their columns, and every column for the documents."""
+
+from neuronstats.stats import dead, ngrams, positions, suppression
+from neuronstats.stats.view import LAYER, NEURON, Column, Statistic
+
+SECTIONS: tuple[Statistic, ...] = (
+    dead.section,
+    ngrams.section,
+    suppression.section,
+    positions.section,
+)
+
+TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
+    "neurons": (
+        "neuron",
+        (
+            LAYER,
+            NEURON,
+            *dead.COLUMNS,
+            *ngrams.columns("n"),
+            *suppression.COLUMNS,
+            *positions.COLUMNS,
+        ),
+    ),
+    "ngrams": (
+        "n-gram that a detector detects",
+        (LAYER, NEURON, *ngrams.ROW_COLUMNS),
+    ),
+    "triggers": (
+        "n-gram of most activations, `top_triggers` of each analysed neuron and n",
+        (LAYER, NEURON, *ngrams.ROW_COLUMNS),
+    ),
+    "domains": ("neuron and domain", (LAYER, NEURON, *positions.DOMAIN_COLUMNS)),
+    "layers": (
+        "layer",
+        (
+            LAYER,
+            *dead.LAYER_COLUMNS,
+            *ngrams.layer_columns("n"),
+            *suppression.LAYER_COLUMNS,
+            *positions.LAYER_COLUMNS,
+        ),
+    ),
+    "suppression": ("token detector", (LAYER, NEURON, *suppression.ROW_COLUMNS)),
+    "dead_curve": ("layer and amount of text", dead.CURVE_COLUMNS),
+}
+"""Each table of the paper's sections: what a row is of, and its columns; n stands for a length."""
