@@ -1,13 +1,32 @@
 # docker build -t neuronstats .
-# docker run --gpus all --shm-size 1g -v $PWD/runs:/app/runs neuronstats model=opt-1.3b data=paper
-FROM nvidia/cuda:12.8.1-base-ubuntu24.04
+# docker run --gpus all --shm-size 1g -v $PWD/runs:/app/runs neuronstats jobs/collect.py model=opt-1.3b
+# torch brings its CUDA libraries (13.0: driver 580 or newer); the base needs none.
+FROM ubuntu:24.04
 
+# Triton compiles its kernels where they run: it needs a C compiler and Python's headers.
+# KubeRay's probes call wget.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 python3-venv \
+    && apt-get install -y --no-install-recommends \
+        ca-certificates gcc libc6-dev python3 python3-dev python3-venv wget \
     && rm -rf /var/lib/apt/lists/*
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /app
 COPY requirements.lock ./
-RUN python3 -m venv .venv && .venv/bin/pip install --no-cache-dir -r requirements.lock
+# The tests' tools are in the lock, and not in the image.
+RUN grep -vE '^(hypothesis|iniconfig|mypy|mypy_extensions|pluggy|pytest|pytest-timeout|ruff|selenium)==' \
+        requirements.lock > /tmp/requirements.txt \
+    && python3 -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir -r /tmp/requirements.txt \
+    && /opt/venv/bin/pip install --no-cache-dir \
+        "ray[default,client]==$(sed -n 's/^ray==//p' requirements.lock)"
 COPY . .
-RUN .venv/bin/pip install --no-cache-dir --no-deps -e .
-ENTRYPOINT [".venv/bin/python", "jobs/collect.py"]
+# KubeRay starts login shells, which reset PATH: links where every shell looks.
+RUN /opt/venv/bin/pip install --no-cache-dir --no-deps -e . \
+    && ln -s /opt/venv/bin/python /opt/venv/bin/ray /usr/local/bin/ \
+    && (userdel --remove ubuntu || true) \
+    && useradd --uid 1000 --create-home neuronstats \
+    && mkdir -p runs && chown 1000:1000 runs
+ENV PATH=/opt/venv/bin:$PATH RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
+USER 1000
+ENTRYPOINT ["/usr/local/bin/python"]
+CMD ["/app/jobs/collect.py", "--help"]

@@ -94,6 +94,7 @@ class Connection:
 
     def leave_out(self, name: str, reason: str) -> None:
         """Use a machine no more, and say why."""
+        reason = reason.rstrip(".")
         self.left_out[name] = reason
         self.tell(f"left out: {name}: {reason}")
 

@@ -10,7 +10,7 @@ from typing import Any
 from neuronstats.cluster.connection import Connection
 from neuronstats.cluster.inspection import lowest_niceness
 from neuronstats.cluster.nodes import Node
-from neuronstats.cluster.words import advice, summary
+from neuronstats.cluster.words import advice, summary, vanished
 from neuronstats.errors import UserError
 
 STARTS = 2  # of a worker on one machine, before the machine is left out
@@ -212,7 +212,6 @@ class Crew:
             if isinstance(cause, self._ray.exceptions.RayError):
                 raise self._lose(reference, cause) from error
             if hired.task is None and len(self._pool.nodes) > 1:
-                self._lost_starts[hired.node.id] = STARTS  # it raised; it will again
                 raise self._lose(reference, error) from error
             raise TaskFailedError(f"{name} failed:\n{error}") from error
         except self._ray.exceptions.RayError as error:  # process or machine gone, out of memory
@@ -230,10 +229,12 @@ class Crew:
         """Strike a worker off; leave its machine out if it cannot start one."""
         hired = self._busy.pop(reference)
         self._pool.reached.pop(str(hired.task), None)
-        self._ray.kill(hired.actor)
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            self._ray.kill(hired.actor)  # else it is dead, and a dead head would be waited for
         node = hired.node
         if hired.task is None and node.id in self._pool.watch.alive:
-            starts = self._lost_starts[node.id] = self._lost_starts.get(node.id, 0) + 1
+            more = 1 if vanished(error) else STARTS  # what raised will raise again
+            starts = self._lost_starts[node.id] = self._lost_starts.get(node.id, 0) + more
             if starts >= STARTS and node.name not in self._pool.left_out:
                 reason = f"it cannot start a worker: {summary(error)}. {advice(error)}"
                 self._pool.leave_out(node.name, reason)

@@ -9,6 +9,7 @@ from neuronstats.errors import GoneError
 
 INTERVAL_SECONDS = 2.0
 GONE_SECONDS = 20.0  # without an answer; Ray ends this process after 60
+STUCK_SECONDS = 15.0  # more, for the main thread to notice: it may be waiting inside Ray
 
 
 class Watch:
@@ -44,10 +45,13 @@ class Watch:
 
     def check(self) -> None:
         """Raise GoneError if the cluster has not answered for some time."""
-        if time.monotonic() - self._answered < GONE_SECONDS:
-            return
+        if time.monotonic() - self._answered > GONE_SECONDS:
+            raise GoneError(self._words)
+
+    @property
+    def _words(self) -> str:
         what = "Ray on this machine has ended" if self._local else "the cluster's head is gone"
-        raise GoneError(f"{what}; what was committed stays; the same command goes on.")
+        return f"{what}; what was committed stays; the same command goes on."
 
     def close(self) -> None:
         """Look no more."""

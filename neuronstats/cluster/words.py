@@ -21,6 +21,12 @@ def summary(error: BaseException | str) -> str:
     return " ".join(told[:2]) or type(error).__name__
 
 
+def vanished(error: BaseException | str) -> bool:
+    """Whether a process or machine ended without raising anything: another try may go well."""
+    text = f"{type(error).__name__} {error}"
+    return any(word in text for word in (*PROCESS_GONE, *NO_MEMORY))
+
+
 def advice(error: BaseException | str) -> str:
     """Return what to do about a lost worker: of memory only where memory may be the reason."""
     text = f"{type(error).__name__} {error}"

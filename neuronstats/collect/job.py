@@ -4,17 +4,19 @@ import contextlib
 import dataclasses
 import time
 
+import torch
+
 from neuronstats.cluster.nodes import Workers
 from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.start import connect, this_node
 from neuronstats.collect.plan import Plan
 from neuronstats.collect.prepare import Collect, is_small
 from neuronstats.collect.settings import CollectJob
-from neuronstats.collect.worker import ShardSummary, ShardWorker, describe
+from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, product_rate
 from neuronstats.console import Console
 from neuronstats.errors import INTERRUPTED, UserError
 from neuronstats.machine import probe, written
-from neuronstats.model.source import absolute
+from neuronstats.model.source import absolute, is_here
 from neuronstats.store.create import put_right
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import ZARR, Shard
@@ -22,8 +24,25 @@ from neuronstats.store.run import Run
 from neuronstats.units import duration, short, size
 
 
-def show_plan(plan: Plan, workers: Workers, console: Console, *, exact: bool) -> None:
-    """Print what the run will take."""
+def show_plan(
+    plan: Plan,
+    workers: Workers,
+    console: Console,
+    *,
+    exact: bool,
+    flops: float | None = None,
+    download: bool = False,
+) -> None:
+    """Print what the run will take.
+
+    Args:
+        plan: what is shown.
+        workers: by machine.
+        console: where.
+        exact: whether the corpus is known, and not guessed.
+        flops: FLOP per second of one worker; None where not known.
+        download: whether the weights are on the hub.
+    """
     work = plan.work
     about = "" if exact else "about "
     corpus, batches = work.corpus, f"{work.batch_sequences} sequences a batch"
@@ -44,6 +63,12 @@ def show_plan(plan: Plan, workers: Workers, console: Console, *, exact: bool) ->
         ),
         ("work", f"{short(plan.flop)} FLOP"),
     ]
+    if flops is not None:
+        shard = duration(plan.shard_seconds(flops))
+        rate = f"{short(flops)}FLOP/s a worker"
+        rows.append(("time, at least", f"{duration(plan.seconds(flops))}, {shard} a shard: {rate}"))
+    if download:
+        rows.append(("to fetch, if not cached", f"{size(plan.checkpoint_bytes)} of weights"))
     if plan.device:
         rows.append(("GPU memory, each worker", written(plan.device)))
     rows.append(("host memory, each worker", written(plan.host)))
@@ -63,7 +88,13 @@ def collect(settings: CollectJob, console: Console) -> int:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
         nodes = [this_node(settings.ray, probe())] if pool is None else pool.nodes
         plan, workers = job.choose(nodes, job.corpus_size(corpus))
-        show_plan(plan, workers, console, exact=exact)
+        if pool is not None:
+            pool.workers = workers
+        flops = settings.ray.flops
+        if flops is None and settings.plan:
+            flops = _measured_flops(pool, job.dtype(on_gpu=plan.work.on_gpu), plan)
+        download = not is_here(settings.model)
+        show_plan(plan, workers, console, exact=exact, flops=flops, download=download)
         if settings.plan:
             return 0
         job.fetch_weights()
@@ -74,8 +105,6 @@ def collect(settings: CollectJob, console: Console) -> int:
         todo = remaining(run, settings, console)
         if todo and pool is None:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
-        elif pool is not None:
-            pool.workers = workers
         return _run_shards(run, todo, pool, settings, plan, console)
 
 
@@ -100,6 +129,23 @@ def check_layout(run: Run, job: Collect, settings: CollectJob, console: Console)
         )
     console.say(f"repairing {len(damage)} object(s): {ZARR}/{key} {reason}")
     put_right(run, damage, job.corpus)
+
+
+class _Flops:
+    """Measures the machine that it is on."""
+
+    def __call__(self, work: tuple[torch.dtype, bool]) -> float:
+        dtype, on_gpu = work
+        return product_rate(dtype, torch.device("cuda" if on_gpu else "cpu"))
+
+
+def _measured_flops(pool: Pool | None, dtype: torch.dtype, plan: Plan) -> float:
+    """Measure what a worker could reach at most: here, or on one of the cluster's machines."""
+    task = (dtype, plan.work.on_gpu)
+    if pool is None:
+        return _Flops()(task)
+    [(_, flops)] = pool.run(_Flops, (), [task])
+    return float(flops)
 
 
 def remaining(run: Run, settings: CollectJob, console: Console) -> list[Shard]:

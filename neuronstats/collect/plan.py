@@ -202,6 +202,21 @@ class Plan:
         """Floating-point operations of the whole run."""
         return self.work.corpus.tokens * self.work.flop_per_token
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of the whole model's weights in the checkpoint, norms of all layers excepted."""
+        shape = self.work.shape
+        embeddings = shape.vocabulary * shape.embedding + shape.positions * shape.hidden
+        return (shape.num_layers * shape.layer_weights + embeddings) * self.work.stored_bytes
+
+    def seconds(self, flops: float) -> float:
+        """Return the least time of the whole run, where each worker reaches so many FLOP/s."""
+        return self.flop / (self.work.workers * flops)
+
+    def shard_seconds(self, flops: float) -> float:
+        """Return the least time of a full shard on a worker of so many FLOP/s."""
+        return self.work.shard_tokens * self.work.flop_per_token / flops
+
     def misfits(self, node: Node, count: int, free_disk: int | None) -> list[str]:
         """Say what does not fit a machine with so many workers, one sentence each."""
         needs = [

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from neuronstats.corpus.documents import content_fingerprint
 from neuronstats.corpus.files import find_files
 from neuronstats.corpus.packing import read_corpus
 from neuronstats.corpus.settings import DataSettings
-from neuronstats.errors import SettingsError
+from neuronstats.errors import SettingsError, UserError
 from neuronstats.machine import free_disk_bytes
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.decoder import check_weights, has_positions
@@ -53,7 +54,7 @@ class Collect:
         self.location = settings.location
         self.info = self._existing()
         here = is_here(settings.model)  # if not, gigabytes are fetched once the plan fits
-        self.checkpoint = Checkpoint(locate(settings.model, weights=here), weights=here)
+        self.checkpoint = Checkpoint(self._folder(weights=here), weights=here)
         self.shape = Shape.of(self.checkpoint.config)
         self.num_layers = num_first_layers(
             settings.collect.layers, self.shape.num_layers, "collect.layers"
@@ -66,6 +67,20 @@ class Collect:
         self.num_bitmaps = min(wanted, self.num_layers)
         if here:
             check_weights(self.checkpoint, self.num_layers)
+
+    def _folder(self, *, weights: bool) -> Path:
+        """Return the model's folder; for a plan without the hub, one with what is stated."""
+        try:
+            return locate(self.settings.model, weights=weights)
+        except SettingsError:
+            raise
+        except UserError as error:
+            if not self.settings.plan or self.settings.model.sizes is None:
+                raise
+            self.console.say(f"planned by model.sizes: {error}")
+        folder = Path(tempfile.mkdtemp(prefix="neuronstats-"))
+        (folder / "config.json").write_text(json.dumps(self.settings.model.sizes))
+        return folder
 
     def fetch_weights(self) -> None:
         """Fetch the weights from the hub where they are not here.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 
 class Dtype(Enum):
@@ -25,3 +26,5 @@ class ModelSettings:
     """The hub's branch, tag or commit; null: its main."""
     dtype: Dtype = Dtype.auto
     """auto: the checkpoint's on a GPU, float32 on a CPU."""
+    sizes: dict[str, Any] | None = None
+    """What config.json says: for plan=true where the hub cannot be reached."""

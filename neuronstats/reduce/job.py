@@ -13,7 +13,7 @@ from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.start import connect
 from neuronstats.console import Console
 from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
-from neuronstats.machine import PROCESS_BYTES, Term, allocator, probe, written
+from neuronstats.machine import PROCESS_BYTES, SPARE, Term, allocator, probe, written
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.reduce.block import BlockWorker, corrupt, create_positions, cut_blocks
@@ -117,36 +117,42 @@ class _Reduction:
         self._num_sequences = sum(shard.num_sequences for shard in self._shards)
         self._num_tokens = self._num_sequences * run.layout.num_positions
         self._blocks = cut_blocks(run.layout, self._num_layers, self._num_tokens)
-        self._terms = self._memory_terms(shape)
+        self._terms = self._worker_terms(shape)
 
-    def _memory_terms(self, shape: Shape) -> dict[str, tuple[Term, ...]]:
-        """Bound the memory of this process while it numbers n-grams, and of the workers."""
+    def _worker_terms(self, shape: Shape) -> dict[str, tuple[Term, ...]]:
+        """Bound the memory of a worker, by its work."""
         layout, reduce = self.opened.layout, self._settings.reduce
-        positions = layout.num_positions
-        numbering = ngram_ids.projected_bytes(self._num_sequences, positions, reduce.ngrams)
-        terms = {
-            "merging": block_memory(
-                layout, self._shards, self._blocks[0].last, reduce, numbering["n-gram ids"]
-            )
+        ids = ngram_ids.projected_bytes(self._num_sequences, layout.num_positions, reduce.ngrams)
+        num_neurons, ids_bytes = self._blocks[0].last, ids["n-gram ids"]
+        terms = {"merging": block_memory(layout, self._shards, num_neurons, reduce, ids_bytes)}
+        if layout.num_bitmaps:
+            terms["projecting"] = projection_memory(shape)
+        return terms
+
+    def _driver_terms(self) -> dict[str, tuple[Term, ...]]:
+        """Bound the memory of this process, before the workers' time and beside them."""
+        layout, reduce = self.opened.layout, self._settings.reduce
+        numbering = ngram_ids.projected_bytes(
+            self._num_sequences, layout.num_positions, reduce.ngrams
+        )
+        num_shards, num_tokens = len(self._shards), self._num_tokens
+        work = {
+            "gathering": gather_memory(layout, self._num_layers, num_tokens, num_shards, reduce)
         }
         if layout.num_bitmaps:
-            own = [Term("process", PROCESS_BYTES), *(Term(*term) for term in numbering.items())]
-            terms["numbering n-grams"] = (*own, allocator(own))
-            terms["projecting"] = projection_memory(shape)
-        num_shards = len(self._shards)
-        own = [Term("process", PROCESS_BYTES)]
-        own += gather_memory(layout, self._num_layers, self._num_tokens, num_shards, reduce)
-        terms["gathering"] = (*own, allocator(own))
-        return terms
+            work["numbering n-grams"] = [Term(*term) for term in numbering.items()]
+        process = Term("process", PROCESS_BYTES)
+        return {
+            what: (process, *terms, allocator([process, *terms])) for what, terms in work.items()
+        }
 
     @property
     def _worker_bytes(self) -> int:
         """Memory of a worker, whichever work takes more."""
-        sums = [sum(term.bytes for term in terms) for terms in self._terms.values()]
-        return max(sums)
+        return max(sum(term.bytes for term in terms) for terms in self._terms.values())
 
     def show_plan(self) -> None:
-        """Say what it will take.
+        """Print what it will take.
 
         Raises:
             SettingsError: it does not fit this machine.
@@ -161,7 +167,17 @@ class _Reduction:
             here = [Node.of(machine)]
             workers = place(settings, here, memory=self._worker_bytes, per_core=True)
             rows.append(("workers", str(workers)))
+        driver = self._driver_terms()
+        for what, terms in driver.items():
+            needed = sum(term.bytes for term in terms[1:])  # the process is here already
+            if needed > SPARE * machine.host_bytes:
+                raise SettingsError(
+                    f"{what} takes {size(needed)} of memory here, in this process, and"
+                    f" {size(int(SPARE * machine.host_bytes))} may be used: expected a machine with"
+                    " more, or fewer lengths in reduce.ngrams."
+                )
         rows += [(f"memory, {what}", written(terms)) for what, terms in self._terms.items()]
+        rows += [(f"memory here, {what}", written(terms)) for what, terms in driver.items()]
         self._console.table("plan", rows)
 
     def run(self) -> bool:

@@ -57,7 +57,7 @@ class LayerSuppression:
 def layer_tokens(
     layer: int, detected: Tokens, triggers: Tokens, alive: Sequence[int]
 ) -> LayerTokens:
-    """Put a layer's detectors beside as many neurons that detect none, drawn at random.
+    """Build the task of one layer: its detectors, and as many others drawn at random as controls.
 
     Args:
         layer: the layer; with it the draw is the same every time.

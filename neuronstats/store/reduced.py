@@ -88,7 +88,7 @@ class ReducedRun:
 
     @property
     def has_positions(self) -> bool:
-        """Tell whether the model has positional embeddings."""
+        """Whether the model has positional embeddings."""
         return self.run.about.has_positions
 
     @property
@@ -134,7 +134,7 @@ class ReducedRun:
         return self.layers[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
     def has(self, name: str) -> bool:
-        """Tell whether a column of neurons.parquet is there and holds anything."""
+        """Return whether a column of neurons.parquet is there and holds anything."""
         if name not in self.neurons.column_names:
             return False
         return bool(self.neurons[name].null_count < len(self.neurons))

@@ -1,11 +1,16 @@
 """The plan's sums on a GPU, which no test here can measure."""
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from neuronstats.collect.plan import Corpus, Work, make_plan
 from neuronstats.model.shape import Shape
 from neuronstats.units import size
 
+ROOT = Path(__file__).parents[2]
 OPT_66B = Shape(
     num_layers=64,
     hidden=9216,
@@ -59,3 +64,43 @@ def test_pinned_bits_are_counted_as_torch_takes_them():
     assert waiting + host["bits and counts in pinned memory"] == 4 * ((1 << 31) + (1 << 29))
     assert (bitmap, counts) < (1 << 31, 1 << 29)
     assert host["weights in pinned memory"] == 128 << 20
+
+
+@pytest.fixture(scope="module")
+def table():
+    path = ROOT / "tools" / "plan_table.py"
+    spec = importlib.util.spec_from_file_location("plan_table", path)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def test_the_page_of_plans_is_what_the_plan_says(table):
+    page = (ROOT / "docs" / "plan.md").read_text()
+    for machine in table.MACHINES:
+        for name in ("125m", "350m", "66b"):
+            assert table.row(name, machine) in page
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "billions"),
+    [("125m", 12, 768, 0.125), ("6.7b", 32, 4096, 6.66), ("66b", 64, 9216, 65.7)],
+)
+def test_the_page_of_plans_against_arithmetic(table, name, layers, width, billions):
+    node, flops = table.MACHINES["8 x 80 GB"]
+    plan = table.plan_of(name, node)
+    tokens = 9 * 1085 * 2048
+    assert plan.checkpoint_bytes == pytest.approx(2e9 * billions, rel=0.01)
+    # 2 FLOP a weight and token; attention over half of 2048 positions, twice; not the last fc2.
+    layer = 2 * 12 * width**2 + 2 * 2 * 1024 * width
+    assert plan.flop == pytest.approx(tokens * (layers * layer - 8 * width**2), rel=0.01)
+    assert plan.seconds(flops) == plan.flop / (8 * flops)
+    assert plan.shard_seconds(flops) == pytest.approx(
+        plan.work.shard_tokens / tokens * plan.flop / flops
+    )
+    bits = tokens / 8 * 4 * width * (layers // 2)
+    stored = sum(term.bytes for term in plan.disk if term.name.startswith("bitmaps"))
+    assert stored == pytest.approx(0.4 * bits, rel=0.1)

@@ -134,6 +134,14 @@ def test_early_blocks_wait_on_disk_and_come_in_order(files, tmp_path):
     assert list((tmp_path / "run" / "tables.partial").iterdir()) == []
 
 
+def test_a_full_disk_is_said(files, tmp_path):
+    (tmp_path / "run" / "tables.partial" / "mine.parquet").symlink_to("/dev/full")
+    noise = np.random.default_rng(0).random(1 << 20)
+    with pytest.raises(UserError, match=r"cannot write .*tables\.partial.*[Nn]o space"):
+        files.append("mine", pa.table({"a": noise}))
+    files.close()
+
+
 def test_an_object_store_gets_whole_files(tmp_path, monkeypatch):
     """What is not local is sent at the end, from a temporary folder that then is gone."""
     folder = RunFolder(str(tmp_path / "run"), create=True)

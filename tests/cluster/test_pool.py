@@ -1,0 +1,110 @@
+"""The real pool on one real local Ray: cost of a task, progress, workers that cannot start."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from neuronstats.cluster.settings import RaySettings
+from neuronstats.cluster.start import connect
+from neuronstats.errors import SettingsError, UserError
+
+HERE = Path(__file__).parent
+NUM_TASKS = 600
+
+
+class Nothing:
+    """Does nothing, in three steps."""
+
+    def __call__(self, task):
+        for step in range(3):
+            yield step + 1
+        return task * 2
+
+
+class Picky:
+    """Fails as it is told."""
+
+    def __init__(self, how=""):
+        if how == "settings":
+            raise SettingsError("model.path=/nowhere does not exist.")
+        if how == "die":
+            os._exit(3)
+
+    def __call__(self, task):
+        if task == "bad":
+            raise UserError("the input is bad")
+        path = Path(task)
+        if path.name == "kill" or not path.exists():
+            path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+
+@pytest.fixture(scope="module")
+def said():
+    return []
+
+
+@pytest.fixture(scope="module")
+def pool(said):
+    path = os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)  # the workers import this module
+        with connect(RaySettings(workers=2, cpus_per_worker=1), tell=said.append) as pool:
+            yield pool
+
+
+def test_a_task_costs_the_driver_the_same_however_many_there_were(pool):
+    """The driver's CPU seconds, the last third of many tasks against the first."""
+    marks, seen, stepped = [], set(), set()
+
+    def tick():
+        stepped.update(pool.reached)
+        assert len(pool.reached) <= pool.workers.count
+
+    for task, result in pool.run(Nothing, (), range(NUM_TASKS), tick=tick):
+        assert result == 2 * task
+        seen.add(task)
+        marks.append(time.process_time())
+    assert seen == set(range(NUM_TASKS))
+    assert stepped  # progress was heard
+    assert pool.reached == {}
+    third = NUM_TASKS // 3
+    first, last = marks[third] - marks[0], marks[-1] - marks[-1 - third]
+    assert last <= 2 * first + 0.1, (first, last)
+
+
+def test_a_killed_worker_is_replaced_and_its_task_done_again(pool, tmp_path):
+    tasks = [str(tmp_path / f"task-{i}") for i in range(2)]
+    done = dict(pool.run(Picky, (), tasks))
+    assert set(done) == set(tasks)
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_every_worker_ends_the_job_with_its_name(pool, tmp_path):
+    task = str(tmp_path / "kill")
+    with pytest.raises(UserError, match="kill lost its worker 4 times") as caught:
+        list(pool.run(Picky, (), [task]))
+    assert "where memory runs out" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_errors_of_people_keep_their_kind(pool):
+    with pytest.raises(UserError, match=r"^bad: the input is bad$"):
+        list(pool.run(Picky, (), ["bad"]))
+    with pytest.raises(SettingsError, match=r"^model.path=/nowhere does not exist"):
+        list(pool.run(Picky, ("settings",), ["any"]))
+
+
+def test_a_machine_that_cannot_start_a_worker_is_left_out_and_named(pool, said):
+    with pytest.raises(UserError, match="no machine can start a worker: this machine: ") as caught:
+        list(pool.run(Picky, ("die",), ["any"]))
+    assert "cannot start a worker" in str(caught.value)
+    assert said[-1].startswith("left out: this machine")
+
+
+def test_jobs_say_nothing_else(said):
+    assert [line for line in said if not line.startswith("left out")] == []

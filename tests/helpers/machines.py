@@ -1,0 +1,131 @@
+"""Machines of a cluster on this one: each with its own network, processes, /tmp, /dev/shm, name.
+
+Needs root and network namespaces; `why_not` says what is missing.
+"""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+SHARED = Path("/mnt")  # a folder that every machine sees
+TAG = f"ns{os.getpid() % 10000}"
+
+# Becomes process 1 of the machine; what is mounted is seen by it alone.
+INIT = """
+trap '' TERM
+mount --make-rprivate /
+mount --bind {base}/shared /mnt
+{mounts}
+mount --bind {base}/{name} /tmp
+mount -t tmpfs -o size=512m none /dev/shm
+hostname {name}
+ip link set lo up
+touch /tmp/ready
+while :; do sleep 1; done
+"""
+
+
+def why_not():
+    """Why machines cannot be made here; empty if they can."""
+    if os.geteuid() != 0:
+        return "not root"
+    probe = f"ip netns add {TAG}p && ip netns del {TAG}p && unshare -m -p -f -u --mount-proc true"
+    done = subprocess.run(["sh", "-c", probe], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else f"no namespaces: {done.stderr.strip()}"
+
+
+class Machine:
+    """One machine; 10.77.0.NUMBER."""
+
+    def __init__(self, base, number, mounts=""):
+        self.name, self.ip = f"m{number}", f"10.77.0.{number}"
+        self._namespace = f"{TAG}{self.name}"
+        (base / self.name / "home").mkdir(parents=True)
+        (base / self.name).chmod(0o1777)
+        _sh(f"ip netns add {self._namespace}")
+        inside = f"ip netns exec {self._namespace}"
+        cable = f"ip link add v{number} type veth peer name eth0 netns {self._namespace}"
+        _sh(f"ip netns exec {TAG} {cable}")
+        _sh(f"ip netns exec {TAG} ip link set v{number} master br0 up")
+        _sh(f"{inside} ip addr add {self.ip}/24 dev eth0; {inside} ip link set eth0 up")
+        _sh(f"{inside} ip route add default via 10.77.0.254")
+        script = INIT.format(base=base, name=self.name, mounts=mounts)
+        command = f"exec {inside} unshare -m -p -f -u --mount-proc sh -c {shlex.quote(script)}"
+        self._outer = subprocess.Popen(["sh", "-c", command], start_new_session=True)
+        deadline = time.monotonic() + 30
+        while not (base / self.name / "ready").exists():
+            assert time.monotonic() < deadline, f"{self.name} did not start"
+            time.sleep(0.05)
+        found = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self._outer.pid)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        self._init = int(found.stdout.split()[0])
+
+    def command(self, line, **environment):
+        """What runs a shell line on the machine, in a fresh environment."""
+        words = {"PATH": os.environ["PATH"], "HOME": "/tmp/home", "LANG": "C.UTF-8", **environment}
+        settings = [f"{name}={value}" for name, value in words.items()]
+        enter = ["nsenter", "-t", str(self._init), "-n", "-m", "-p", "-u"]
+        return [*enter, "env", "-i", *settings, "bash", "-c", line]
+
+    def run(self, line, timeout=120, **environment):
+        return subprocess.run(
+            self.command(line, **environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, line, **environment):
+        return subprocess.Popen(
+            self.command(line, **environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def unplug(self):
+        """End the machine with all its processes at once."""
+        for pid in (self._init, self._outer.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._outer.wait()
+
+    def remove(self):
+        self.unplug()
+        _sh(f"ip netns del {self._namespace}")
+
+
+class Network:
+    """A bridge, and the machines on it."""
+
+    def __init__(self, base):
+        self._base, self.machines = base, []
+        (base / "shared").mkdir()
+        self.shared = base / "shared"
+        _sh(f"ip netns add {TAG}")
+        _sh(f"ip netns exec {TAG} ip link add br0 type bridge")
+        _sh(f"ip netns exec {TAG} ip addr add 10.77.0.254/24 dev br0")
+        _sh(f"ip netns exec {TAG} ip link set br0 up")
+
+    def machine(self, mounts=""):
+        self.machines.append(Machine(self._base, len(self.machines) + 1, mounts))
+        return self.machines[-1]
+
+    def remove(self):
+        for machine in self.machines:
+            machine.remove()
+        _sh(f"ip netns del {TAG}")
+
+
+def _sh(line):
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (line, done.stderr)
