@@ -66,6 +66,11 @@ def report(run_folder, tmp_path_factory):
     return out
 
 
+def run_file(folder):
+    """A run's run.yaml without its checksum, to be edited."""
+    return re.sub(r"(?m)^checksum: .*\n", "", (folder / "run.yaml").read_text())
+
+
 def piece(report, layer, neuron):
     """A neuron's detail, as the files have it."""
     columns = json.loads(
@@ -125,7 +130,7 @@ def test_out_is_a_file(run_folder, tmp_path):
 def test_tables_of_another_run(run_folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run_folder / "tables", other / "tables")
-    text = (run_folder / "run.yaml").read_text()
+    text = run_file(run_folder)
     (other / "run.yaml").write_text(re.sub(r"fingerprint: \w+", "fingerprint: none", text, count=1))
     code, _, wrong = run_job("report", f"runs=[{other}]", f"out={tmp_path / 'out'}")
     assert code == 1
@@ -272,7 +277,7 @@ def test_settings_of_the_report_are_checked(run_folder, setting, expected):
 
 def test_names_in_any_script_cause_no_warning(run_folder, tmp_path):
     moved = shutil.copytree(run_folder, tmp_path / "run")
-    text = (moved / "run.yaml").read_text()
+    text = run_file(moved)
     (moved / "run.yaml").write_text(
         re.sub(r"(model:\n(?:    .*\n)*?    name: ).*(?:\n      .*)*", r"\1模型🙂", text, count=1),
     )
@@ -539,7 +544,7 @@ def test_every_detail_names_what_the_update_promotes_and_suppresses(report, run,
 
 def test_without_the_checkpoint_only_detectors_have_an_update(run_folder, tmp_path):
     moved = shutil.copytree(run_folder, tmp_path / "run")
-    text = (moved / "run.yaml").read_text()
+    text = run_file(moved)
     (moved / "run.yaml").write_text(
         text.replace(str(run_folder.parent / "model"), "/nowhere/it/is")
     )
