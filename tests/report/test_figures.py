@@ -17,6 +17,7 @@ from neuronstats.report.figures import examples as figures_examples
 from neuronstats.report.figures import layers as figures_layers
 from neuronstats.report.figures import neurons as figures_neurons
 from neuronstats.report.figures import published
+from neuronstats.report.figures import suppression as figures_suppression
 from neuronstats.report.figures.frame import (
     Drawing,
     NamedRun,
@@ -185,7 +186,7 @@ def test_the_gallery_shows_every_type_and_the_curves_of_its_neurons(named):
 
 
 def test_suppression_is_shown_against_both_controls(named):
-    found = lines(figures_layers.suppression([named]))
+    found = lines(figures_suppression.suppression([named]))
     table = named.run.layers.to_pylist()
     for label, column in (
         ("planted", "suppressing_share"),
@@ -197,11 +198,11 @@ def test_suppression_is_shown_against_both_controls(named):
         assert len(expected) == 3
     truth = [[p.suppresses for p in planted.neurons(layer=k, n=1)] for k in range(3)]
     assert found["planted"][:, 1] == pytest.approx([100 * np.mean(each) for each in truth])
-    caption = figures_layers.suppression([named]).caption
+    caption = figures_suppression.suppression([named]).caption
     assert f"In all: {sum(map(sum, truth))} of {sum(map(len, truth))} (" in caption
     low, high = wilson(sum(map(sum, truth)), sum(map(len, truth)))
     assert f"95 % interval {100 * low:.0f} to {100 * high:.0f} %" in caption
-    (bars,) = figures_layers.suppression([named]).figure.axes[0].collections
+    (bars,) = figures_suppression.suppression([named]).figure.axes[0].collections
     ends = [np.array(line)[:, 1] for line in bars.get_segments()]
     assert ends == [pytest.approx(100 * np.array(wilson(sum(t), len(t)))) for t in truth]
 

@@ -29,7 +29,7 @@ LAYERS = 4  # of fig. 9: those with most neurons
 
 
 def typical(found: pa.Table, kind: str, *, strong: bool) -> list[dict[str, int]]:
-    """Choose neurons of a type and strength: those in the middle of their order of information."""
+    """Return neurons of a type and strength: those in the middle of their order of information."""
     same = found.filter(
         pc.and_(pc.equal(found["position_type"], kind), pc.equal(found["position_strong"], strong))
     )

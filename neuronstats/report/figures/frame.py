@@ -226,7 +226,7 @@ def wrapped(panel: Axes, title: str, **keywords: Any) -> None:
 
 
 def legend(panel: Axes, runs: Sequence[NamedRun], *more: Line2D | None) -> None:
-    """Name the runs by their colours, then other kinds of lines once for all runs.
+    """Write a legend: the runs by their colours, then other kinds of lines once for all runs.
 
     Args:
         panel: with the runs drawn in `line_style`, in this order.
@@ -248,7 +248,7 @@ def line_kind(line: str, words: str) -> Line2D:
 
 
 def from_zero(panel: Axes, *, whole: bool = False) -> None:
-    """Let a panel's y begin just below zero, so that marks at zero are seen.
+    """Begin a panel's y just below zero, so that marks at zero are seen.
 
     Args:
         panel: with everything drawn.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,13 +18,11 @@ from neuronstats.report.figures.frame import (
     NamedRun,
     NoDataError,
     from_zero,
-    intervals,
     legend,
     line_kind,
     line_style,
     new_figure,
     panels,
-    share_words,
     wrapped,
 )
 from neuronstats.stats.dead import NEVER_SEEN_BOUND
@@ -34,10 +31,6 @@ from neuronstats.units import short
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 LOG_FROM = 20  # runs whose tokens differ by more share a logarithmic axis
 DETECTED_BY = ("cover_share", "max_cover", "detect_rate", "min_count")
-CONTROLS = {  # of the suppressing share, in layers.parquet
-    "suppressing_shuffled_share": ("others' triggers", "--"),
-    "suppressing_control_share": ("neurons that detect none", "-."),
-}
 DEPTH = "layer relative to depth (0: first, 1: last)"
 WORDS = {1: "token", 2: "bigram", 3: "trigram"}
 NO_BITMAPS = "no run keeps bitmaps (collect.bitmaps), which n-grams are counted on"
@@ -52,9 +45,10 @@ def by_depth(named: NamedRun, column: str, factor: float = 1.0) -> Curve | None:
     return named.run.depth[known], values[known] * factor
 
 
-def _overlay(
+def overlay(
     runs: Sequence[NamedRun], column: str, ylabel: str, *, factor: float = 1.0, missing: str
 ) -> tuple[Figure, Axes]:
+    """Return a figure with a column of layers.parquet by depth, a curve for each run."""
     figure = new_figure()
     axes = figure.subplots()
     drawn = 0
@@ -69,7 +63,7 @@ def _overlay(
     return figure, axes
 
 
-def _finish(
+def finish(
     axes: Axes, runs: Sequence[NamedRun], figure: str, *more: Line2D, whole: bool = False
 ) -> None:
     """Mark what the paper shows, name what is drawn, begin at zero."""
@@ -79,10 +73,10 @@ def _finish(
 
 def dead(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 1a."""
-    figure, axes = _overlay(
+    figure, axes = overlay(
         runs, "dead_share", "dead neurons, % of the layer", factor=100, missing="no layers"
     )
-    _finish(axes, runs, "1a")
+    finish(axes, runs, "1a")
     bounds = ", ".join(
         f"{NEVER_SEEN_BOUND / named.run.tokens:.2g} ({named.label})" for named in runs
     )
@@ -97,10 +91,10 @@ def dead(runs: Sequence[NamedRun]) -> Drawing:
 
 def frequency(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 1b."""
-    figure, axes = _overlay(
+    figure, axes = overlay(
         runs, "alive_frequency", "mean activation frequency", missing="no neuron is alive"
     )
-    _finish(axes, runs, "1b")
+    finish(axes, runs, "1b")
     caption = "Activation frequency, the mean over each layer's neurons that are not dead."
     notes = [
         "Frequency: activations divided by tokens, the begin-of-sequence token included.",
@@ -131,9 +125,9 @@ def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title
         right.set(
             title=f"(b) {WORDS[n]}s with a detector", xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s"
         )
-        _finish(left, runs, f"{name}a", whole=True)
+        finish(left, runs, f"{name}a", whole=True)
         kinds = (line_kind("-", "in the layer"), line_kind("--", "up to the layer"))
-        _finish(right, runs, f"{name}b", *kinds, whole=True)
+        finish(right, runs, f"{name}b", *kinds, whole=True)
     caption = (
         "(a) Neurons that only few n-grams activate, and nearly every occurrence of these does; (b)"
         " n-grams with such a detector in the layer (solid), or in it or a layer below (dashed)."
@@ -245,60 +239,6 @@ def _each(runs: Sequence[NamedRun], name: str, default: float) -> str:
     return " or ".join(f"{100 * share:g} %" for share in shares)
 
 
-def suppression(runs: Sequence[NamedRun]) -> Drawing:
-    """Ours: the share of token detectors that suppress what they detect."""
-    figure, axes = _overlay(
-        runs,
-        "suppressing_share",
-        "suppressing, % of token detectors",
-        factor=100,
-        missing="no run has projections of token detectors (none was found, or reduce did not"
-        " read the checkpoint)",
-    )
-    axes.axhline(50, color="0.5", linewidth=1, linestyle=":")
-    for index, named in enumerate(runs):
-        judged = named.run.neurons.filter(pc.is_valid(named.run.neurons["suppresses"]))
-        layer, does = (judged[column].to_numpy() for column in ("layer", "suppresses"))
-        layers, totals = np.unique(layer, return_counts=True)
-        counts = [int(does[layer == each].sum()) for each in layers]
-        depth = named.run.depth[layers].tolist()
-        intervals(axes, depth, counts, totals.tolist(), line_style(index)["color"])
-        for column, (words, line) in CONTROLS.items():
-            control = by_depth(named, column, 100)
-            if control is not None:
-                label = f"{named.label}, {words}"
-                axes.plot(*control, line, label=label, **line_style(index), alpha=0.6)
-    kinds = [line_kind(line, words) for words, line in CONTROLS.values()]
-    _finish(axes, runs, "suppression", *kinds)
-    axes.set_ylim(-3, 103)
-    caption = (
-        "Share of each layer's token detectors whose update lowers the output logits of the tokens"
-        f" that they detect, with 95 % intervals. In all: {_suppressing(runs)}."
-    )
-    notes = [
-        "A detector suppresses where its update's projection on the output embedding is below zero"
-        " in the mean over its detected tokens.",
-        "Dotted: one half, which a sign drawn at random would give. Dashed, where computed: the"
-        " same neurons against each other's detected tokens; dash-dotted: neurons of the layer that"
-        " detect none against these tokens.",
-        "Intervals: Wilson's.",
-        published.remarks(["suppression"], runs),
-    ]
-    title = "Detectors that suppress their triggers"
-    made_by = (*DETECTED_BY, "centred")
-    return Drawing("suppression", title, caption, notes, figure=figure, settings=made_by)
-
-
-def _suppressing(runs: Sequence[NamedRun]) -> str:
-    """Return how many of each run's token detectors suppress, over all layers."""
-    words = []
-    for named in runs:
-        judged = pc.drop_null(named.run.neurons["suppresses"])
-        count = pc.sum(judged, min_count=0).as_py()
-        words.append(f"{share_words(count, len(judged))} of {named.label}")
-    return ", ".join(words)
-
-
 def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
     """Ours: how the dead share falls as tokens are seen."""
     figure = new_figure()
@@ -358,5 +298,4 @@ for _name, _lengths, _draw, _title in (
     CATALOGUE[_name] = (functools.partial(_draw, **_keywords), _title)
 CATALOGUE |= {
     "dead_curve": (dead_curve, "Dead neurons against tokens seen"),
-    "suppression": (suppression, "Detectors that suppress their triggers"),
 }

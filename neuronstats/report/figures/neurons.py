@@ -105,7 +105,7 @@ def covers(runs: Sequence[NamedRun], n: int, name: str, title: str) -> Drawing:
 
 
 def bin_name(index: int) -> str:
-    """Name a bin of covering n-grams."""
+    """Return the name of a bin of covering n-grams."""
     if index == len(COVER_BINS) - 1:
         return f"over {COVER_BINS[index] - 1}"
     last = COVER_BINS[index + 1] - 1
