@@ -49,7 +49,7 @@ def write_figures(folder: Output, figures: Sequence[Drawing]) -> None:
 
 
 def report(settings: ReportJob, console: Console) -> int:
-    """Do the job; return its exit code."""
+    """Write the report of some runs, and serve it where asked; return the exit code."""
     runs = open_runs(settings.runs)
     location = settings.out or f"{runs[0].run.location.rstrip('/')}/report"
     if settings.serve and "://" in location:
@@ -91,7 +91,7 @@ def _write(settings: ReportJob, runs: Sequence[NamedRun], folder: Output, consol
 
 
 def _server(settings: ReportJob, runs: Sequence[NamedRun], folder: Output) -> ThreadingHTTPServer:
-    """Bind the port, before anything is written."""
+    """Return a server with its port bound, before anything is written."""
 
     def detail(number: int, layer: int, neuron: int) -> bytes | None:
         if number >= len(runs):

@@ -176,7 +176,7 @@ def contexts_of_bitmap(
 
 
 def spread_out(bitmap: Bitmap, count: int, reach: int) -> list[tuple[int, int]]:
-    """Choose activations evenly over all, no two within reach of each other in one sequence.
+    """Return activations spread evenly over all, no two within reach of each other in one sequence.
 
     Args:
         bitmap: uint8 [sequence, byte].

@@ -17,7 +17,15 @@ from neuronstats.report.figures import examples as figures_examples
 from neuronstats.report.figures import layers as figures_layers
 from neuronstats.report.figures import neurons as figures_neurons
 from neuronstats.report.figures import published
-from neuronstats.report.figures.frame import Drawing, NamedRun, NoDataError, draw, settings_words
+from neuronstats.report.figures import suppression as figures_suppression
+from neuronstats.report.figures.frame import (
+    Drawing,
+    NamedRun,
+    NoDataError,
+    draw,
+    settings_words,
+    wilson,
+)
 from neuronstats.report.notebook import LoadedRun
 from neuronstats.store.reduced import labels
 
@@ -55,7 +63,7 @@ def test_frequency_is_the_mean_over_the_alive(named):
 
 
 def test_the_bound_is_three_by_tokens(named):
-    assert f"{3 / named.run.tokens:.2g}" in figures_layers.dead([named]).caption
+    assert f"= {3 / named.run.tokens:.2g} (planted)." in figures_layers.dead([named]).caption
 
 
 def test_runs_are_overlaid_on_relative_depth(named):
@@ -178,7 +186,7 @@ def test_the_gallery_shows_every_type_and_the_curves_of_its_neurons(named):
 
 
 def test_suppression_is_shown_against_both_controls(named):
-    found = lines(figures_layers.suppression([named]))
+    found = lines(figures_suppression.suppression([named]))
     table = named.run.layers.to_pylist()
     for label, column in (
         ("planted", "suppressing_share"),
@@ -190,12 +198,17 @@ def test_suppression_is_shown_against_both_controls(named):
         assert len(expected) == 3
     truth = [[p.suppresses for p in planted.neurons(layer=k, n=1)] for k in range(3)]
     assert found["planted"][:, 1] == pytest.approx([100 * np.mean(each) for each in truth])
-    caption = figures_layers.suppression([named]).caption
+    caption = figures_suppression.suppression([named]).caption
     assert f"In all: {sum(map(sum, truth))} of {sum(map(len, truth))} (" in caption
+    low, high = wilson(sum(map(sum, truth)), sum(map(len, truth)))
+    assert f"95 % interval {100 * low:.0f} to {100 * high:.0f} %" in caption
+    (bars,) = figures_suppression.suppression([named]).figure.axes[0].collections
+    ends = [np.array(line)[:, 1] for line in bars.get_segments()]
+    assert ends == [pytest.approx(100 * np.array(wilson(sum(t), len(t)))) for t in truth]
 
 
 def test_published_readings_are_for_the_papers_models_alone(named, monkeypatch):
-    assert figures_layers.dead([named]).caption.count("eye") == 0
+    assert "eye" not in str(figures_layers.dead([named]).notes)
     labels = lines(figures_layers.dead([named]))
     assert not any(published.NAME in label for label in labels)
     monkeypatch.setitem(named.run.run.info["settings"]["model"], "name", "opt-66b")
@@ -203,13 +216,13 @@ def test_published_readings_are_for_the_papers_models_alone(named, monkeypatch):
     marks = lines(drawing)[f"planted, {published.NAME}"]
     assert (0.05, 73.0) in [tuple(mark) for mark in marks]
     assert published.NAME in [t.get_text() for t in drawing.figure.axes[0].get_legend().get_texts()]
-    assert "opt-66b" in drawing.caption
-    assert "by eye" in drawing.caption
+    assert "opt-66b" in drawing.notes[0]
+    assert "by eye" in drawing.notes[0]
     detectors = figures_layers.detectors([named], (1,), "3", "title")
     left, right = detectors.figure.axes
     assert left.lines[-1].get_ydata().tolist() == [345.0, 120.0, 455.0, 0.0]
     assert set(right.lines[-1].get_ydata()) == {10000.0}
-    assert "5351" in detectors.caption
+    assert "5351" in detectors.notes[-1]
 
 
 def test_settings_are_written_once_or_for_each_run(named):
@@ -254,15 +267,15 @@ def test_ranges_cover_what_the_table_says(named):
             assert any(f"layer {layer}: {said}" in title for title in titles)
 
 
-def test_weak_evidence_for_detectors_is_in_the_caption(named):
-    caption = figures_layers.detectors([named], (2,), "14", "title").caption
+def test_weak_evidence_for_detectors_is_in_the_notes(named):
+    notes = " ".join(figures_layers.detectors([named], (2,), "14", "title").notes)
     table = named.run.layers
     strict, few, loose = (
         sum(v for v in table[f"{name}_2"].to_pylist() if v is not None)
         for name in ("detectors", "detectors_few", "detectors_loose")
     )
-    assert f"{strict} detectors of bigrams in planted ({few} of them on fewer than 10" in caption
-    assert f"{loose} where the detected are gathered from all triggers" in caption
+    assert f"{strict} detectors of bigrams in planted ({few} of them on fewer than 10" in notes
+    assert f"{loose} where the detected are gathered from all triggers" in notes
 
 
 def test_every_figure_is_drawn_or_says_why(named):
@@ -271,7 +284,10 @@ def test_every_figure_is_drawn_or_says_why(named):
     for drawing in found:
         shown = [drawing.figure is not None, bool(drawing.rows), bool(drawing.reason)]
         assert sum(shown) == 1, drawing.name
-        assert "tokens (tokens)" in drawing.caption  # how many, of which data
+        if not drawing.reason:
+            sentences = re.findall(r"[.:!?](?=\s+[A-Z(]|$)", drawing.caption)
+            assert 1 <= len([end for end in sentences if end != ":"]) <= 2, drawing.caption
+            assert any("tokens (tokens)" in note for note in drawing.notes)  # how many, of which
     assert {d.name: d.reason for d in found}["10"].startswith("it sets runs of one architecture")
 
 
@@ -297,8 +313,16 @@ def test_a_figure_without_data_is_not_an_error():
         raise NoDataError("nothing was counted")
 
     assert draw(missing, "9", "title", []) == Drawing(
-        "9", "title", ".", reason="nothing was counted"
+        "9", "title", "", reason="nothing was counted"
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "low", "high"),  # by scipy.stats.binomtest(...).proportion_ci("wilson")
+    [(2, 3, 0.207660, 0.938510), (0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0)],
+)
+def test_intervals_are_wilsons(count, total, low, high):
+    assert wilson(count, total) == pytest.approx((low, high), abs=1e-5)
 
 
 def test_labels_tell_runs_apart(named):

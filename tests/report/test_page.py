@@ -66,6 +66,11 @@ def report(run_folder, tmp_path_factory):
     return out
 
 
+def run_file(folder):
+    """A run's run.yaml without its checksum, to be edited."""
+    return re.sub(r"(?m)^checksum: .*\n", "", (folder / "run.yaml").read_text())
+
+
 def piece(report, layer, neuron):
     """A neuron's detail, as the files have it."""
     columns = json.loads(
@@ -125,7 +130,7 @@ def test_out_is_a_file(run_folder, tmp_path):
 def test_tables_of_another_run(run_folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run_folder / "tables", other / "tables")
-    text = (run_folder / "run.yaml").read_text()
+    text = run_file(run_folder)
     (other / "run.yaml").write_text(re.sub(r"fingerprint: \w+", "fingerprint: none", text, count=1))
     code, _, wrong = run_job("report", f"runs=[{other}]", f"out={tmp_path / 'out'}")
     assert code == 1
@@ -272,7 +277,7 @@ def test_settings_of_the_report_are_checked(run_folder, setting, expected):
 
 def test_names_in_any_script_cause_no_warning(run_folder, tmp_path):
     moved = shutil.copytree(run_folder, tmp_path / "run")
-    text = (moved / "run.yaml").read_text()
+    text = run_file(moved)
     (moved / "run.yaml").write_text(
         re.sub(r"(model:\n(?:    .*\n)*?    name: ).*(?:\n      .*)*", r"\1模型🙂", text, count=1),
     )
@@ -539,7 +544,7 @@ def test_every_detail_names_what_the_update_promotes_and_suppresses(report, run,
 
 def test_without_the_checkpoint_only_detectors_have_an_update(run_folder, tmp_path):
     moved = shutil.copytree(run_folder, tmp_path / "run")
-    text = (moved / "run.yaml").read_text()
+    text = run_file(moved)
     (moved / "run.yaml").write_text(
         text.replace(str(run_folder.parent / "model"), "/nowhere/it/is")
     )
@@ -582,7 +587,7 @@ def test_a_limit_of_bytes_is_kept_and_told(run_folder, tmp_path):
 def test_nothing_on_the_page_is_markup_but_the_pages_own(report):
     page = (report / "index.html").read_text()
     assert MARKUP not in page
-    assert "&lt;/script&gt;&lt;b/class=&quot;x&quot;&gt;&amp;amp;" in page
+    assert "&lt;/script&gt;&lt;b/class=&#34;x&#34;&gt;&amp;amp;" in page
     assert not re.search(r"(src|href)=\"(https?:)?//", page)
 
 
@@ -687,7 +692,9 @@ def test_the_overview_shows_figures_and_numbers(page):
     assert MARKUP in page.text("h1")
     page.wait("[...document.images].some((i) => i.complete && i.naturalWidth > 0)")
     assert "never activated" in page.text("table.facts")
-    assert any("Nothing to show" in text for text in page.texts("figure"))
+    reasons = page.texts("#empty .reason")
+    assert reasons
+    assert len(set(reasons)) == len(reasons)  # each is said once
 
 
 @browser_missing
@@ -892,7 +899,7 @@ def test_a_link_to_no_neuron_says_so(page):
 
 
 @browser_missing
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1400, 1280, 390])
 def test_nothing_is_wider_than_the_window(page, width):
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -903,6 +910,10 @@ def test_nothing_is_wider_than_the_window(page, width):
             page.open(fragment)
             page.wait("document.readyState === 'complete'")
             assert page.js("return document.documentElement.scrollWidth") <= width
+        page.shown(0, 1)
+        assert set(page.texts("#ngrams .detected")) == {"detected"}
+        tables = "[...document.querySelectorAll('#ngrams .scroll')]"
+        assert set(page.js(f"return {tables}.map((e) => e.scrollWidth - e.clientWidth)")) == {0}
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

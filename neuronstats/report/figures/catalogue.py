@@ -6,6 +6,7 @@ from neuronstats.report.figures import curves as figures_curves
 from neuronstats.report.figures import examples as figures_examples
 from neuronstats.report.figures import layers as figures_layers
 from neuronstats.report.figures import neurons as figures_neurons
+from neuronstats.report.figures import suppression as figures_suppression
 from neuronstats.report.figures.frame import Drawing, NamedRun, draw
 
 CATALOGUE = (
@@ -13,6 +14,7 @@ CATALOGUE = (
     | figures_neurons.CATALOGUE
     | figures_curves.CATALOGUE
     | figures_examples.CATALOGUE
+    | figures_suppression.CATALOGUE
 )
 ORDER = ("1a", "1b", "2", "12", "13", "3", "14", "4", "15", "5", "7", "8", "9", "10", "dead_curve",
          "suppression", "domains")  # fmt: skip

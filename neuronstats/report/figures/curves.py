@@ -29,7 +29,7 @@ LAYERS = 4  # of fig. 9: those with most neurons
 
 
 def typical(found: pa.Table, kind: str, *, strong: bool) -> list[dict[str, int]]:
-    """Choose neurons of a type and strength: those in the middle of their order of information."""
+    """Return neurons of a type and strength: those in the middle of their order of information."""
     same = found.filter(
         pc.and_(pc.equal(found["position_type"], kind), pc.equal(found["position_strong"], strong))
     )
@@ -69,11 +69,14 @@ def gallery(runs: Sequence[NamedRun]) -> Drawing:
         panel.set_xlabel("position")
     caption = (
         "Activation frequency by position of neurons typical for their type and strength: those in"
-        " the middle of the type's order of mutual information with position. Two of each where"
-        " there are two. Position 0 holds the begin-of-sequence token and has no part in the type."
+        " the middle of the type's order of mutual information with position."
     )
+    notes = [
+        "Two of each where there are two. Position 0 holds the begin-of-sequence token and has no"
+        " part in the type."
+    ]
     title = "Typical curves of positional neurons"
-    return Drawing("7", title, caption, figure=figure, settings=TYPED_BY)
+    return Drawing("7", title, caption, notes, figure=figure, settings=TYPED_BY)
 
 
 def ranges(runs: Sequence[NamedRun]) -> Drawing:
@@ -105,15 +108,15 @@ def ranges(runs: Sequence[NamedRun]) -> Drawing:
     caption = (
         "Positions at which a strong oscillatory neuron's smoothed curve of frequency is above its"
         " middle, a row a neuron; the dark row: any of them. Above the panel: their share of the"
-        " positions from 1 on, and how many neurons indicate each of these in the mean. Layers with"
-        f" most such neurons, at most {LAYERS} of a run."
+        " positions from 1 on, and how many neurons indicate each of these in the mean."
     )
+    notes = [f"Layers with most such neurons, at most {LAYERS} of a run."]
     title = "Positions that oscillatory neurons indicate"
-    return Drawing("9", title, caption, figure=figure, settings=TYPED_BY)
+    return Drawing("9", title, caption, notes, figure=figure, settings=TYPED_BY)
 
 
 def indicated(run: LoadedRun, layer: int, neurons: Sequence[int]) -> Bools:
-    """Tell where neurons' curves are above their middles, bool [neuron, position from 1 on]."""
+    """Return where neurons' curves are above their middles, bool [neuron, position from 1 on]."""
     thresholds = PositionSettings(
         **{field.name: run.setting(field.name, field.default) for field in fields(PositionSettings)}
     )

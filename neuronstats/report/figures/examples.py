@@ -1,5 +1,6 @@
 """The table of examples (5): what token detectors detect, promote and suppress."""
 
+import re
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from neuronstats.report.figures.layers import DETECTED_BY
 
 EXAMPLES = 12  # rows of each run
 WORDS = 8  # tokens of a cell
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def examples(runs: Sequence[NamedRun]) -> Drawing:
@@ -24,13 +26,15 @@ def examples(runs: Sequence[NamedRun]) -> Drawing:
         )
     caption = (
         "Token detectors, the most often activated of each run: the tokens detected, and those"
-        " whose projections of the neuron's update on the output embedding are highest (promoted)"
-        " and lowest (suppressed). Rank: tokens of the vocabulary with a lower projection; 0 is the"
-        " most suppressed."
+        " whose output logits the neuron's update raises (promoted) and lowers (suppressed) most."
     )
+    notes = [
+        "Logits: the projection of the neuron's update on the output embedding. Rank: tokens of the"
+        " vocabulary with a lower projection; 0 is the most suppressed."
+    ]
     title = "What token detectors promote and suppress"
     made_by = (*DETECTED_BY, "centred")
-    return Drawing("5", title, caption, rows=[head, *rows], settings=made_by)
+    return Drawing("5", title, caption, notes, rows=[head, *rows], settings=made_by)
 
 
 def _examples(named: NamedRun) -> list[Sequence[str]]:
@@ -59,8 +63,9 @@ def _of_neuron(table: pa.Table, layer: int, neuron: int) -> pa.Table:
 
 
 def quoted(text: object) -> str:
-    """Write a token so that its spaces are seen."""
-    return "“" + str(text).replace("\n", "⏎").replace("\t", "⇥") + "”"
+    """Return a token in quotes, its spaces visible."""
+    shown = str(text).replace("\n", "⏎").replace("\t", "⇥")
+    return "“" + CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", shown) + "”"
 
 
 CATALOGUE: dict[str, tuple[Draw, str]] = {

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import math
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,14 +83,21 @@ class Drawing:
     """As in the paper (1a), or a word."""
     title: str
     caption: str
-    """What is measured, exactly."""
+    """What is seen, in at most two sentences."""
+    notes: Sequence[str] = ()
+    """What is measured, exactly; the page folds it away."""
     reason: str = ""
     """Why there is nothing to see; empty where there is."""
     figure: Figure | None = field(default=None, compare=False, repr=False)
     rows: Sequence[Sequence[str]] = ()
     """A figure that is a table: the names of the columns, then rows."""
     settings: Sequence[str] = ()
-    """The reduce settings that decide what is seen; `draw` writes their values."""
+    """The reduce settings that decide what is seen; `draw` adds their values to the notes."""
+
+    @property
+    def number(self) -> str:
+        """What the page calls it."""
+        return f"Figure {self.name}" if self.name[0].isdigit() else "Beyond the paper"
 
     @property
     def stem(self) -> str:
@@ -138,8 +147,42 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
+def wilson(count: float, total: float) -> tuple[float, float]:
+    """Return the 95 % interval of a share, from 0 to 1 (Wilson's).
+
+    Args:
+        count: cases found.
+        total: cases looked at; more than 0.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    z = 1.959964
+    share, scale = count / total, 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / scale
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share_words(count: int, total: int) -> str:
+    """Return a share with its 95 % interval: 2 of 3 (67 %, 95 % interval 21 to 94 %)."""
+    if not total:
+        return "0 of 0"
+    low, high = wilson(count, total)
+    share = f"{100 * count / total:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
+    return f"{count:,} of {total:,} ({share})"
+
+
+def intervals(
+    panel: Axes, x: Sequence[float], counts: Sequence[int], totals: Sequence[int], colour: str
+) -> None:
+    """Draw the 95 % intervals of shares, in per cent."""
+    ends = [wilson(count, total) for count, total in zip(counts, totals, strict=True)]
+    low, high = 100 * np.array(ends).reshape(-1, 2).T
+    panel.vlines(x, low, high, color=colour, alpha=0.4, linewidth=3)
+
+
 def basis(runs: Sequence[NamedRun]) -> str:
-    """Say which runs a figure is of, with their tokens, data and whether they are complete."""
+    """Return which runs a figure is of, with their tokens, data and whether they are complete."""
     words = []
     for named in runs:
         run = named.run
@@ -153,7 +196,7 @@ def basis(runs: Sequence[NamedRun]) -> str:
 
 
 def settings_words(runs: Sequence[NamedRun], names: Sequence[str]) -> str:
-    """Write the reduce settings behind a figure: once where the runs agree, else each run's."""
+    """Return the reduce settings behind a figure: once where the runs agree, else each run's."""
     words = []
     for name in names:
         values = [_plain(named.run.setting(name)) for named in runs]
@@ -183,7 +226,7 @@ def wrapped(panel: Axes, title: str, **keywords: Any) -> None:
 
 
 def legend(panel: Axes, runs: Sequence[NamedRun], *more: Line2D | None) -> None:
-    """Name the runs by their colours, then other kinds of lines once for all runs.
+    """Write a legend: the runs by their colours, then other kinds of lines once for all runs.
 
     Args:
         panel: with the runs drawn in `line_style`, in this order.
@@ -205,7 +248,7 @@ def line_kind(line: str, words: str) -> Line2D:
 
 
 def from_zero(panel: Axes, *, whole: bool = False) -> None:
-    """Let a panel's y begin just below zero, so that marks at zero are seen.
+    """Begin a panel's y just below zero, so that marks at zero are seen.
 
     Args:
         panel: with everything drawn.
@@ -218,9 +261,9 @@ def from_zero(panel: Axes, *, whole: bool = False) -> None:
 
 
 def draw(function: Draw, name: str, title: str, runs: Sequence[NamedRun]) -> Drawing:
-    """Draw a figure, or say why it has nothing to show.
+    """Return a figure, or the reason why it has nothing to show.
 
-    Its name, its runs and the settings behind it are written above it and under its caption.
+    Its name, its runs and the settings behind it are written above it and added to its notes.
     """
     try:
         with style():
@@ -235,8 +278,7 @@ def draw(function: Draw, name: str, title: str, runs: Sequence[NamedRun]) -> Dra
                 drawing.figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8)
                 drawing.figure.draw_without_rendering()  # lays out, once for both kinds of file
                 drawing.figure.set_layout_engine("none")
-            return dataclasses.replace(
-                drawing, caption=" ".join([drawing.caption.strip(), *made_of])
-            )
+            notes = [note for note in (*drawing.notes, *made_of) if note]
+            return dataclasses.replace(drawing, notes=notes)
     except NoDataError as missing:
-        return Drawing(name, title, basis(runs), reason=str(missing))
+        return Drawing(name, title, "", reason=str(missing))

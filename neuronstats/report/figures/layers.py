@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,10 +31,6 @@ from neuronstats.units import short
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 LOG_FROM = 20  # runs whose tokens differ by more share a logarithmic axis
 DETECTED_BY = ("cover_share", "max_cover", "detect_rate", "min_count")
-CONTROLS = {  # of the suppressing share, in layers.parquet
-    "suppressing_shuffled_share": ("others' triggers", "--"),
-    "suppressing_control_share": ("neurons that detect none", "-."),
-}
 DEPTH = "layer relative to depth (0: first, 1: last)"
 WORDS = {1: "token", 2: "bigram", 3: "trigram"}
 NO_BITMAPS = "no run keeps bitmaps (collect.bitmaps), which n-grams are counted on"
@@ -50,9 +45,10 @@ def by_depth(named: NamedRun, column: str, factor: float = 1.0) -> Curve | None:
     return named.run.depth[known], values[known] * factor
 
 
-def _overlay(
+def overlay(
     runs: Sequence[NamedRun], column: str, ylabel: str, *, factor: float = 1.0, missing: str
 ) -> tuple[Figure, Axes]:
+    """Return a figure with a column of layers.parquet by depth, a curve for each run."""
     figure = new_figure()
     axes = figure.subplots()
     drawn = 0
@@ -67,7 +63,7 @@ def _overlay(
     return figure, axes
 
 
-def _finish(
+def finish(
     axes: Axes, runs: Sequence[NamedRun], figure: str, *more: Line2D, whole: bool = False
 ) -> None:
     """Mark what the paper shows, name what is drawn, begin at zero."""
@@ -77,33 +73,35 @@ def _finish(
 
 def dead(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 1a."""
-    figure, axes = _overlay(
+    figure, axes = overlay(
         runs, "dead_share", "dead neurons, % of the layer", factor=100, missing="no layers"
     )
-    _finish(axes, runs, "1a")
+    finish(axes, runs, "1a")
     bounds = ", ".join(
         f"{NEVER_SEEN_BOUND / named.run.tokens:.2g} ({named.label})" for named in runs
     )
     caption = (
-        "Share of each layer's neurons that were not activated on a single token of the run, in per"
-        " cent. Never seen is not never: with 95 % confidence such a neuron's frequency is below"
-        f" 3/tokens = {bounds}. {published.remarks(['1a'], runs)}"
+        "Share of each layer's neurons that were not activated on a single token of the run. Never"
+        " seen is not never: with 95 % confidence such a neuron's frequency is below 3/tokens ="
+        f" {bounds}."
     )
-    return Drawing("1a", "Dead neurons by layer", caption, figure=figure)
+    notes = [published.remarks(["1a"], runs)]
+    return Drawing("1a", "Dead neurons by layer", caption, notes, figure=figure)
 
 
 def frequency(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 1b."""
-    figure, axes = _overlay(
+    figure, axes = overlay(
         runs, "alive_frequency", "mean activation frequency", missing="no neuron is alive"
     )
-    _finish(axes, runs, "1b")
-    caption = (
-        "Activation frequency (activations divided by tokens, the begin-of-sequence token"
-        " included), mean over each layer's neurons that are not dead."
-        f" {published.remarks(['1b'], runs)}"
-    )
-    return Drawing("1b", "Mean frequency of the alive neurons by layer", caption, figure=figure)
+    finish(axes, runs, "1b")
+    caption = "Activation frequency, the mean over each layer's neurons that are not dead."
+    notes = [
+        "Frequency: activations divided by tokens, the begin-of-sequence token included.",
+        published.remarks(["1b"], runs),
+    ]
+    title = "Mean frequency of the alive neurons by layer"
+    return Drawing("1b", title, caption, notes, figure=figure)
 
 
 def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title: str) -> Drawing:
@@ -127,19 +125,23 @@ def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title
         right.set(
             title=f"(b) {WORDS[n]}s with a detector", xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s"
         )
-        _finish(left, runs, f"{name}a", whole=True)
+        finish(left, runs, f"{name}a", whole=True)
         kinds = (line_kind("-", "in the layer"), line_kind("--", "up to the layer"))
-        _finish(right, runs, f"{name}b", *kinds, whole=True)
+        finish(right, runs, f"{name}b", *kinds, whole=True)
     caption = (
+        "(a) Neurons that only few n-grams activate, and nearly every occurrence of these does; (b)"
+        " n-grams with such a detector in the layer (solid), or in it or a layer below (dashed)."
+    )
+    notes = [
         f"A detector is covered by few n-grams (at most {_covers(runs, lengths)}, for"
         f" {_each(runs, 'cover_share', 95)} of its activations), is activated in at least"
         f" {_each(runs, 'detect_rate', 95)} of the occurrences of those that count as detected, and"
-        " these alone still cover it. The begin-of-sequence token is left out. (b) solid: n-grams"
-        " that a neuron of the layer detects; dashed: of this layer or one below. Layers with"
-        f" bitmaps alone: {_counted_layers(runs)}. In all: {_detectors_in_all(runs, lengths)}."
-        f" {published.remarks([name, f'{name}a', f'{name}b'], runs)}"
-    )
-    return Drawing(name, title, caption, figure=figure, settings=DETECTED_BY)
+        " these alone still cover it. The begin-of-sequence token is left out.",
+        f"Layers with bitmaps alone: {_counted_layers(runs)}.",
+        f"In all: {_detectors_in_all(runs, lengths)}.",
+        published.remarks([name, f"{name}a", f"{name}b"], runs),
+    ]
+    return Drawing(name, title, caption, notes, figure=figure, settings=DETECTED_BY)
 
 
 def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title: str) -> Drawing:
@@ -169,10 +171,13 @@ def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, titl
         panel.legend(handles=[*panel.lines[: len(lines)], *([marks] if marks else [])])
     caption = (
         "Of the n-grams that the neurons of a layer detect, those that no neuron of any layer below"
-        " detects, and those that none of the layer just below does. Layers with bitmaps alone:"
-        f" {_counted_layers(runs)}. {published.remarks([name], runs)}"
+        " detects, and those that none of the layer just below does."
     )
-    return Drawing(name, title, caption, figure=figure, settings=DETECTED_BY)
+    notes = [
+        f"Layers with bitmaps alone: {_counted_layers(runs)}.",
+        published.remarks([name], runs),
+    ]
+    return Drawing(name, title, caption, notes, figure=figure, settings=DETECTED_BY)
 
 
 def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
@@ -190,7 +195,7 @@ def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
 
 
 def _detectors_in_all(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
-    """Say of each run how many detectors there are, how many of them on weak evidence."""
+    """Return how many detectors each run has, and how many of them on weak evidence."""
     words = []
     for named in runs:
         for n in lengths:
@@ -212,7 +217,7 @@ def _detectors_in_all(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
 
 
 def _counted_layers(runs: Sequence[NamedRun]) -> str:
-    """Say of each run how many layers have their n-grams counted."""
+    """Return how many layers of each run have their n-grams counted."""
     words = [
         f"the first {named.run.bitmap_layers} of {named.run.model_layers} ({named.label})"
         for named in runs
@@ -232,49 +237,6 @@ def _covers(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
 def _each(runs: Sequence[NamedRun], name: str, default: float) -> str:
     shares = sorted({float(named.run.setting(name, default / 100)) for named in runs})
     return " or ".join(f"{100 * share:g} %" for share in shares)
-
-
-def suppression(runs: Sequence[NamedRun]) -> Drawing:
-    """Ours: the share of token detectors that suppress what they detect."""
-    figure, axes = _overlay(
-        runs,
-        "suppressing_share",
-        "suppressing, % of token detectors",
-        factor=100,
-        missing="no run has projections of token detectors (none was found, or reduce did not"
-        " read the checkpoint)",
-    )
-    axes.axhline(50, color="0.5", linewidth=1, linestyle=":")
-    for index, named in enumerate(runs):
-        for column, (words, line) in CONTROLS.items():
-            control = by_depth(named, column, 100)
-            if control is not None:
-                label = f"{named.label}, {words}"
-                axes.plot(*control, line, label=label, **line_style(index), alpha=0.6)
-    kinds = [line_kind(line, words) for words, line in CONTROLS.values()]
-    _finish(axes, runs, "suppression", *kinds)
-    axes.set_ylim(-3, 103)
-    caption = (
-        "Share of each layer's token detectors whose update lowers, in the mean over their detected"
-        " tokens, the tokens' projections on the output embedding. Dotted: one half, which a sign"
-        " drawn at random would give. Dashed, where computed: the same neurons against each other's"
-        " detected tokens; dash-dotted: neurons of the layer that detect none against these tokens."
-        f" In all: {_suppressing(runs)}. {published.remarks(['suppression'], runs)}"
-    )
-    title = "Detectors that suppress their triggers"
-    made_by = (*DETECTED_BY, "centred")
-    return Drawing("suppression", title, caption, figure=figure, settings=made_by)
-
-
-def _suppressing(runs: Sequence[NamedRun]) -> str:
-    """Say of each run how many of its token detectors suppress, over all layers."""
-    words = []
-    for named in runs:
-        judged = pc.drop_null(named.run.neurons["suppresses"])
-        count = pc.sum(judged, min_count=0).as_py()
-        share = f" ({100 * count / len(judged):.0f} %)" if len(judged) else ""
-        words.append(f"{count} of {len(judged)}{share} of {named.label}")
-    return ", ".join(words)
 
 
 def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
@@ -315,10 +277,11 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
     axes.legend()
     caption = (
         "Neurons that were not activated on any token seen so far, of all recorded layers (solid)"
-        " and of the layer with most of them at the end (dashed). Text is taken from all domains"
-        " evenly. Where the curve still falls, more text would find fewer dead neurons."
+        " and of the layer with most of them at the end (dashed). Where the curve still falls, more"
+        " text would find fewer dead neurons."
     )
-    return Drawing("dead_curve", "Dead neurons against tokens seen", caption, figure=figure)
+    notes = ["Text is taken from all domains evenly."]
+    return Drawing("dead_curve", "Dead neurons against tokens seen", caption, notes, figure=figure)
 
 
 CATALOGUE: dict[str, tuple[Draw, str]] = {
@@ -335,5 +298,4 @@ for _name, _lengths, _draw, _title in (
     CATALOGUE[_name] = (functools.partial(_draw, **_keywords), _title)
 CATALOGUE |= {
     "dead_curve": (dead_curve, "Dead neurons against tokens seen"),
-    "suppression": (suppression, "Detectors that suppress their triggers"),
 }

@@ -18,6 +18,7 @@ from neuronstats.report.figures.frame import (
     NamedRun,
     NoDataError,
     from_zero,
+    intervals,
     legend,
     line_style,
     panels,
@@ -94,14 +95,17 @@ def covers(runs: Sequence[NamedRun], n: int, name: str, title: str) -> Drawing:
     shares = sorted({f"{100 * named.run.setting('cover_share', 0.95):g} %" for named, _ in data})
     caption = (
         f"Alive neurons of layers with bitmaps by the smallest number of distinct {WORDS[n]}s that"
-        f" together account for {' or '.join(shares)} of their activations; the begin-of-sequence"
-        " token and n-grams that hold it are left out (0: nothing else activates the neuron)."
+        f" together account for {' or '.join(shares)} of their activations."
     )
-    return Drawing(name, title, caption, figure=figure, settings=("cover_share",))
+    notes = [
+        "The begin-of-sequence token and n-grams that hold it are left out (0: nothing else"
+        " activates the neuron)."
+    ]
+    return Drawing(name, title, caption, notes, figure=figure, settings=("cover_share",))
 
 
 def bin_name(index: int) -> str:
-    """Name a bin of covering n-grams."""
+    """Return the name of a bin of covering n-grams."""
     if index == len(COVER_BINS) - 1:
         return f"over {COVER_BINS[index] - 1}"
     last = COVER_BINS[index + 1] - 1
@@ -151,7 +155,7 @@ def circles(panel: Axes, run: LoadedRun) -> None:
 
 
 def kind_name(kind: str) -> str:
-    """Write a type for people."""
+    """Return a type as people write it."""
     return kind.replace("_", " ") or "untyped"
 
 
@@ -177,11 +181,11 @@ def _circles_figure(
     thresholds = sorted({f"{named.run.setting('positional_mi', 0.05):g}" for named in runs})
     caption = (
         "Every neuron whose activation and position share more than"
-        f" {' or '.join(thresholds)} nats of mutual information: a circle at its layer, ordered"
-        " by the type of its curve of frequency by position, then strength, then information."
-        f" {published.remarks(['8'], runs)}"
+        f" {' or '.join(thresholds)} nats of mutual information: a circle at its layer, coloured by"
+        " the type of its curve of frequency by position."
     )
-    return Drawing(name, title, caption, figure=figure, settings=TYPED_BY)
+    notes = ["Ordered by type, then strength, then information.", published.remarks(["8"], runs)]
+    return Drawing(name, title, caption, notes, figure=figure, settings=TYPED_BY)
 
 
 def types(runs: Sequence[NamedRun]) -> Drawing:
@@ -229,6 +233,8 @@ def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
         words = f"{named.label}, {len(found)} neurons"
         style = line_style(index)
         spread.plot(100 * shares, 100 * numbers / len(found), label=words, **style)
+        totals = [len(found)] * len(shares)
+        intervals(spread, (100 * shares).tolist(), numbers.tolist(), totals, style["color"])
         known = ~np.isnan(by_layer)
         layers.plot(named.run.depth[known], 100 * by_layer[known], label=named.label, **style)
         drawn += 1
@@ -250,15 +256,18 @@ def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
         from_zero(panel)
         legend(panel, runs)
     caption = (
+        "(a) Positional neurons by the share of the domains in which their type holds, with 95 %"
+        " intervals; (b) the mean of that share over a layer's. A neuron that tells position does"
+        " so in every domain."
+    )
+    notes = [
         "A positional neuron's type holds in a domain where its curve over that domain's text alone"
         " has the same type and, corrected for the domain's number of sequences, information above"
         " the same threshold; domains of fewer than min_domain_sequences sequences are not asked."
-        " (a) positional neurons by the share of the domains; (b) the mean of the share over the"
-        " layer's. A neuron that tells position does so in every domain."
-    )
+    ]
     title = "Do positional neurons keep to their type in every domain?"
     made_by = (*TYPED_BY, "min_domain_sequences")
-    return Drawing("domains", title, caption, figure=figure, settings=made_by)
+    return Drawing("domains", title, caption, notes, figure=figure, settings=made_by)
 
 
 def consistencies(run: LoadedRun) -> NDArray[np.float64] | None:

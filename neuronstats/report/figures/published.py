@@ -123,7 +123,7 @@ def beside(panel: Axes, figure: str, runs: Sequence[NamedRun]) -> Line2D | None:
 
 
 def remarks(figures: Sequence[str], runs: Sequence[NamedRun]) -> str:
-    """Say what the marks are, and what else was read of the runs' models; empty for others."""
+    """Return what the marks are, and what else was read of the runs' models; empty for others."""
     models = dict.fromkeys(named.run.name.lower() for named in runs)
     marked = [m for m in models if any(readings(figure, m) for figure in figures)]
     words = []

@@ -32,7 +32,7 @@ Advance = Callable[[int, str], None]
 
 
 def flags(neurons: pa.Table) -> NDArray[np.uint16]:
-    """Pack what is true of each neuron into bits; DEAD and its fellows name them.
+    """Encode each neuron's classes as the flags above.
 
     Detectors of n-grams have bit n (values 2, 4, 8).
     """
@@ -56,7 +56,7 @@ def flags(neurons: pa.Table) -> NDArray[np.uint16]:
 
 
 def layer_script(run: LoadedRun, number: int, layer: int, details: Ints) -> bytes:
-    """Write one layer's neurons as columns.
+    """Return the script of one layer's neurons, as columns.
 
     Args:
         run: the run.
@@ -79,7 +79,7 @@ def layer_script(run: LoadedRun, number: int, layer: int, details: Ints) -> byte
 
 
 def chosen(run: LoadedRun, settings: ReportSettings) -> Ints:
-    """Choose the neurons that get detail.
+    """Return the neurons that get detail.
 
     Returns:
         Rows of neurons.parquet, of which a size limit cuts off the end: the classified first, in
@@ -114,7 +114,7 @@ def groups(rows: Ints, width: int) -> Iterator[tuple[int, list[int]]]:
 def neuron_script(
     run: LoadedRun, number: int, layer: int, neuron: int, settings: ReportSettings
 ) -> bytes | None:
-    """Write one neuron's detail; None where the run has no such neuron."""
+    """Return the script of one neuron's detail; None where the run has no such neuron."""
     if layer >= run.num_layers or neuron >= run.layout.num_neurons:
         return None
     return script("NS.detail", number, layer, details(run, layer, [neuron], settings))
@@ -166,7 +166,7 @@ def write_run(
         number: its number in the report.
         settings: which neurons get detail, and how much.
         budget: bytes left for details; is used up.
-        advance: told of neurons newly done, and where things stand.
+        advance: is called with neurons newly done, and where things stand.
 
     Returns:
         What the page must know of the pieces.

@@ -1,6 +1,5 @@
 """Tables and figures -> a page that opens from disk: index.html, and what it loads when asked."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +7,10 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
 import pyarrow.compute as pc
 
-from neuronstats.report.figures.frame import Drawing, NamedRun
+from neuronstats.report.figures.frame import Drawing, NamedRun, share_words
 from neuronstats.report.output import Output
 from neuronstats.report.page.data import Advance, Budget, planned_files, write_run
 from neuronstats.report.settings import ReportSettings
@@ -26,11 +26,6 @@ ASSET_FILES = ("page.css", "page.js", *(f"vendor/{name}" for name in VENDORED))
 def asset(name: str) -> bytes:
     """Return a static file of the page."""
     return (resources.files("neuronstats.report.page") / ASSETS / name).read_bytes()
-
-
-def escape(text: object) -> str:
-    """Write anything as HTML text or attribute value."""
-    return html.escape(str(text), quote=True)
 
 
 @dataclass(frozen=True)
@@ -57,9 +52,9 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
             rows[f"{word} detectors"] = KeyNumber(f"{count:,}", word)
     if run.has("suppresses"):
         judged = len(neurons) - neurons["suppresses"].null_count
-        share = 100 * pc.mean(neurons["suppresses"].cast("float64")).as_py()
-        rows["suppress what they detect"] = KeyNumber(
-            f"{share:.1f} % of {judged:,} token detectors", "suppresses"
+        count = pc.sum(neurons["suppresses"], min_count=0).as_py()
+        rows["token detectors that suppress what they detect"] = KeyNumber(
+            share_words(count, judged), "suppresses"
         )
     positional = len(neurons) - neurons["position_type"].null_count
     rows["positional: tell the position"] = KeyNumber(f"{positional:,}", "positional")
@@ -95,73 +90,34 @@ def settings_rows(named: NamedRun) -> list[tuple[str, str]]:
     return rows
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    body = "".join(f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows)
-    return f"<div class=scroll><table class=facts>{body}</table></div>"
-
-
-def _key_table(runs: Sequence[NamedRun]) -> str:
-    """Write the key numbers of all runs, a column each; counts link to the neurons counted."""
-    columns = [key_numbers(named) for named in runs]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    head = "".join(f"<th scope=col>{escape(named.label)}</th>" for named in runs)
-    lines = []
-    for name in names:
-        cells = []
-        for named, column in zip(runs, columns, strict=True):
-            number = column.get(name, KeyNumber("–"))
-            text = escape(number.value)
-            if number.kind:
-                where = f"#neurons?run={quote(named.label, safe='')}&class={number.kind}"
-                text = f'<a href="{escape(where)}">{text}</a>'
-            cells.append(f"<td>{text}</td>")
-        lines.append(f"<tr><th scope=row>{escape(name)}</th>{''.join(cells)}</tr>")
-    body = f"<tr><td></td>{head}</tr>" + "".join(lines)
-    return f'<div class=scroll><table class="facts key">{body}</table></div>'
-
-
-def _figure(drawing: Drawing) -> str:
-    number = f"Figure {drawing.name}" if drawing.name[0].isdigit() else "Beyond the paper"
-    head = (
-        f"<figcaption><b>{escape(number)}. {escape(drawing.title)}.</b> {escape(drawing.caption)}"
-    )
-    if drawing.reason:
-        body = f"<p class=reason>Nothing to show: {escape(drawing.reason)}.</p>"
-        links = ""
-    elif drawing.rows:
-        first, *others = drawing.rows
-        cells = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in first)
-        lines = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in others
-        )
-        body = f"<div class=scroll><table class=grid><tr>{cells}</tr>{lines}</table></div>"
-        links = ""
-    else:
-        path = f"figures/{drawing.stem}"
-        body = f'<img loading=lazy src="{path}.svg" alt="{escape(drawing.title)}">'
-        links = f' <a href="{path}.svg">svg</a> <a href="{path}.png">png</a>'
-    return f'<figure id="{escape(drawing.stem)}">{body}{head}{links}</figcaption></figure>'
-
-
 def index_html(runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> str:
-    """Write the overview: what this is, key numbers, figures, settings."""
-    names = ", ".join(named.label for named in runs)
-    texts = dict.fromkeys(f"{short(named.run.tokens)} tokens ({named.run.data})" for named in runs)
-    numbers = _key_table(runs) + "".join(
-        f"<details><summary>settings and versions of {escape(named.label)}</summary>"
-        f"{_table(settings_rows(named))}</details>"
-        for named in runs
-    )
-    page = asset("index.html").decode()
-    parts = {
-        "TITLE": escape(names),
-        "TOKENS": escape(", ".join(texts)),
-        "NUMBERS": numbers,
-        "FIGURES": "".join(_figure(drawing) for drawing in figures),
+    """Return the overview: what this is, key numbers, figures, settings."""
+    columns = [key_numbers(named) for named in runs]
+    names = dict.fromkeys(name for column in columns for name in column)
+    numbers = {
+        name: [
+            (column.get(name, KeyNumber("–")), quote(named.label, safe=""))
+            for named, column in zip(runs, columns, strict=True)
+        ]
+        for name in names
     }
-    for name, value in parts.items():
-        page = page.replace(f"<!--{name}-->", value)
-    return page
+    data = dict.fromkeys(f"{short(named.run.tokens)} tokens ({named.run.data})" for named in runs)
+    empty: dict[str, list[Drawing]] = {}
+    for drawing in figures:
+        if drawing.reason:
+            empty.setdefault(drawing.reason, []).append(drawing)
+    page = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    ).from_string(asset("index.html").decode())
+    return page.render(
+        title=", ".join(named.label for named in runs),
+        labels=[named.label for named in runs],
+        data=", ".join(data),
+        numbers=numbers,
+        settings=[(named.label, settings_rows(named)) for named in runs],
+        figures=[drawing for drawing in figures if not drawing.reason],
+        empty=empty,
+    )
 
 
 def info_script(
@@ -171,7 +127,7 @@ def info_script(
     *,
     live: bool = False,
 ) -> bytes:
-    """Write what the page must know of each run before it asks for more."""
+    """Return what the page must know of each run before it asks for more."""
     entries = [
         {
             "label": named.label,
@@ -197,17 +153,20 @@ def left_out_words(
     *,
     live: bool = False,
 ) -> str:
-    """Say which neurons' details this page holds, and what was left out."""
+    """Return, in words, which neurons' details this page holds, and what was left out."""
     total = sum(len(named.run.neurons) for named in runs)
     others = (
         "those of the others are computed when asked for"
         if live
         else ("of the others it has the table's columns")
     )
-    words = [
-        f"Details of {budget.details:,} of {total:,} neurons are on this page (report.neurons="
-        f"{settings.neurons}, report.sample={settings.sample}); {others}."
-    ]
+    words = [f"Details of all {total:,} neurons are on this page."]
+    if budget.details < total:
+        sample = f", report.sample={settings.sample}" if settings.neurons == "classified" else ""
+        words = [
+            f"Details of {budget.details:,} of {total:,} neurons are on this page (report.neurons="
+            f"{settings.neurons}{sample}); {others}."
+        ]
     if budget.left_out:
         words.append(
             f"{budget.left_out:,} more were to have detail, but the limit of {settings.max_bytes:,}"

@@ -23,13 +23,13 @@ TRIGGER_BYTES = 40_000_000  # of a run's trigger tokens on the page, about, at m
 
 
 def script(function: str, *values: Any) -> bytes:
-    """Write a call of one of the page's functions; the text is ASCII, whatever the values hold."""
+    """Return a call of one of the page's functions; the text is ASCII, whatever the values hold."""
     words = ",".join(json.dumps(value, separators=(",", ":"), allow_nan=False) for value in values)
     return f"{function}({words});\n".encode("ascii")
 
 
 def encoded(columns: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
-    """Write arrays as their types and the base64 of their little-endian bytes."""
+    """Return arrays as their types and the base64 of their little-endian bytes."""
     return {
         name: [values.dtype.str, base64.b64encode(values.tobytes()).decode()]
         for name, values in columns.items()
@@ -45,7 +45,7 @@ def tokens_kept(run: LoadedRun) -> int:
 def trigger_tokens(
     triggers: pa.Table, num_neurons: int, most: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Gather the distinct tokens of each neuron's top n-grams, shorter and higher ones first.
+    """Return the distinct tokens of each neuron's top n-grams, shorter and higher ones first.
 
     Args:
         triggers: rows of one layer: neuron, n, token_ids, the highest first for each n.
@@ -98,11 +98,13 @@ def write_search(folder: Output, run: LoadedRun, number: int) -> dict[str, Any]:
 
 
 def ngram_script(run: LoadedRun, number: int) -> tuple[bytes, int]:
-    """Write the n-grams that can be searched for; return how many were left out too."""
+    """Return the script of the n-grams searched, and how many were left out."""
     rows: list[list[Any]] = []
     left_out = 0
-    for piece in run.batches("ngrams", ["layer", "neuron", "n", "text"]):
+    for piece in run.batches("ngrams", ["layer", "neuron", "n", "token_ids"]):
         room = NGRAM_ROWS - len(rows)
         left_out += max(0, len(piece) - room)
-        rows += [list(row.values()) for row in piece.slice(0, max(0, room)).to_pylist()]
+        for row in piece.slice(0, max(0, room)).to_pylist():
+            ids = row.pop("token_ids")
+            rows.append([*row.values(), run.texts(ids)])
     return script("NS.search", number, rows), left_out

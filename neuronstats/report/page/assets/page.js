@@ -90,9 +90,23 @@ const NS = (() => {
 
   // ---- words
 
-  const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣");
+  const byte = (letter) => "\\x" + letter.charCodeAt(0).toString(16).padStart(2, "0");
+  const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣")
+    .replace(/[\u0000-\u001f\u007f-\u009f]/g, byte);
   const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 0 });
   const percent = (value) => `${Number((100 * value).toPrecision(3))} %`;
+  const FEW = 100;  // a share of fewer cases is shown with its 95 % interval
+
+  // A share as "3 of 5 (60 %, 23 to 88 %)", with Wilson's interval.
+  function ratio(count, total) {
+    const share = count / total, z2 = 1.959964 ** 2, scale = 1 + z2 / total;
+    const middle = (share + z2 / (2 * total)) / scale;
+    const half = Math.sqrt(z2 * share * (1 - share) / total + (z2 / (2 * total)) ** 2) / scale;
+    const whole = (value) => Math.round(100 * value);
+    const interval = total < FEW ? `, ${whole(Math.max(0, middle - half))} to ${whole(Math.min(1, middle + half))} %` : "";
+    return `${number(count)} of ${number(total)} (${percent(share)}${interval})`;
+  }
+
   const some = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
   function classes(flags) {
@@ -167,7 +181,7 @@ const NS = (() => {
 
   function grid(head, rows) {
     const top = make("tr", {}, ...head.map((cell) => make("th", { textContent: cell, scope: "col" })));
-    const body = rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", { textContent: cell }))));
+    const body = rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", {}, ...[cell].flat()))));
     return make("div", { className: "scroll" }, make("table", { className: "grid" }, top, ...body));
   }
 
@@ -353,9 +367,9 @@ const NS = (() => {
       const rows = (entry.triggers || []).filter((r) => r.n === n);
       if (!rows.length) continue;
       parts.push(make("div", {}, make("h4", { textContent: `Top ${WORDS[n]}s` }),
-        grid([WORDS[n], "activates it in", "of its activations", ""], rows.map((r) => [
-          visible(r.text), `${number(r.activations)} of ${number(r.occurrences)} (${percent(r.rate)})`,
-          percent(r.share), detected.has(n + r.text) ? "detected" : ""]))));
+        grid([WORDS[n], "activates it in", "of its activations"], rows.map((r) => [
+          [visible(r.text), ...(detected.has(n + r.text) ? [make("span", { className: "detected", textContent: "detected" })] : [])],
+          ratio(r.activations, r.occurrences), percent(r.share)]))));
     }
     return parts;
   }
