@@ -6,8 +6,6 @@ cleaning up), and the same command must end with the same bytes. What is stored 
 what is stored before the next, so before each step and after the last are all moments there are.
 """
 
-import contextlib
-
 import pytest
 from helpers import models
 from helpers.memory import memory_stores
@@ -53,8 +51,11 @@ class Steps:
             if dies_at is None:
                 assert job() == 0
             else:
-                with contextlib.suppress(OSError, UserError):
+                try:
                     job()
+                except (OSError, UserError):
+                    if not self.dead:
+                        raise
                 assert self.dead, "it ended before it died"
         finally:
             self.dies_at, self.dead = None, False

@@ -12,7 +12,7 @@ PACKAGE = "neuronstats"
 # A folder (or module) imports from those before it, and any settings module.
 ORDER = (
     *("errors", "units", "console", "machine", "hashing", "bits", "cluster", "corpus", "model"),
-    *("store", "stats", "collect", "reduce", "report", "training", "cli"),
+    *("store", "stats", "collect", "reduce", "check", "report", "training", "cli"),
 )
 PATHS = sorted((ROOT / PACKAGE).rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("*.py"))

@@ -123,3 +123,22 @@ class NgramStore:
             f"{self._folder.location}/{self._key}/{name} is missing or has changed: delete"
             f" {self._folder.location}/{NGRAMS}, and reduce again, which numbers the n-grams anew."
         )
+
+
+def damaged(folder: RunFolder) -> dict[str, str]:
+    """Read all n-grams that a run keeps; return what is wrong, by the key below ngrams/."""
+    damage = {}
+    for key in folder.sizes(f"{NGRAMS}/"):
+        if not key.endswith(".json"):
+            continue
+        name = key.removeprefix(f"{NGRAMS}/")
+        try:
+            arrays = json.loads(folder.read(key) or b"")
+            for array in ARRAYS:
+                about = arrays[array]
+                found = folder.checksum(f"{key.removesuffix('json')}{array}")
+                if found != (about["size"], about["checksum"]):
+                    damage[f"{name.removesuffix('json')}{array}"] = "is missing or has changed"
+        except (ValueError, KeyError, TypeError):
+            damage[name] = "is damaged"
+    return damage

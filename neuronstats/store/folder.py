@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
-from zarr.storage import ObjectStore, StorePath
+from zarr.storage import ObjectStore
 
 from neuronstats.errors import GoneError, SettingsError
 from neuronstats.hashing import checksum_of
@@ -186,7 +186,7 @@ class RunFolder:
         read_only: bool,
         on_write: OnObject | None = None,
         on_read: OnRead | None = None,
-    ) -> StorePath:
+    ) -> ObjectStore:
         """Return a Zarr store below ``name``.
 
         Args:
@@ -195,8 +195,7 @@ class RunFolder:
             on_write: called with the key below the prefix and the bytes of each object written.
             on_read: called so with each object read, None where it is not there; may raise.
         """
-        store = _ZarrStore(self, name, read_only=read_only, on_write=on_write, on_read=on_read)
-        return StorePath(store, name)
+        return _ZarrStore(self, name, read_only=read_only, on_write=on_write, on_read=on_read)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -284,27 +283,49 @@ class _ZarrStore(ObjectStore):  # type: ignore[misc]
             on_read=self._on_read,
         )
 
-    def _below(self, key: str) -> str:
-        return key.removeprefix(f"{self._name}/")
+    def _full(self, key: str) -> str:
+        return f"{self._name}/{key}".rstrip("/")
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        full = self._full(key)
         while True:
             try:
-                with storage_errors("read", f"{self._folder.location}/{key}"):
-                    found = await super().get(key, prototype, byte_range)
+                with storage_errors("read", f"{self._folder.location}/{full}"):
+                    found = await super().get(full, prototype, byte_range)
             except GoneError as error:
                 await asyncio.sleep(self._folder._patience.pause(error))
             else:
                 self._folder._patience.answered()
                 if self._on_read is not None and byte_range is None:
-                    self._on_read(self._below(key), None if found is None else found.to_bytes())
+                    self._on_read(key, None if found is None else found.to_bytes())
                 return found
+
+    async def exists(self, key: str) -> bool:
+        return await asyncio.to_thread(self._folder.exists, self._full(key))
 
     async def set(self, key: str, value: Any) -> None:
         data = value.to_bytes()
         if self._on_write is not None:
-            self._on_write(self._below(key), data)
-        await asyncio.to_thread(self._folder.write, key, data)
+            self._on_write(key, data)
+        await asyncio.to_thread(self._folder.write, self._full(key), data)
+
+    async def set_if_not_exists(self, key: str, value: Any) -> None:
+        if not await self.exists(key):
+            await self.set(key, value)
 
     async def delete(self, key: str) -> None:
-        await asyncio.to_thread(self._folder.remove, key)
+        await asyncio.to_thread(self._folder.remove, self._full(key))
+
+    async def delete_dir(self, prefix: str) -> None:
+        await asyncio.to_thread(self._folder.clear, self._full(prefix))
+
+    async def list(self) -> AsyncIterator[str]:
+        async for key in self.list_prefix(""):
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        for key in await asyncio.to_thread(self._folder.sizes, self._full(prefix)):
+            yield key.removeprefix(f"{self._name}/")
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        return super().list_dir(self._full(prefix))

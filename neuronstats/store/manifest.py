@@ -7,7 +7,7 @@ none and are read as they are; those made since say in their metadata that there
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from neuronstats.errors import UserError
@@ -46,10 +46,12 @@ class Manifest:
     Args:
         folder: the run.
         objects: size and checksum by the name below tables/; None: they have no manifest.
+        reduction: what made the tables.
     """
 
     folder: RunFolder
     objects: Mapping[str, tuple[int, str]] | None
+    reduction: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: RunFolder) -> "Manifest":
@@ -72,7 +74,7 @@ class Manifest:
             whole = False
         if not whole:
             raise _corrupt(folder, MANIFEST, "is damaged")
-        return cls(folder, objects)
+        return cls(folder, objects, content["reduction"])
 
     def require(self, metadata: Mapping[str, Any]) -> None:
         """Raise if a table's metadata says that there is a manifest, and there is none.
@@ -101,6 +103,18 @@ class Manifest:
                 self._compare(f"{prefix}/{key}", found)
 
         return compare
+
+    def damaged(self) -> dict[str, str]:
+        """Read all tables; return what is wrong, by the name below tables/."""
+        found = self.folder.sizes(f"{TABLES}/")
+        names = {key.removeprefix(f"{TABLES}/") for key in found} - {MANIFEST}
+        damage = {}
+        for name in sorted(names | set(self.objects or ())) if self.objects is not None else ():
+            try:
+                self.verify(name)
+            except UserError as error:
+                damage[name] = str(error)
+        return damage
 
     def _compare(self, name: str, found: tuple[int, str] | None) -> None:
         assert self.objects is not None
