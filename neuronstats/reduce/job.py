@@ -135,10 +135,8 @@ class _Reduction:
         numbering = ngram_ids.projected_bytes(
             self._num_sequences, layout.num_positions, reduce.ngrams
         )
-        num_shards, num_tokens = len(self._shards), self._num_tokens
-        work = {
-            "gathering": gather_memory(layout, self._num_layers, num_tokens, num_shards, reduce)
-        }
+        sizes = (self._num_layers, self._num_tokens, len(self._shards), self._blocks[0].last)
+        work = {"gathering": gather_memory(layout, *sizes, reduce)}
         if layout.num_bitmaps:
             work["numbering n-grams"] = [Term(*term) for term in numbering.items()]
         process = Term("process", PROCESS_BYTES)

@@ -13,15 +13,17 @@ from helpers.serial import collect_job, quiet, save_tokens, serial
 from neuronstats.collect.job import collect
 from neuronstats.errors import UserError
 from neuronstats.reduce.block import BlockResult
-from neuronstats.reduce.gather import Gather, in_order
+from neuronstats.reduce.gather import Gather, in_order, memory_terms
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
 from neuronstats.stats.dead import NUM_DEAD
 from neuronstats.stats.sections import SECTIONS
+from neuronstats.stats.settings import ReduceSettings
 from neuronstats.stats.view import Column, Section
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import Layout, Shard
 from neuronstats.store.reduced import ReducedRun
+from neuronstats.store.run import Run
 from neuronstats.store.tables import TableFiles
 
 METHOD = Path(__file__).parents[2] / "docs" / "method.md"
@@ -157,3 +159,24 @@ def test_an_object_store_gets_whole_files(tmp_path, monkeypatch):
     assert [path.name for path in sent.iterdir()] == ["mine.parquet"]
     assert pq.read_table(sent / "mine.parquet")["a"].to_pylist() == [1, 2, 3]
     assert not list(tmp_path.glob("neuronstats-*"))
+
+
+def test_gathering_holds_what_is_planned(collected, monkeypatch):
+    """Arrow's memory while a real run is gathered, against the plan's terms of rows."""
+    run = Run.open(collected)
+    settings, layers = ReduceSettings(), run.layout.num_layers
+    neurons = run.layout.num_neurons
+    terms = memory_terms(run.layout, layers, 8 * 24, len(run.layout.shards), neurons, settings)
+    planned = sum(term.bytes for term in terms if "rows" in term.name or "neurons" in term.name)
+    before, held = pa.total_allocated_bytes(), []
+    add = Gather.add
+
+    def watched(self, result):
+        add(self, result)
+        held.append(pa.total_allocated_bytes() - before)
+
+    monkeypatch.setattr(Gather, "add", watched)
+    with serial(monkeypatch):
+        assert reduce(ReduceJob(run=collected), quiet()) == 0
+    assert len(held) == layers
+    assert 0 < max(held) <= planned
