@@ -11,7 +11,7 @@ from transformers import OPTForCausalLM
 from benchmarks.subject import Subject
 from neuronstats.collect.sweep import Sweep
 from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import Embeddings
+from neuronstats.model.decoder import Decoder
 
 Bitmaps = list[NDArray[np.uint8]]  # of each layer, [neuron, sequence, byte]
 
@@ -106,7 +106,7 @@ class Swept:
         self._subject = subject
         self.num_layers = num_layers or subject.shape.num_layers
         checkpoint = Checkpoint(subject.folder)
-        self._embed = Embeddings(checkpoint, subject.dtype, subject.device)
+        self._embed = Decoder(checkpoint, subject.dtype, subject.device).front
         self.sweep = Sweep(
             checkpoint,
             num_layers=self.num_layers,
@@ -118,7 +118,7 @@ class Swept:
         )
 
     def record(self) -> Bitmaps:
-        """Run and record: bits, counts by position, and of each neuron; give the bits."""
+        """Run and record: bits, counts by position, and of each neuron; return the bits."""
         bitmaps = []
         for record in self.sweep(self._subject.tokens):
             record.position_counts.sum(0, dtype=np.int64)
@@ -130,7 +130,7 @@ class Swept:
     def carry(self) -> None:
         """Run the same layers over the same batches, and record nothing."""
         batch = self._subject.batch_sequences
-        hidden = [self._embed(ids) for ids in batches(self._subject, batch)]
+        hidden = [self._embed(ids.cpu()) for ids in batches(self._subject, batch)]
         for index, layer in enumerate(self.sweep.layers):
             for part in hidden:
                 output = layer(part, _relu, with_output=index + 1 < self.num_layers)

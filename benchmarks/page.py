@@ -4,7 +4,6 @@ Needs chromium, chromedriver and selenium for the browser; the rest is measured 
 """
 
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -13,26 +12,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
-from transformers import OPTConfig, OPTModel
 
 from benchmarks.rounds import Findings, Ratio, Rounds
-from neuronstats.collect.job import collect
-from neuronstats.collect.settings import CollectJob
+from benchmarks.subject import collect_run, opt_config, random_tokens, write_random
 from neuronstats.console import Console
-from neuronstats.corpus.settings import DataSettings
-from neuronstats.model.settings import ModelSettings
+from neuronstats.errors import UserError
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
 from neuronstats.report.page.search import TRIGGER_BYTES
 from neuronstats.report.settings import ReportSettings
 from neuronstats.units import size
 
-LAYERS, NEURONS = 20, 25_000
-HIDDEN, VOCABULARY, SEQUENCES, POSITIONS, BOS = 32, 512, 16, 128, 2
-DEVIATION = 0.02
+NEURONS = 25_000  # of a layer
+HIDDEN, VOCABULARY, SEQUENCES, POSITIONS = 32, 512, 16, 128
 ACTIVE = (0.0, 0.3, 0.1, 0.01, 0.0005)  # of neurons, in turn: share of tokens; 0: dead
 POSITIONAL_EVERY = 50  # one neuron in so many sees the position alone
 OPEN_SECONDS, ANSWER_SECONDS = 2.0, 0.5  # the page opens; it filters, sorts, searches
@@ -83,56 +76,16 @@ const watch = setInterval(() => {
 """
 
 
-def write_model(folder: Path, num_layers: int) -> None:
-    """Write a checkpoint whose neurons are dead, rare, frequent and positional ones in turn."""
-    config = OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=num_layers, ffn_dim=NEURONS,
-        max_position_embeddings=POSITIONS, num_attention_heads=2, word_embed_proj_dim=HIDDEN,
-        bos_token_id=BOS, eos_token_id=BOS, pad_token_id=1,
-    )  # fmt: skip
-    with torch.device("meta"):
-        shapes = {key: value.shape for key, value in OPTModel(config).state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    scale = DEVIATION * HIDDEN**0.5  # of fc1's output
-    biases = torch.special.ndtri(torch.tensor(ACTIVE)).clamp(min=-1e3) * scale
-    weights: dict[str, torch.Tensor] = {}
-    for key, shape in shapes.items():
-        value = torch.empty(shape).normal_(0.0, DEVIATION, generator=generator)
-        if key.endswith("fc1.bias"):
-            value = biases[torch.arange(NEURONS) % len(ACTIVE)]
-        elif key.endswith("bias"):
-            value = torch.zeros(shape)
-        elif "layer_norm" in key:
-            value = torch.ones(shape)
-        elif "embed_positions" in key:
-            value[:, 0] = torch.linspace(-0.1, 0.1, shape[0])
-        elif "embed_tokens" in key:
-            value[:, 0] = 0
-        elif key.endswith("fc1.weight"):
-            value[::POSITIONAL_EVERY] = 0
-            value[::POSITIONAL_EVERY, 0] = scale
-        weights[f"model.{key}"] = value
-    folder.mkdir(parents=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    described = config.to_dict() | {"architectures": ["OPTForCausalLM"], "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(described))
-
-
 def make_run(scratch: Path, num_layers: int, console: Console) -> Path:
-    """Collect and reduce the synthetic model over random tokens; return the run's folder."""
-    write_model(scratch / "synthetic", num_layers)
-    tokens = np.random.default_rng(0).integers(3, VOCABULARY, (SEQUENCES, POSITIONS))
-    tokens[:, 0] = BOS
-    np.save(scratch / "tokens.npy", tokens.astype(np.uint16))
-    job = CollectJob(
-        model=ModelSettings(name="synthetic", path=str(scratch / "synthetic")),
-        data=DataSettings(name="random", kind="tokens", path=str(scratch / "tokens.npy")),
-        run=str(scratch / "run"),
-    )
-    for code in (collect(job, console), reduce(ReduceJob(run=job.location), console)):
-        if code:
-            raise KeyboardInterrupt
-    return Path(job.location)
+    """Collect and reduce a model of dead, rare, frequent and positional neurons in turn."""
+    config = opt_config(num_layers, HIDDEN, 2, VOCABULARY, neurons=NEURONS, positions=POSITIONS)
+    folder = scratch / "model"
+    write_random(folder, config, ACTIVE, torch.float32, positional_every=POSITIONAL_EVERY)
+    tokens = random_tokens(SEQUENCES, POSITIONS, VOCABULARY)
+    run = collect_run(scratch, tokens, max(1, num_layers // 2), console)
+    if reduce(ReduceJob(run=str(run)), console):
+        raise UserError("the reduction was interrupted")
+    return run
 
 
 def _chromium() -> str | None:
@@ -185,7 +138,6 @@ def page(rounds: Rounds, num_layers: int, scratch: Path) -> Findings:
         num_layers: of NEURONS each.
         scratch: an empty folder.
     """
-    scratch.mkdir()
     with (scratch / "log").open("w") as log:
         run = make_run(scratch, num_layers, Console(log))
     start = time.monotonic()

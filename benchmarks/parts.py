@@ -1,18 +1,19 @@
 """The benchmark's parts: which ways of doing the work are measured together, with goals."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks import page as bench_page
 from benchmarks.flips import flips
 from benchmarks.forward import Bare, Bitmaps, Swept, mismatches
-from benchmarks.merge import Work, merging
+from benchmarks.merge import merging
 from benchmarks.packing import packing
+from benchmarks.page import page
 from benchmarks.reduction import reduction
 from benchmarks.rounds import Contestant, Findings, Rounds, Timing
+from benchmarks.settings import Sizes
 from benchmarks.start import starting
 from benchmarks.store import Written
 from benchmarks.stream import measure
@@ -28,24 +29,11 @@ COUNTED_SEQUENCES = 64
 START_ROUNDS = 3
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What the short and the full form differ in; see config.BenchSettings."""
-
-    layers: int | None
-    sequences: int
-    reduce_tokens: int
-    reduce_neurons: int
-    merge_layers: int
-    merge_neurons: int
-    start_tokens: int
-
-
 def forward(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
     """Measure bare forwards, hooks, the sweep and the store, in turn."""
     bare, swept = Bare(subject), Swept(subject)
-    layers = num_first_layers("first_half", subject.shape.num_layers, "collect.layers")
-    half = Swept(subject, num_layers=layers)
+    num_half = num_first_layers("first_half", subject.shape.num_layers, "collect.layers")
+    half = Swept(subject, num_layers=num_half)
     batch, tried = _best_batch(bare, subject, rounds)
     written = Written(subject, swept, scratch / "run")
     calls: dict[str, Callable[[], object]] = {
@@ -55,19 +43,17 @@ def forward(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> F
         "hooks and counts": lambda: bare.hooked(counts=True),
         "sweep": swept.carry,
         "recorded": swept.record,
-        "written, thread": written.with_thread,
-        "written, one core": written.on_one_core,
+        "written": written.with_thread,
         "first half": half.record,
     }
     contestants = [Contestant(name, subject.num_tokens, call) for name, call in calls.items()]
     timings = rounds.measure(contestants, "tokens")
-    findings = Findings(timings=list(timings.values()), facts=[tried])
-    _compare(findings, rounds, timings, subject, layers)
+    findings = Findings(timings=list(timings.values()), facts=[*subject.facts, tried])
+    _compare(findings, rounds, timings, subject, num_half)
     reference = bare.hooked(counts=True)
     paths: dict[str, Bitmaps] = {"sweep": swept.record(), "first half": half.record()}
-    for name, write in (("one core", written.on_one_core), ("thread", written.with_thread)):
-        write()
-        paths[f"store, {name}"] = written.read()
+    written.with_thread()
+    paths["store"] = written.read()
     written.close()
     findings.mismatches = {path: mismatches(bitmaps, reference) for path, bitmaps in paths.items()}
     fired = sum(int(bits.count(bitmap).sum()) for bitmap in reference)
@@ -117,8 +103,7 @@ def _compare(
         ("recorded", "bare", 0.98 if low else 0.90, left_out),
         ("sweep", "bare", None, left_out),
         ("recorded", "sweep", 1 - share, "the share of recording"),
-        ("written, thread", "bare", 0.98, ""),
-        ("written, one core", "bare", 0.95, ""),
+        ("written", "bare", 0.98, ""),
         ("hooks", "bare", None, ""),
         ("hooks and counts", "bare", None, ""),
         ("recorded", "hooks", 1.1 if low else None, "these hooks keep bits alone"),
@@ -148,46 +133,33 @@ def pack(_sizes: Sizes, subject: Subject, rounds: Rounds, _scratch: Path) -> Fin
     )
 
 
-def reduce(sizes: Sizes, _subject: Subject, rounds: Rounds, _scratch: Path) -> Findings:
-    """Measure the n-gram reduction, always on the CPU."""
-    here = Rounds(rounds.rounds, rounds.warmups, on_gpu=False, tell=rounds.tell)
-    return reduction(here, num_tokens=sizes.reduce_tokens, num_neurons=sizes.reduce_neurons)
-
-
-def merge(sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
-    """Measure the merge of a whole synthetic run, on one core."""
-    work = Work(sizes.merge_layers, sizes.merge_neurons, sizes.reduce_tokens)
-    return merging(rounds, work, subject.folder, scratch)
-
-
-def stream(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
-    """Measure weights that do not fit in memory, against the same with all of them there."""
-    return measure(subject, rounds, scratch / "stream")
-
-
-def start(sizes: Sizes, _subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
-    """Measure how soon a collect run starts, and its memory against its plan."""
-    few = Rounds(min(START_ROUNDS, rounds.rounds), 1, on_gpu=False, tell=rounds.tell)
-    return starting(few, scratch, sizes.start_tokens)
-
-
 def flip(_sizes: Sizes, subject: Subject, _rounds: Rounds, _scratch: Path) -> Findings:
     """Count the bits that half precision flips; nothing is timed."""
     return flips(subject)
 
 
-def page(sizes: Sizes, _subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
-    """Measure the report of a synthetic run."""
-    return bench_page.page(rounds, sizes.layers or bench_page.LAYERS, scratch / "page")
+def start(sizes: Sizes, _subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
+    """Measure how soon a collect run starts, and its memory against its plan."""
+    few = dataclasses.replace(rounds, rounds=min(START_ROUNDS, rounds.rounds))
+    return starting(few, scratch, sizes.start_tokens)
 
 
+def _fresh(scratch: Path, name: str) -> Path:
+    """Make an empty folder."""
+    (scratch / name).mkdir()
+    return scratch / name
+
+
+# The n-grams and the merge are always measured on the CPU.
 PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "forward": forward,
     "pack": pack,
-    "reduce": reduce,
-    "merge": merge,
-    "stream": stream,
+    "reduce": lambda sizes, _, rounds, __: reduction(rounds, sizes),
+    "merge": lambda sizes, _, rounds, scratch: merging(rounds, sizes, _fresh(scratch, "merge")),
+    "stream": lambda _, subject, rounds, scratch: measure(subject, rounds, scratch / "stream"),
     "start": start,
     "flips": flip,
-    "page": page,
+    "page": lambda sizes, _, rounds, scratch: page(
+        rounds, sizes.page_layers, _fresh(scratch, "page")
+    ),
 }

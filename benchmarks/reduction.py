@@ -1,125 +1,91 @@
 """The n-gram reduction against np.unique and collections.Counter, neuron by neuron, on one core."""
 
-import contextlib
-import ctypes
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.rounds import Contestant, Findings, Rounds
+from benchmarks.settings import Sizes
+from benchmarks.subject import BOS, VOCABULARY
 from neuronstats import bits
-from neuronstats.machine import peak_host_bytes
 from neuronstats.stats.ngram_counts import count_ngrams, projected_bytes
 from neuronstats.stats.ngram_ids import NgramIds, build_ngram_ids
 from neuronstats.stats.settings import NgramSettings
-from neuronstats.units import short
+from neuronstats.units import short, size
 
-VOCABULARY, BOS, POSITIONS = 50272, 2, 512
+POSITIONS = 512
 LENGTHS = [1, 2, 3]
-LIMIT = 50
 # Of each twenty neurons: how many, and the share of tokens on which they are activated.
 MIX = ((8, 0.0), (4, 1e-4), (3, 1e-3), (2, 1e-2), (1, 0.1))
 DETECTORS = 2  # of each twenty: activated on all occurrences of one to three tokens
 GROUP = 20
 SHARE = (19, 20)  # of the default cover_share
-GOALS = {"exact": (12.0, 40.0), "limited": (50.0, 150.0)}  # against np.unique, against Counter
+GOALS = (12.0, 40.0)  # against np.unique, against Counter
 LENGTH_GOALS = {1: 10.0, 2: 4.0, 3: 4.0}  # against np.unique, at ONE_PERCENT
 ONE_PERCENT, ONE_PERCENT_NEURONS = 1e-2, 10
 
 Covers = list[list[int]]  # by length, of each neuron
-Result = TypeVar("Result")
 CountsOf = Callable[[NDArray[np.uint32]], list[int]]
 
 
-def reduction(rounds: Rounds, *, num_tokens: int, num_neurons: int) -> Findings:
-    """Measure covering numbers for n = 1, 2, 3 of neurons of mixed densities.
-
-    Args:
-        rounds: how often.
-        num_tokens: of the corpus, about.
-        num_neurons: a multiple of GROUP.
-    """
-    tokens = zipf_tokens(max(1, num_tokens // POSITIONS), POSITIONS)
+def reduction(rounds: Rounds, sizes: Sizes) -> Findings:
+    """Measure covering numbers for n = 1, 2, 3 of neurons of mixed densities, then each n alone."""
+    tokens = zipf_tokens(max(1, sizes.reduce_tokens // POSITIONS), POSITIONS)
     corpus = build_ngram_ids(tokens, BOS, LENGTHS)
-    bitmap = mixed_bits(tokens, num_neurons)
-    activations = int(bits.count(bitmap).sum())
-    exact = NgramSettings(ngrams=LENGTHS)
-    limited = NgramSettings(ngrams=LENGTHS, cover_limit=LIMIT, top_triggers=0)
-    calls: dict[str, Callable[[], Covers]] = {
-        "exact covers": lambda: _ours(bitmap, corpus, exact),
-        f"cover_limit={LIMIT}": lambda: _ours(bitmap, corpus, limited),
-        "np.unique": lambda: baseline(bitmap, corpus, by_unique),
-        "Counter": lambda: baseline(bitmap, corpus, by_counter),
-    }
-    names = list(calls)
-    contestants = [Contestant(name, activations, call) for name, call in calls.items()]
-    timings = rounds.measure(contestants, "activations")
-    findings = Findings(timings=list(timings.values()))
-    for ours, kind in zip(names[:2], GOALS, strict=True):
-        for theirs, goal in zip(names[2:], GOALS[kind], strict=True):
-            findings.ratios.append(
-                rounds.ratio(f"{ours} / {theirs}", timings[ours], timings[theirs], goal=goal)
-            )
-    _by_length(findings, rounds, tokens, corpus)
-    num_sequences, num_positions = tokens.shape
-    terms = projected_bytes(num_neurons, num_sequences, num_positions, exact)
-    bound = sum(terms.values())
+    bitmap = mixed_bits(tokens, sizes.reduce_neurons)
+    findings = Findings()
+    _compare(findings, rounds, "exact covers", bitmap, corpus, LENGTHS, GOALS)
+    generator = np.random.default_rng(2)
+    draw = (generator.random(tokens.shape, np.float32) for _ in range(ONE_PERCENT_NEURONS))
+    sparse = np.stack([bits.pack(drawn < ONE_PERCENT) for drawn in draw])
+    for n, goal in LENGTH_GOALS.items():
+        _compare(findings, rounds, f"n={n}, 1 %", sparse, corpus, [n], (goal, None))
+    sequences, positions = tokens.shape
+    settings = NgramSettings(ngrams=LENGTHS)
+    bound = projected_bytes(sizes.reduce_neurons, sequences, positions, settings)
+    share = int(bits.count(bitmap).sum()) / tokens.size / sizes.reduce_neurons
     findings.facts += [
-        ("corpus", f"{tokens.size:.2e} tokens, {len(corpus[3].occurrences):.2e} trigrams"),
-        ("neurons", f"{num_neurons}, active on {activations / tokens.size / num_neurons:.2%}"),
-        ("memory bound of exact covers", f"{bound / 1e6:.0f} MB"),
+        ("tokens", f"{tokens.size:.2e}, by Zipf's law"),
+        ("trigrams", f"{len(corpus[3].occurrences):.2e}"),
+        ("neurons", f"{sizes.reduce_neurons}, active on {share:.2%}"),
+        ("memory bound of exact covers", size(sum(bound.values()))),
     ]
-    results = {}
-    for name, call in calls.items():
-        _, before = peak_of(lambda: None)
-        results[name], peak = peak_of(call)
-        if peak is not None and before is not None:
-            findings.facts.append((f"peak memory of {name}", f"{(peak - before) / 1e6:.0f} MB"))
-    truth = np.array(results["np.unique"])
-    wanted = dict.fromkeys(names, truth) | {names[1]: np.minimum(truth, LIMIT + 1)}
-    for name, found in results.items():
-        findings.mismatches[f"covers, {name}"] = int((np.array(found) != wanted[name]).sum())
     return findings
 
 
-def _by_length(
-    findings: Findings, rounds: Rounds, tokens: NDArray[np.uint16], corpus: dict[int, NgramIds]
+def _compare(
+    findings: Findings,
+    rounds: Rounds,
+    name: str,
+    bitmap: NDArray[np.uint8],
+    corpus: dict[int, NgramIds],
+    lengths: list[int],
+    goals: Sequence[float | None],
 ) -> None:
-    """Measure each length by itself, on neurons that are activated on one token of a hundred."""
-    generator = np.random.default_rng(2)
-    bitmap = np.stack(
-        [
-            bits.pack(generator.random(tokens.shape, np.float32) < ONE_PERCENT)
-            for _ in range(ONE_PERCENT_NEURONS)
-        ]
-    )
+    """Measure our way and the two plain ones on the same neurons, and compare their results."""
+
+    def ours() -> Covers:
+        found = count_ngrams(bitmap, corpus, NgramSettings(ngrams=lengths))
+        return [found[n].cover.tolist() for n in lengths]
+
+    calls: dict[str, Callable[[], Covers]] = {
+        name: ours,
+        f"{name}, np.unique": lambda: plain_covers(bitmap, corpus, by_unique, lengths),
+        f"{name}, Counter": lambda: plain_covers(bitmap, corpus, by_counter, lengths),
+    }
     activations = int(bits.count(bitmap).sum())
-    for n, goal in LENGTH_GOALS.items():
-        alone = NgramSettings(ngrams=[n])
-        calls: dict[str, Callable[[], Covers]] = {
-            f"n={n}, 1 %": lambda alone=alone, n=n: _ours(bitmap, corpus, alone, [n]),  # type: ignore[misc]
-            f"n={n}, np.unique": lambda n=n: baseline(bitmap, corpus, by_unique, [n]),  # type: ignore[misc]
-            f"n={n}, Counter": lambda n=n: baseline(bitmap, corpus, by_counter, [n]),  # type: ignore[misc]
-        }
-        contestants = [Contestant(name, activations, call) for name, call in calls.items()]
-        timings = rounds.measure(contestants, "activations")
-        findings.timings += timings.values()
-        rates = ", ".join(f"{name} {short(timing.rate)}" for name, timing in timings.items())
-        findings.facts.append((f"activations/s of one core, n={n}", rates))
-        ours, *theirs = timings
-        for other, least in zip(theirs, (goal, None), strict=True):
-            findings.ratios.append(
-                rounds.ratio(f"{ours} / {other}", timings[ours], timings[other], goal=least)
-            )
-        covers = {name: call() for name, call in calls.items()}
-        for other in theirs:
-            differ = np.array(covers[ours]) != np.array(covers[other])
-            findings.mismatches[f"covers, {other}"] = int(differ.sum())
+    contestants = [Contestant(way, activations, call) for way, call in calls.items()]
+    timings = rounds.measure(contestants, "activations")
+    findings.timings += timings.values()
+    rates = ", ".join(f"{way} {short(timing.rate)}" for way, timing in timings.items())
+    findings.facts.append(("activations/s of one core", rates))
+    mine = np.array(ours())
+    for (theirs, call), goal in zip(list(calls.items())[1:], goals, strict=True):
+        ratio = rounds.ratio(f"{name} / {theirs}", timings[name], timings[theirs], goal=goal)
+        findings.ratios.append(ratio)
+        findings.mismatches[f"covers, {theirs}"] = int((mine != np.array(call())).sum())
 
 
 def zipf_tokens(num_sequences: int, num_positions: int) -> NDArray[np.uint16]:
@@ -156,17 +122,7 @@ def mixed_bits(tokens: NDArray[np.uint16], num_neurons: int) -> NDArray[np.uint8
     return np.stack(rows)
 
 
-def _ours(
-    bitmap: NDArray[np.uint8],
-    corpus: dict[int, NgramIds],
-    settings: NgramSettings,
-    lengths: Sequence[int] = LENGTHS,
-) -> Covers:
-    found = count_ngrams(bitmap, corpus, settings)
-    return [found[n].cover.tolist() for n in lengths]
-
-
-def baseline(
+def plain_covers(
     bitmap: NDArray[np.uint8],
     corpus: dict[int, NgramIds],
     counts_of: CountsOf,
@@ -183,39 +139,16 @@ def baseline(
 
 
 def by_unique(ids: NDArray[np.uint32]) -> list[int]:
-    """Count the distinct ids with np.unique; give the counts, falling."""
+    """Count the distinct ids with np.unique; return the counts, falling."""
     return np.sort(np.unique(ids, return_counts=True)[1])[::-1]  # type: ignore[return-value]
 
 
 def by_counter(ids: NDArray[np.uint32]) -> list[int]:
-    """Count the distinct ids with collections.Counter; give the counts, falling."""
+    """Count the distinct ids with collections.Counter; return the counts, falling."""
     return sorted(Counter(ids.tolist()).values(), reverse=True)
 
 
 def _cover(falling: list[int]) -> int:
-    """Give the fewest n-grams that make up the cover share of all counts."""
+    """Return the fewest n-grams that make up the cover share of all counts."""
     sums = np.cumsum(falling, dtype=np.int64)
     return int(np.searchsorted(sums * SHARE[1], sums[-1] * SHARE[0])) + 1 if len(sums) else 0
-
-
-def peak_of(
-    call: Callable[[], Result], clock: list[tuple[float, float]] | None = None
-) -> tuple[Result, int | None]:
-    """Call, and give the most memory that the process held meanwhile; None where not told.
-
-    Args:
-        call: what to call.
-        clock: its seconds by the clock and of the processor are appended.
-    """
-    with contextlib.suppress(AttributeError):  # glibc's: what is free must not hide what is taken
-        ctypes.CDLL(None).malloc_trim(0)
-    told = True
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-    except OSError:
-        told = False
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = call()
-    if clock is not None:
-        clock.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return result, peak_host_bytes() if told else None

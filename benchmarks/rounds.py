@@ -113,7 +113,7 @@ class Rounds:
 
     Args:
         rounds: rounds that count; in each, every contestant is called once.
-        warmups: rounds before, which do not count.
+        warmups: rounds before, at least 1, which do not count.
         on_gpu: wait for the GPU before the clock is read.
         tell: called with a line after each round.
     """

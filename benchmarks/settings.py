@@ -1,18 +1,64 @@
-"""What is measured, and on how much: settings of the bench job."""
+"""What is measured, and on how much: settings of the bench job, and all sizes."""
 
 from dataclasses import dataclass, field
 
-from neuronstats.errors import SettingsError
+from neuronstats.errors import expect
 from neuronstats.model.settings import ModelSettings
+
+PARTS = ("forward", "pack", "reduce", "merge", "stream", "start", "flips", "page")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """On how much each part works."""
+
+    layers: int | None = None
+    """Of the random weights; None: all of the shape's."""
+    active: float = 0.05
+    """Of the random weights: share of tokens on which a neuron is activated, about."""
+    sequences: int = 8
+    """Of the shard, filled up to whole batches; GPU_TIMES as many on a GPU."""
+    positions: int = 512
+    """Of a sequence, at most."""
+    batch_sequences: int | None = None
+    """Of the sweep and of hooks; None: what a collect run takes."""
+    reduce_tokens: int = 5_000_000
+    """Of the reduction's corpus."""
+    reduce_neurons: int = 120
+    """Of the reduction, a multiple of 20."""
+    merge_tokens: int = 1_000_000
+    """Of the run that is reduced as a whole."""
+    merge_layers: int = 2
+    """Its layers, all with bitmaps."""
+    merge_neurons: int = 3072
+    """Of each of its layers."""
+    start_tokens: int = 200_000
+    """Of the embedded text."""
+    page_layers: int = 20
+    """Of the run whose page is opened, of 25 000 neurons each."""
+
+
+FULL = Sizes()
+SHORT = Sizes(
+    layers=2,
+    sequences=4,
+    reduce_tokens=500_000,
+    reduce_neurons=20,
+    merge_tokens=50_000,
+    merge_neurons=120,
+    start_tokens=50_000,
+    page_layers=2,
+)
+GPU_TIMES = 32
+WARMUPS, THREADS = 1, 1  # rounds that do not count; of torch's operations
 
 
 @dataclass(kw_only=True, slots=True)
 class BenchSettings:
     """What is measured, and on how much."""
 
-    parts: list[str] = field(
-        default_factory=lambda: ["forward", "pack", "reduce", "merge", "stream", "start"]
-    )
+    parts: list[str] = field(default_factory=lambda: list(PARTS[:6]))
     """forward: bare models, hooks, the sweep, the store; pack: packing and counting alone; reduce:
     the n-grams; merge: a whole synthetic run reduced; stream: weights that do not fit in memory;
     start: jobs/collect.py on the embedded model; flips: bits that float16 and bfloat16 flip against
@@ -20,58 +66,25 @@ class BenchSettings:
     run: str | None = None
     """A collected run: its model and sequences from all over its text are taken instead."""
     short: bool = False
-    """Smaller sizes where none are given: two minutes."""
+    """Smaller sizes: two minutes."""
     shape: str = "opt-125m"
     """Without a model: random weights in this shape; "tiny" is one too."""
-    layers: int | None = None
-    """Of the random weights; null: all of the shape's, in the short form 2."""
-    active: float = 0.05
-    """Of the random weights: share of tokens on which a neuron is activated, about."""
-    sequences: int | None = None
-    """Of the shard, filled up to whole batches; null: 8, in the short form 4, 32 times
-    as many on a GPU."""
-    positions: int = 512
-    """Of a sequence; a multiple of 8."""
-    batch_sequences: int | None = None
-    """Of the sweep and of hooks; null: what a collect run would take."""
-    reduce_tokens: int | None = None
-    """Of the reduction's corpus; null: 5 million, in the short form 500 thousand."""
-    reduce_neurons: int | None = None
-    """Of the reduction, a multiple of 20; null: 120, about a block of so many tokens, in the short
-    form 20."""
-    merge_layers: int | None = None
-    """Of the run that is merged, at least 2; null: 6, in the short form 3."""
-    merge_neurons: int | None = None
-    """Of each of its layers; null: 3072 (as in opt-125m), in the short form 100."""
-    start_tokens: int | None = None
-    """Of the embedded text; null: 200 thousand, in the short form 50 thousand."""
     rounds: int = 5
     """Rounds that count; in each, every way is taken once."""
-    warmups: int = 1
-    """Rounds before, at least 1, which do not count."""
-    threads: int = 1
-    """Of torch's operations."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is a GPU."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are no sizes."""
-        sizes = ["layers", "sequences", "batch_sequences", "positions", "rounds", "warmups"]
-        sizes += ["threads", "reduce_tokens", "reduce_neurons", "merge_neurons", "start_tokens"]
-        for name in sizes:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"bench.{name}={value}: expected a number from 1.")
-        if self.reduce_neurons is not None and self.reduce_neurons % 20:
-            raise SettingsError(
-                f"bench.reduce_neurons={self.reduce_neurons}: expected a multiple of 20."
-            )
-        if self.merge_neurons is not None and self.merge_neurons < 20:
-            raise SettingsError(f"bench.merge_neurons={self.merge_neurons}: expected at least 20.")
-        if self.merge_layers is not None and self.merge_layers < 2:  # the first one warms up
-            raise SettingsError(f"bench.merge_layers={self.merge_layers}: expected at least 2.")
-        if not 0 < self.active < 1:
-            raise SettingsError(f"bench.active={self.active}: expected a share between 0 and 1.")
+        """Refuse what cannot be measured.
+
+        Raises:
+            SettingsError: names the setting, its value and what was expected.
+        """
+        known = bool(self.parts) and set(self.parts) <= set(PARTS)
+        expect("bench.parts", self.parts, f"some of {', '.join(PARTS)}", met=known)
+        expect("bench.rounds", self.rounds, "a number from 1", met=self.rounds >= 1)
+        known = self.device in DEVICES
+        expect("bench.device", self.device, f"one of {', '.join(DEVICES)}", met=known)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,6 +94,6 @@ class BenchJob:
     model: ModelSettings = field(default_factory=lambda: ModelSettings(name="random"))
     bench: BenchSettings = field(default_factory=BenchSettings)
     out: str = "runs/bench"
-    """Folder for bench.json and bench.md, and while it runs for the weights and the run written."""
+    """Folder for bench.md, and while it runs for the weights and the run written."""
     page: str | None = None
     """A Markdown page, such as docs/performance.md, whose sections of these parts are replaced."""

@@ -1,25 +1,21 @@
-"""Weights that do not fit in memory: our sweep, accelerate's disk offload, AirLLM's loop.
+"""Weights that do not fit in memory: our sweep, accelerate's disk offload.
 
 Each runs in a process of its own (bench_child). Where no memory cap can be set, the weights' pages
 are dropped from the page cache before each pass over them instead.
 """
 
 import contextlib
-import gc
 import importlib.util
-import io
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from benchmarks.child import Cap, Child
-from benchmarks.forward import Bare, Swept, batches, load_model, mismatches
+from benchmarks.forward import Swept, batches, load_model, mismatches
 from benchmarks.rounds import Contestant, Findings, Rounds, Value
 from benchmarks.subject import Subject
 from neuronstats.model.checkpoint import Checkpoint
@@ -29,27 +25,21 @@ ROOM = 0.6  # of the layers' weights, left for file pages above what a process h
 KERNEL_BYTES = 32 << 20  # what a group counts besides, such as page tables
 OURS, RESIDENT = "streamed, recorded", "resident, recorded"
 WITHIN = 1.05  # of the weight bytes that a shard has to read
-STAND_IN = "AirLLM's loop, written out"
 
 
 def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
     """Measure weights read from disk against weights in memory, and against others' ways."""
-    findings = Findings()
-    accelerate, airllm = _installed("accelerate"), _installed("airllm")
+    findings = Findings(facts=subject.facts)
     ways: dict[str, tuple[Callable[..., Any], bool]] = {
         RESIDENT: (_resident, False),
         OURS: (_streamed, True),
     }
-    if accelerate:
+    if importlib.util.find_spec("accelerate"):
         ways["accelerate"] = (_accelerate, True)
     else:
         findings.facts.append(("accelerate", "not installed, so not measured (extra: bench)"))
-    theirs = "AirLLM" if airllm else STAND_IN
-    ways[theirs] = (_airllm if airllm else _stand_in, True)
-    if not airllm:
-        findings.facts.append(("AirLLM", "not installed: its loop is written out here instead"))
-    layer_bytes = Checkpoint(subject.folder).layer_bytes
-    weights = sum(layer_bytes(layer) for layer in range(subject.shape.num_layers))
+    stored = Checkpoint(subject.folder).dtype.itemsize
+    weights = subject.shape.num_layers * subject.shape.layer_weights * stored
     with contextlib.ExitStack() as stack:
         caps = {name: Cap.make() if capped else None for name, (_, capped) in ways.items()}
         for made in filter(None, caps.values()):
@@ -90,7 +80,7 @@ def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
     each = f"{size(weights)}, {weights / subject.num_tokens:.0f} B a token of the shard"
     findings.facts.append(("layers' weights", each))
     note = "which records nothing"
-    for what, goal in [(RESIDENT, 0.90), ("accelerate", 1.5), (theirs, 2.3)]:
+    for what, goal in [(RESIDENT, 0.90), ("accelerate", 1.5)]:
         if what in timings:
             ratio = rounds.ratio(
                 f"{OURS} / {what}",
@@ -103,10 +93,6 @@ def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
     ours, theirs_bits = (Swept(subject, resident=kept).record() for kept in (False, True))
     findings.mismatches["streamed"] = mismatches(ours, theirs_bits)
     return findings
-
-
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
 
 
 def _resident(subject: Subject, _scratch: Path, *, drop: bool) -> Callable[[], object]:
@@ -132,63 +118,6 @@ def _accelerate(subject: Subject, scratch: Path, *, drop: bool) -> Callable[[], 
     scratch.mkdir(parents=True)
     accelerate.disk_offload(model, str(scratch), execution_device=subject.device)
     return _by_batches(subject, model, weight_files(scratch) if drop else [])
-
-
-def _airllm(subject: Subject, scratch: Path, *, drop: bool) -> Callable[[], object]:
-    """AirLLM's own package: it knows no OPT, so it is told where the layers are."""
-    package: Any = importlib.import_module("airllm.airllm_base")
-
-    class OfOpt(package.AirLLMBaseModel):  # type: ignore[misc]
-        def set_layer_names_dict(self) -> None:
-            self.layer_names_dict = {
-                "embed": "model.decoder.embed_tokens",
-                "layer_prefix": "model.decoder.layers",
-                "norm": "model.decoder.final_layer_norm",
-                "lm_head": "lm_head",
-                "resident": ["model.decoder.embed_positions"],
-            }
-
-        def get_tokenizer(self, hf_token: str | None = None) -> None:
-            return None
-
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        whole = OfOpt(
-            str(subject.folder),
-            device=str(subject.device),
-            dtype=subject.dtype,
-            layer_shards_saving_path=str(scratch),
-        )
-    files = weight_files(scratch / "splitted_model") if drop else []
-    return _by_batches(subject, whole.model.model, files)
-
-
-def _stand_in(subject: Subject, scratch: Path, *, drop: bool) -> Callable[[], object]:
-    """The same loop: a file per layer, read a layer ahead, and garbage collected after each."""
-    model: Any = Bare(subject).base
-    scratch.mkdir(parents=True)
-    layers = list(model.decoder.layers)
-    files = [scratch / f"{index}.safetensors" for index in range(len(layers))]
-    for layer, file in zip(layers, files, strict=True):
-        save_file(layer.state_dict(), file)
-        layer.to("meta")
-    reader = ThreadPoolExecutor(1)
-    following = [reader.submit(load_file, files[0])]
-
-    def before(module: Any, _inputs: Any) -> None:
-        index = layers.index(module)
-        module.load_state_dict(following.pop().result(), assign=True)
-        module.to(subject.device)
-        following.append(reader.submit(load_file, files[(index + 1) % len(files)]))
-
-    def after(module: Any, _inputs: Any, _output: Any) -> None:
-        module.to("meta")
-        gc.collect()
-
-    for layer in layers:
-        layer.register_forward_pre_hook(before)
-        layer.register_forward_hook(after)
-    return _by_batches(subject, model, files if drop else [])
 
 
 def _by_batches(subject: Subject, model: Any, files: Iterable[Path]) -> Callable[[], object]:

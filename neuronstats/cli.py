@@ -31,7 +31,7 @@ from neuronstats.errors import (
     GONE,
     INTERRUPTED,
     WRONG_SETTINGS,
-    ServiceGoneError,
+    GoneError,
     SettingsError,
     UserError,
 )
@@ -70,8 +70,8 @@ def job(
 
     Returns:
         A decorator; what it returns reads the command line and ends the process with the
-        contract's exit code: 0 done, 1 failed, 2 wrong settings, 75 a service went away, 130
-        interrupted.
+        contract's exit code: 0 done, 1 failed, 2 wrong settings, 75 the cluster or the
+        store went away, 130 interrupted.
     """
 
     def decorate(function: Callable[[Settings], int | None]) -> Callable[[], None]:
@@ -93,7 +93,7 @@ def _finish(function: Callable[[Settings], int | None], name: str, schema: type[
         return DONE if config is None else function(to_settings(config, schema)) or DONE
     except SettingsError as error:
         return _complain(error, WRONG_SETTINGS)
-    except ServiceGoneError as error:
+    except GoneError as error:
         return _complain(error, GONE)
     except UserError as error:
         return _complain(error, FAILED)

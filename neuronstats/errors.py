@@ -1,4 +1,4 @@
-"""The errors meant for people: what was wrong, what was expected, what to do; exit codes."""
+"""The errors meant for people: what was wrong, what was expected, what to do."""
 
 DONE, FAILED, WRONG_SETTINGS, GONE, INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -11,8 +11,8 @@ class SettingsError(UserError):
     """The settings are wrong, and nothing was touched yet. Jobs end with exit code 2."""
 
 
-class ServiceGoneError(UserError):
-    """The cluster or the object store went away. Jobs end with exit code 75: run them again."""
+class GoneError(UserError):
+    """The cluster or the store went away; the same command goes on. Jobs end with exit code 75."""
 
 
 def expect(key: str, value: object, words: str, *, met: bool) -> None:

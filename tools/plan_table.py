@@ -38,8 +38,8 @@ tokens of nine domains in sequences of 2048, all layers, bitmaps of the first ha
 
 **Time is the least**: FLOP divided by what a worker is assumed to reach (a 24 GB GPU 70 TFLOP/s and
 an 80 GB GPU 400 TFLOP/s in half precision; a CPU of 32 cores 1 TFLOP/s in float32). With small
-models on a GPU, writing the bits takes longer (docs/performance.md). Weights are kept over
-all shards, or read anew for each. Disk is what is expected after compression.
+models on a GPU, writing the bits takes longer (docs/performance.md). Weights are kept over all
+shards, or read anew for each. Disk is what is expected after compression.
 
 | model | to fetch | machine | time | a shard | weights | GPU memory | host, a worker | disk |
 |---|---|---|---|---|---|---|---|---|

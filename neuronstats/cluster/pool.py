@@ -38,7 +38,7 @@ class Pool(Connection):
 
         Raises:
             UserError: a task met bad input, or lost its worker too often.
-            ServiceGoneError: the cluster went away.
+            GoneError: the cluster went away.
             TaskFailedError: a task failed otherwise.
         """
         crew = Crew(self, make, args)

@@ -24,7 +24,7 @@ from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.cluster.watch import Watch
 from neuronstats.cluster.words import summary
-from neuronstats.errors import GONE, ServiceGoneError, SettingsError, UserError
+from neuronstats.errors import GONE, GoneError, SettingsError, UserError
 from neuronstats.machine import Machine, probe
 
 OBJECT_STORE_BYTES = 128 << 20  # results are small; ray's default is 30 % of the memory
@@ -51,7 +51,7 @@ def connect(
     Raises:
         SettingsError: the resources asked for are not there.
         UserError: the cluster cannot be reached.
-        ServiceGoneError: it went away meanwhile.
+        GoneError: it went away meanwhile.
     """
     _prepare_environment(remote=settings.address is not None)
     address = None if settings.address is None else _reachable(settings)
@@ -73,7 +73,7 @@ def connect(
             pool.nodes = _own_node(watch) if local else inspect_nodes(pool, watch.nodes)
             pool.workers = _first_workers(pool, worker_bytes)
             yield pool
-        except ServiceGoneError:
+        except GoneError:
             stack.pop_all()
             _leave_without_ray()
             raise

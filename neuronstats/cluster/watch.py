@@ -5,7 +5,7 @@ import threading
 import time
 from typing import Any
 
-from neuronstats.errors import ServiceGoneError
+from neuronstats.errors import GoneError
 
 INTERVAL_SECONDS = 2.0
 GONE_SECONDS = 20.0  # without an answer; Ray ends this process after 60
@@ -44,9 +44,9 @@ class Watch:
         return {node["NodeID"] for node in self.nodes if node["Alive"]}
 
     def check(self) -> None:
-        """Raise ServiceGoneError if the cluster has not answered for some time."""
+        """Raise GoneError if the cluster has not answered for some time."""
         if time.monotonic() - self._answered > GONE_SECONDS:
-            raise ServiceGoneError(self._words)
+            raise GoneError(self._words)
 
     @property
     def _words(self) -> str:

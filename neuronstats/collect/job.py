@@ -17,8 +17,9 @@ from neuronstats.console import Console
 from neuronstats.errors import INTERRUPTED, UserError
 from neuronstats.machine import probe, written
 from neuronstats.model.source import absolute, is_here
+from neuronstats.store.create import put_right
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.layout import Shard
+from neuronstats.store.layout import ZARR, Shard
 from neuronstats.store.run import Run
 from neuronstats.units import duration, short, size
 
@@ -97,12 +98,37 @@ def collect(settings: CollectJob, console: Console) -> int:
         if settings.plan:
             return 0
         job.fetch_weights()
-        stack.enter_context(RunFolder(job.location, create=True).lock())
-        run = job.open_run(plan, corpus)
+        folder = RunFolder(job.location, create=True)
+        stack.enter_context(folder.lock())
+        run = job.open_run(folder, plan, corpus)
+        check_layout(run, job, settings, console)
         todo = remaining(run, settings, console)
         if todo and pool is None:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
         return _run_shards(run, todo, pool, settings, plan, console)
+
+
+def check_layout(run: Run, job: Collect, settings: CollectJob, console: Console) -> None:
+    """Check what was laid down when the run was created; with repair, put it right.
+
+    Raises:
+        UserError: it is damaged, and repair was not asked for or is not possible.
+    """
+    damage = run.damaged_layout(contents=settings.collect.verify)
+    try:
+        run.corpus()
+    except UserError as error:
+        damage = damage or {"tokens/zarr.json": str(error)}
+    if not damage:
+        return
+    key, reason = next(iter(sorted(damage.items())))
+    if not settings.repair:
+        raise UserError(
+            f"{run.folder.location}/{ZARR}/{key} {reason}. Run again with repair=true to write it"
+            " again."
+        )
+    console.say(f"repairing {len(damage)} object(s): {ZARR}/{key} {reason}")
+    put_right(run, damage, job.corpus)
 
 
 class _Flops:
@@ -128,7 +154,11 @@ def remaining(run: Run, settings: CollectJob, console: Console) -> list[Shard]:
     Raises:
         UserError: a committed shard's bytes have changed, and repair was not asked for.
     """
-    records = run.records()
+    broken: dict[str, str] | None = {} if settings.repair else None
+    records = run.records(broken)
+    for key, reason in (broken or {}).items():
+        console.say(f"repairing {key}: it {reason}")
+        run.folder.remove(key)
     damage = run.damaged(records.values(), contents=settings.collect.verify)
     if damage and not settings.repair:
         index, reason = next(iter(sorted(damage.items())))
@@ -168,6 +198,7 @@ def _run_shards(
             }
 
             def tick(tokens: int = 0) -> None:
+                run.folder.check_lock()
                 underway = sum(layer_tokens[name] * n for name, n in pool.reached.items())
                 advance(tokens, f"{len(finished)}/{len(todo)} shards", underway)
 

@@ -68,6 +68,8 @@ class Work:
     workers: int = 1
     resident: bool = True
     hidden_on_device: bool = True
+    shards_left: int | None = None
+    """Shards that the run still lacks; None: there is no run yet."""
 
     @property
     def num_shards(self) -> int:
@@ -99,8 +101,8 @@ class Work:
         kept = self.num_layers if self.resident else min(2, self.num_layers)
         layer = self.shape.layer_weights * self.dtype_bytes
         name = f"weights ({kept} of {self.num_layers} layers)"
-        positions = self.shape.positions * self.shape.hidden * self.dtype_bytes
-        return [Term(name, kept * layer), Term("position embeddings", positions)]
+        front = self.shape.front_weights * self.dtype_bytes
+        return [Term(name, kept * layer), Term("position embeddings and norms", front)]
 
     @property
     def hidden(self) -> int:
@@ -108,9 +110,13 @@ class Work:
         return self.shard_tokens * self.shape.hidden * self.dtype_bytes
 
     def batch_terms(self) -> list[Term]:
-        """One batch inside a layer: at its widest, FFN input, fc1's output, its ReLU and fc2's."""
+        """One batch inside a layer: at its widest, FFN input, fc1's output, its ReLU and fc2's.
+
+        A gated FFN holds its gate, the activation, the other projection and their product.
+        """
         tokens = self.batch_sequences * self.corpus.positions
-        width = 4 * self.shape.hidden + 2 * self.shape.neurons
+        inner = 4 if self.shape.activation.gated else 2
+        width = 4 * self.shape.hidden + inner * self.shape.neurons
         return [Term("one batch's activations", tokens * width * self.dtype_bytes)]
 
     def bit_terms(self) -> list[Term]:
@@ -204,7 +210,7 @@ class Plan:
     def checkpoint_bytes(self) -> int:
         """Bytes of the whole model's weights in the checkpoint, norms of all layers excepted."""
         shape = self.work.shape
-        embeddings = shape.vocabulary * shape.embedding + shape.positions * shape.hidden
+        embeddings = shape.vocabulary * shape.embedding + shape.front_weights
         return (shape.num_layers * shape.layer_weights + embeddings) * self.work.stored_bytes
 
     def seconds(self, flops: float) -> float:
@@ -244,15 +250,16 @@ def make_plan(work: Work) -> Plan:
         host, device = [*host, *beside], [*near, *on_gpu]
     else:
         host += [*near, Term("hidden states", work.hidden)]
-    slots = work.num_shards * work.packed_layer
-    counts = work.corpus.positions * work.shape.neurons * work.num_layers * work.num_shards
+    left = work.num_shards if work.shards_left is None else work.shards_left
+    slots = left * work.packed_layer
+    counts = work.corpus.positions * work.shape.neurons * work.num_layers * left
     disk = [
         Term(
             f"bitmaps ({size(work.num_bitmaps * slots)} raw)",
             int(COMPRESSED * work.num_bitmaps * slots),
         ),
         Term("position counts", counts * (1 if work.shard_sequences < 256 else 2)),
-        Term("tokens", work.corpus.token_bytes),
+        Term("tokens", work.corpus.token_bytes if work.shards_left is None else 0),
     ]
     return Plan(work, (*host, allocator(host)), tuple(device), tuple(disk))
 

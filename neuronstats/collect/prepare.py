@@ -25,17 +25,21 @@ from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.machine import free_disk_bytes
 from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import check_weights, has_positions
+from neuronstats.model.config import BOS_ALWAYS, bos_id, separator_id
+from neuronstats.model.decoder import Decoder, check_weights
 from neuronstats.model.settings import Dtype
-from neuronstats.model.shape import Shape, num_first_layers
+from neuronstats.model.shape import num_first_layers
 from neuronstats.model.source import is_here, locate
 from neuronstats.store import run as store
+from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import LOCK, LOGS, NGRAMS, PARTIAL, TABLES, ZARR, Layout, make_shards
 from neuronstats.store.run import Run
 
 OWN_NAMES = {LOCK, LOGS, ZARR, NGRAMS, TABLES, PARTIAL, "report"}
 ESTIMATE_FROM_BYTES = 64 << 20  # a plan of more text than this guesses its tokens
+LONG = 8192  # positions; of a model with more, the length of sequences must be given
+NO_LIMIT = 1 << 20  # positions of a model that sets none
 BYTES_PER_TOKEN = 4.0  # of English text under OPT's vocabulary, for such a guess
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 
@@ -54,7 +58,8 @@ class Collect:
         self.info = self._existing()
         here = is_here(settings.model)  # if not, gigabytes are fetched once the plan fits
         self.checkpoint = Checkpoint(self._folder(weights=here), weights=here)
-        self.shape = Shape.of(self.checkpoint.config)
+        self.decoder = Decoder(self.checkpoint)
+        self.shape = self.decoder.shape
         self.num_layers = num_first_layers(
             settings.collect.layers, self.shape.num_layers, "collect.layers"
         )
@@ -65,7 +70,7 @@ class Collect:
         )
         self.num_bitmaps = min(wanted, self.num_layers)
         if here:
-            check_weights(self.checkpoint, self.num_layers)
+            check_weights(self.decoder, self.num_layers)
 
     def _folder(self, *, weights: bool) -> Path:
         """Return the model's folder; for a plan without the hub, one with what is stated."""
@@ -90,7 +95,8 @@ class Collect:
         if not is_here(self.settings.model):
             self.console.say(f"fetching the weights of {self.settings.model.path}")
             self.checkpoint = Checkpoint(locate(self.settings.model))
-            check_weights(self.checkpoint, self.num_layers)
+            self.decoder = Decoder(self.checkpoint)
+            check_weights(self.decoder, self.num_layers)
 
     def _existing(self) -> dict[str, Any] | None:
         if "://" not in self.location and not Path(self.location).exists():
@@ -109,14 +115,22 @@ class Collect:
     def corpus(self) -> Corpus:
         """Read the corpus that the settings ask for."""
         config, model = self.checkpoint.config, self.settings.model
+        longest = self.shape.positions or NO_LIMIT
+        data = self.settings.data
+        if data.kind != "tokens" and not data.sequence_length and longest > LONG:
+            raise SettingsError(
+                f"data.sequence_length is not set, and the model takes {longest} positions:"
+                f" above {LONG} give a length, for memory and position counts grow with it."
+            )
         return read_corpus(
             self.settings.data,
             tokenizer=str(self.checkpoint.folder),
             revision=model.revision,
-            bos_id=config.bos_token_id,
-            separator_id=_separator(config),
+            bos_id=bos_id(config),
+            separator_id=separator_id(config),
             vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
+            max_positions=longest,
+            bos_always=config.model_type in BOS_ALWAYS,
         )
 
     def corpus_size(self, corpus: Corpus | None) -> planning.Corpus:
@@ -132,7 +146,7 @@ class Collect:
             positions = self.info["layout"]["num_positions"]
             return planning.Corpus(tuple(counts_by_domain.values()), positions)
         data = self.settings.data
-        positions = data.sequence_length or self.shape.positions
+        positions = data.sequence_length or min(self.shape.positions or LONG, LONG)
         tokens = float(data.max_tokens or 0)
         if data.kind == "local":
             guess = _text_bytes(self.settings) / BYTES_PER_TOKEN
@@ -157,6 +171,7 @@ class Collect:
             dtype_bytes=dtype.itemsize,
             stored_bytes=self.checkpoint.dtype.itemsize,
             on_gpu=on_gpu,
+            shards_left=self._shards_left(),
         )
         return planning.choose(
             work,
@@ -166,6 +181,13 @@ class Collect:
             shard_sequences=self._open_choice(settings.shard_sequences, "collect.shard_sequences"),
             batch_sequences=self._open_choice(settings.batch_sequences, "collect.batch_sequences"),
         )
+
+    def _shards_left(self) -> int | None:
+        """Count the shards that the run still lacks; None where there is no run."""
+        if self.info is None:
+            return None
+        run = Run(RunFolder(self.location), self.info)
+        return len(run.layout.shards) - len(run.record_keys())
 
     def _open_choice(self, value: int | str, key: str) -> int | None:
         if value == "auto":
@@ -197,6 +219,7 @@ class Collect:
             "data.sequence_length": work.corpus.positions,
             "data.max_tokens": data.max_tokens,
             "data.packing": data.packing,
+            "data.bos": None if data.bos == "auto" else data.bos,
             "data.shares": data.shares,
             "collect.layers": self.num_layers,
             "collect.bitmaps": self.num_bitmaps,
@@ -204,13 +227,12 @@ class Collect:
             "collect.batch_sequences": work.batch_sequences,
         }
 
-    def open_run(self, plan: Plan, corpus: Corpus | None) -> Run:
-        """Open the run, or create it; under its lock.
+    def open_run(self, folder: RunFolder, plan: Plan, corpus: Corpus | None) -> Run:
+        """Open the run, or create it; under its folder's lock.
 
         Raises:
             SettingsError: the run was made by other settings; says which.
         """
-        folder = RunFolder(self.location)
         identity = self.identity(plan)
         info = store.read_info(folder)
         if info is not None:
@@ -227,10 +249,9 @@ class Collect:
             domains=corpus.domains,
             shards=make_shards(corpus, plan.work.shard_sequences),
         )
-        return Run.create(folder, corpus, layout, self._info(identity))
+        return new_run(folder, corpus, layout, self._info(identity, corpus))
 
-    def _info(self, identity: dict[str, Any]) -> dict[str, Any]:
-        config = self.checkpoint.config
+    def _info(self, identity: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
         settings = dataclasses.asdict(self.settings)
         settings["model"]["dtype"] = self.settings.model.dtype.value
         text = json.dumps(identity, sort_keys=True)
@@ -239,8 +260,9 @@ class Collect:
             "identity": identity,
             "model": {
                 **dataclasses.asdict(self.shape),
-                "bos_token_id": config.bos_token_id,
-                "has_positions": has_positions(self.checkpoint),
+                "bos_token_id": corpus.bos_id,
+                "separator_id": separator_id(self.checkpoint.config),
+                "has_positions": self.decoder.has_positions(),
             },
             "settings": settings,
             "versions": versions(),
@@ -276,13 +298,6 @@ def _difference(old: Any, new: Any) -> str:
     kinds = {(True, True): "has changed", (False, True): "is new", (True, False): "is gone"}
     words = [f"{name} {kinds[name in before, name in now]}" for name in changed[:3]]
     return ", ".join(words) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-
-
-def _separator(config: Any) -> int:
-    """The token between documents: the end of sequence, which OPT was trained with."""
-    end = config.eos_token_id
-    end = (end[0] if end else None) if isinstance(end, list) else end
-    return int(config.bos_token_id if end is None else end)
 
 
 def _tokenizer_hash(folder: Path) -> str:

@@ -3,10 +3,7 @@
 Layers outside, the shard inside: each layer's weights are read once for all of a shard's batches.
 """
 
-import contextlib
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +14,10 @@ from torch import Tensor
 
 from neuronstats import bits
 from neuronstats.collect import transfer
+from neuronstats.collect.weights import LayerSource
 from neuronstats.errors import UserError
 from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import Embeddings, Layer
+from neuronstats.model.decoder import Decoder, Layer
 
 
 @dataclass(frozen=True)
@@ -31,90 +29,6 @@ class LayerRecord:
     """uint8 [neuron, sequence, byte]; None where no bitmap was asked for."""
     position_counts: NDArray[np.integer[Any]]
     """Sequences in which each neuron was activated, [position, neuron]."""
-
-
-class LayerSource:
-    """Hands out the layers in order, filled; all stay in memory, or two at a time read ahead.
-
-    Args:
-        checkpoint: where the weights are.
-        num_layers: the first layers that are wanted.
-        dtype: to compute in.
-        device: to compute on.
-        resident: keep every layer on the device over shards.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        num_layers: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        resident: bool,
-    ) -> None:
-        self._checkpoint, self._num_layers = checkpoint, num_layers
-        count = num_layers if resident else min(2, num_layers)
-        self._layers = [Layer(checkpoint.config) for _ in range(count)]
-        self._weights = [layer.allocate(dtype, device) for layer in self._layers]
-        self._resident = resident
-        beside = transfer.runs_beside(device)
-        self._copies = transfer.WeightsIn(count, dtype, device) if beside else None
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
-        self.bytes_read = 0
-        self._waited = 0.0
-        if resident:
-            for index in range(num_layers):
-                self._load(index)
-
-    def _load(self, index: int) -> None:
-        """Read one layer into its slot's memory."""
-        slot = index % len(self._layers)
-        stored = self._checkpoint.layer(index)
-        self._layers[slot].check(stored, f"layer {index} of {self._checkpoint.folder}")
-        pairs = [(weight, stored[name]) for name, weight in self._weights[slot].items()]
-        if self._copies:
-            self._copies.load(slot, pairs)
-        else:
-            for weight, source in pairs:
-                weight.copy_(source)
-        self.bytes_read += sum(source.numel() * source.element_size() for _, source in pairs)
-        self._checkpoint.release()
-
-    def __iter__(self) -> Iterator[Layer]:
-        """Start reading at once; hand out the layers, each to be used before the next is asked."""
-        return self._hand_out(None if self._resident else self._reader.submit(self._load, 0))
-
-    def _hand_out(self, following: Future[None] | None) -> Iterator[Layer]:
-        for index in range(self._num_layers):
-            slot = index % len(self._layers)
-            with self._waiting(slot):
-                if following is not None:
-                    following.result()
-            if following is not None and index + 1 < self._num_layers:
-                following = self._reader.submit(self._load, index + 1)
-            try:
-                yield self._layers[slot]
-            finally:
-                if self._copies:
-                    self._copies.used(slot)
-
-    @contextlib.contextmanager
-    def _waiting(self, slot: int) -> Iterator[None]:
-        if self._copies:
-            with self._copies.waiting(slot):
-                yield
-            return
-        start = time.monotonic()
-        yield
-        self._waited += time.monotonic() - start
-
-    def waited_seconds(self) -> float:
-        """Give the time that the computation has waited for weights since this was asked last."""
-        if self._copies:
-            return self._copies.waited_seconds()
-        waited, self._waited = self._waited, 0.0
-        return waited
 
 
 class Sweep:
@@ -148,12 +62,11 @@ class Sweep:
         self._batch = batch_sequences
         self._dtype, self._device = dtype, device
         self._hidden_on_device = hidden_on_device
-        self._embed = Embeddings(checkpoint, dtype, device)
+        self._decoder = Decoder(checkpoint, dtype, device)
         checkpoint.release()  # a layer read through the embeddings' mapping would stay mapped
-        self._vocabulary = checkpoint.config.vocab_size
-        self._neurons = checkpoint.config.ffn_dim
-        self._width = checkpoint.config.hidden_size
-        self.layers = LayerSource(checkpoint, num_layers, dtype, device, resident=resident)
+        self._neurons = self._decoder.shape.neurons
+        self._width = self._decoder.shape.hidden
+        self.layers = LayerSource(self._decoder, num_layers, resident=resident)
 
     def __call__(
         self, tokens: NDArray[np.integer[Any]], name: str = "shard"
@@ -211,7 +124,7 @@ class Sweep:
             chosen = np.arange(start, start + self._batch)
             chosen[chosen >= num_sequences] = 0
             batch = torch.from_numpy(tokens[chosen].astype(np.int64))
-            hidden[start : start + self._batch] = self._embed(batch)
+            hidden[start : start + self._batch] = self._decoder.front(batch)
         return hidden
 
     @torch.inference_mode()
@@ -235,17 +148,18 @@ class Sweep:
             start = number * self._batch
             valid = min(self._batch, num_sequences - start)
 
-            def listen(fc1_output: Tensor, start: int = start, valid: int = valid) -> None:
-                real, rest = fc1_output.tensor_split([valid * num_positions])
+            def listen(gate: Tensor, start: int = start, valid: int = valid) -> None:
+                real, rest = gate.tensor_split([valid * num_positions])
                 out = rows[start : start + valid]
-                if not last:
+                if layer.in_place and not last:
                     bits.relu_pack_rows_(real, num_positions, out)
                     rest.relu_()
                     return
                 bits.pack_rows(real, num_positions, out)
-                # There is no output to look at: NaN and +inf show in the largest value.
-                largest = real.view(valid, -1).amax(1)
-                finite[start : start + valid] = torch.isfinite(largest)
+                if last:
+                    # There is no output to look at: NaN and infinity show in the extremes.
+                    extremes = torch.stack(torch.aminmax(real.reshape(valid, -1), dim=1))
+                    finite[start : start + valid] = torch.isfinite(extremes).all(0)
 
             output = layer(batch, listen, with_output=not last)
             if output is not None:

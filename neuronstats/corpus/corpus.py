@@ -35,6 +35,8 @@ class Corpus:
     """Index of the sequence in the input, int64 [sequence]."""
     domains: tuple[str, ...]
     """Names, each of at least one sequence, in the order of the settings or of appearance."""
+    bos_id: int | None = None
+    """The begin-of-sequence token, where sequences start with one."""
 
     def __post_init__(self) -> None:
         """Hold our own code to the shapes and types above."""

@@ -8,7 +8,7 @@ piece is dropped. No sequence mixes domains.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,14 @@ from neuronstats.corpus.corpus import (
 )
 from neuronstats.corpus.documents import documents
 from neuronstats.corpus.settings import DataSettings, domain_shares
-from neuronstats.corpus.tokenizer import Ids, Piece, cut_document, encode, load_tokenizer
+from neuronstats.corpus.tokenizer import (
+    Ids,
+    Piece,
+    cut_document,
+    encode,
+    first_token,
+    load_tokenizer,
+)
 from neuronstats.errors import SettingsError, UserError
 
 __all__ = ["Corpus", "load_npy", "load_tokenizer", "read_corpus", "tokenize"]
@@ -38,10 +45,11 @@ def read_corpus(
     *,
     tokenizer: str,
     revision: str | None,
-    bos_id: int,
-    separator_id: int,
+    bos_id: int | None,
+    separator_id: int | None,
     vocab_size: int,
     max_positions: int,
+    bos_always: bool = True,
 ) -> Corpus:
     """Make the corpus that the settings ask for.
 
@@ -49,10 +57,11 @@ def read_corpus(
         settings: the data's settings.
         tokenizer: the model's folder or hub id; not looked at for an array of tokens.
         revision: the hub's revision of it.
-        bos_id: the model's begin-of-sequence token.
+        bos_id: the model's begin-of-sequence token; None where it has none.
         separator_id: put between documents that are joined; the end-of-sequence token.
         vocab_size: the model's vocabulary.
         max_positions: the model's positions.
+        bos_always: with data.bos=auto sequences start with it, whatever the tokenizer does.
 
     Returns:
         The corpus.
@@ -67,15 +76,24 @@ def read_corpus(
             f"data.sequence_length={length} is longer than the model's {max_positions} positions"
         )
     if settings.kind == "tokens":
-        return _read_array(settings, vocab_size, max_positions)
+        corpus = _read_array(settings, vocab_size, max_positions)
+        starts = bos_id is not None and bool((corpus.tokens[:, 0] == bos_id).all())
+        is_first = settings.bos == "true" or (settings.bos == "auto" and (bos_always or starts))
+        return replace(corpus, bos_id=bos_id if is_first else None)
+    if separator_id is None:
+        raise UserError(
+            f"{tokenizer}/config.json names neither eos_token_id nor bos_token_id: expected the"
+            " token between documents; set one in a copy, or give token ids (data=tokens)."
+        )
     shares = domain_shares(settings)
     if shares is None and settings.max_tokens is not None:
         shares = _plentiful_shares(settings, settings.max_tokens)
     full: set[str] = set()
+    loaded = load_tokenizer(tokenizer, revision)
     return tokenize(
         documents(settings, full),
-        load_tokenizer(tokenizer, revision),
-        bos_id=bos_id,
+        loaded,
+        bos_id=first_token(loaded, settings.bos, bos_id, always=bos_always),
         separator_id=separator_id,
         vocab_size=vocab_size,
         sequence_length=length or max_positions,
@@ -120,7 +138,7 @@ def tokenize(
     texts: Iterable[tuple[str, str]],
     tokenizer: PreTrainedTokenizerFast,
     *,
-    bos_id: int,
+    bos_id: int | None,
     separator_id: int,
     vocab_size: int,
     sequence_length: int,
@@ -138,7 +156,7 @@ def tokenize(
     Args:
         texts: domain and text of each document.
         tokenizer: a fast tokenizer.
-        bos_id: the first token of each sequence.
+        bos_id: the first token of each sequence; None: none is put there.
         separator_id: put between joined documents.
         vocab_size: ids must be below it.
         sequence_length: tokens in a sequence, the first one included; at least 2.
@@ -158,7 +176,7 @@ def tokenize(
     """
     limit = whole_sequences(max_tokens, sequence_length)
     streams = _Streams(
-        body=sequence_length - 1,
+        body=sequence_length - (bos_id is not None),
         packing=packing,
         separator_id=separator_id,
         dtype=np.dtype(token_dtype(vocab_size)),
@@ -252,7 +270,7 @@ class _Streams:
             stream.cut(ids, last=piece.last, body=self.body)
         self._note_full(piece.domain)
 
-    def corpus(self, bos_id: int, shares: Mapping[str, float] | None) -> Corpus:
+    def corpus(self, bos_id: int | None, shares: Mapping[str, float] | None) -> Corpus:
         """Choose the sequences and put the begin-of-sequence token before each."""
         available = {
             name: stream.num_streamed // self.body for name, stream in self.streams.items()
@@ -266,16 +284,19 @@ class _Streams:
                 f"there are {found} tokens by domain; give more text or a smaller "
                 "data.sequence_length"
             )
-        tokens = np.empty((sum(taken.values()), 1 + self.body), self.dtype)
-        tokens[:, 0] = bos_id
+        first = int(bos_id is not None)
+        tokens = np.empty((sum(taken.values()), first + self.body), self.dtype)
+        if bos_id is not None:
+            tokens[:, 0] = bos_id
         start = 0
         for name, number in taken.items():
             held = np.frombuffer(self.streams[name].held, self.dtype, number * self.body)
-            tokens[start : start + number, 1:] = held.reshape(number, self.body)
+            tokens[start : start + number, first:] = held.reshape(number, self.body)
             start += number
         return Corpus(
             tokens=tokens,
             domain=np.repeat(np.arange(len(taken)), list(taken.values())).astype(np.int16),
             row=np.arange(len(tokens), dtype=np.int64),
             domains=tuple(taken),
+            bos_id=bos_id,
         )

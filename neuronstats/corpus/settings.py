@@ -8,6 +8,7 @@ NO_COLUMN, NO_VALUE = "text", "unknown"  # the domain without a domain column; w
 
 KINDS = ("sample", "local", "tokens", "hub")
 PACKINGS = ("concat", "document")
+BOS = ("auto", "true", "false")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,6 +55,9 @@ class DataSettings:
     """Take whole sequences, at most so many tokens in all; null: all there is."""
     packing: str = "concat"
     """concat: documents of a domain joined; document: only full pieces of single documents."""
+    bos: str = "auto"
+    """Whether sequences start with the begin-of-sequence token: true, false, or auto, where the
+    model's tokenizer puts one before a text (OPT's always)."""
     shares: dict[str, float] | None = None
     """A domain's share of max_tokens, relative to the others; domains without one are left out.
     Null: in proportion to what there is (whole sequences, or characters where these are more than
@@ -67,7 +71,8 @@ class DataSettings:
         Raises:
             SettingsError: names the field, its value and what it may be.
         """
-        for name, choices in (("kind", KINDS), ("packing", PACKINGS)):
+        self.bos = str(self.bos).lower()
+        for name, choices in (("kind", KINDS), ("packing", PACKINGS), ("bos", BOS)):
             value = getattr(self, name)
             expect(f"data.{name}", value, f"one of {', '.join(choices)}", met=value in choices)
         own = self.kind in ("local", "tokens")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from neuronstats.errors import UserError
+from neuronstats.errors import SettingsError, UserError
 
 PIECE_CHARACTERS = 1 << 17  # tokenising takes some 50 times a text's size in memory
 VOCABULARY_FILES = (
@@ -56,6 +56,32 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     if not tokenizer.is_fast or len(tokenizer) < 2:
         raise UserError(f"{path}: {type(tokenizer).__name__} has no fast version or no vocabulary")
     return tokenizer
+
+
+def first_token(
+    tokenizer: PreTrainedTokenizerFast, setting: str, bos_id: int | None, *, always: bool
+) -> int | None:
+    """Return the token that each sequence starts with; None: sequences start with text.
+
+    Args:
+        tokenizer: the model's.
+        setting: data.bos.
+        bos_id: the token by the model's configuration, which says nothing about its use.
+        always: what `auto` does not ask the tokenizer for.
+
+    Raises:
+        SettingsError: one is asked for, and the model has none.
+    """
+    own: int | None = tokenizer.bos_token_id
+    if setting == "false":
+        return None
+    if setting == "true" or always:
+        if bos_id is None and own is None:
+            raise SettingsError(
+                "data.bos=true: the model has no begin-of-sequence token; give false"
+            )
+        return own if bos_id is None else bos_id
+    return own if own is not None and tokenizer("a").input_ids[:1] == [own] else None
 
 
 class Piece(NamedTuple):

@@ -7,6 +7,7 @@ ever read with ``weights_only=True``, and no code of a model repository is ever 
 import json
 import pickle
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,94 +15,18 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, OPTConfig
 
 from neuronstats.errors import SettingsError, UserError
+from neuronstats.model.config import load_config
 from neuronstats.model.source import WEIGHT_NAMES
 
-PREFIXES = ("model.decoder.", "decoder.", "")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SAMPLE_STRIDE = 64 << 20  # of a large weight file, 64 KiB in every so many bytes are hashed
 SAMPLE_BYTES = 64 << 10
 
 
-def load_config(folder: Path) -> OPTConfig:
-    """Read the model's shape and refuse what is not measured here.
-
-    Raises:
-        UserError: no config.json, a broken one, another architecture, or another activation.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is no checkpoint: it has no config.json.")
-    try:
-        raw = json.loads((folder / "config.json").read_text())
-        kind = raw["model_type"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{folder}/config.json cannot be read: {error!r}") from error
-    refuse_what_is_not_plain(folder, raw)
-    if kind != "opt":
-        raise UserError(
-            f"{folder} is a model of type {kind!r}; the FFN of OPT models (model_type 'opt') is"
-            " what neuronstats understands."
-        )
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder}/config.json cannot be used: {reason}") from error
-    if config.activation_function != "relu":
-        raise UserError(
-            f"{folder} has the activation {config.activation_function!r}: a neuron counts as"
-            " activated where a ReLU lets it through, so only 'relu' can be measured."
-        )
-    if config.bos_token_id is None:
-        raise UserError(
-            f"{folder}/config.json names no bos_token_id, which the analysis leaves out."
-        )
-    _check_ids(folder, config)
-    config._attn_implementation = "sdpa"  # what from_pretrained chooses; a layer alone would not
-    return config
-
-
-def _check_ids(folder: Path, config: Any) -> None:
-    """Check that the special tokens are in the vocabulary.
-
-    Raises:
-        UserError: names the token and the vocabulary's size.
-    """
-    for key in ("bos_token_id", "eos_token_id"):
-        value = getattr(config, key, None)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(number) is int and 0 <= number < config.vocab_size for number in ids):
-            raise UserError(
-                f"{folder}/config.json says {key} {value!r}: expected a token id from 0 to"
-                f" {config.vocab_size - 1}, the vocabulary's last."
-            )
-
-
-def refuse_what_is_not_plain(folder: Path, raw: dict[str, Any]) -> None:
-    """Refuse quantised weights and code of a model's own, by what config.json says.
-
-    Raises:
-        SettingsError: names what was found.
-    """
-    if raw.get("quantization_config") or raw.get("compression_config"):
-        found = raw.get("quantization_config") or raw["compression_config"]
-        method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
-        raise SettingsError(
-            f"{folder} is a quantised model (quantization_config: {method}): its numbers are no"
-            " weights. Give the float32, float16 or bfloat16 checkpoint that it was made from."
-        )
-    if raw.get("auto_map"):
-        raise SettingsError(
-            f"{folder} comes with code of its own (auto_map in config.json), which is never run."
-            f" If transformers' own {raw['model_type']!r} is the same model, take auto_map out of a"
-            " copy's config.json."
-        )
-
-
 class Checkpoint:
-    """The weights of one folder by name, without the prefix that varies between OPT checkpoints.
+    """The weights of one folder, by the names that they are stored under.
 
     Files stay memory-mapped; a tensor's bytes are read when it is used.
 
@@ -117,10 +42,13 @@ class Checkpoint:
         self.folder = folder
         self.config = load_config(folder)
         self._open_files: dict[Path, _Safetensors | _Pickle] = {}
-        self._where: dict[str, tuple[Path, str]] = {}
+        self._where: dict[str, Path] = {}
         for path in self.weight_files() if weights else []:
-            for name in self._file(path).names():
-                self._where[_bare(name)] = (path, name)
+            self._where |= dict.fromkeys(self._file(path).names(), path)
+
+    def names(self) -> list[str]:
+        """Return the stored weights' names; none where no weights were fetched."""
+        return list(self._where)
 
     def _file(self, path: Path) -> "_Safetensors | _Pickle":
         if path not in self._open_files:
@@ -162,48 +90,31 @@ class Checkpoint:
             f"{self.folder} has no weights: expected {' or '.join(WEIGHT_NAMES)}, or an index."
         )
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The type that the weights are stored in."""
+        """The type that the weights are stored in: the largest one's."""
         if not self._where:
             return self.config.dtype or torch.float32
-        return self.tensor("embed_tokens.weight").dtype
+        return max(map(self.tensor, self._where), key=Tensor.numel).dtype
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor by its bare name, such as ``layers.0.fc1.weight``.
+        """Return a tensor by its stored name.
 
         Raises:
-            UserError: the checkpoint lacks it, or its bytes cannot be read.
+            SettingsError: it holds no floating-point numbers.
+            UserError: its bytes cannot be read.
         """
-        if name not in self._where:
-            raise UserError(f"{self.folder} lacks the weight {name}: is the checkpoint complete?")
-        path, full = self._where[name]
+        path = self._where[name]
         try:
-            found = self._file(path).get(full)
+            found = self._file(path).get(name)
         except (SafetensorError, RuntimeError, OSError) as error:
-            raise UserError(f"{path} is damaged at {full}: {error}") from error
+            raise UserError(f"{path} is damaged at {name}: {error}") from error
         if found.dtype not in FLOATS:
             raise SettingsError(
-                f"{path} holds {full} as {str(found.dtype).removeprefix('torch.')}: expected"
+                f"{path} holds {name} as {str(found.dtype).removeprefix('torch.')}: expected"
                 " float32, float16 or bfloat16; quantised weights cannot be measured."
             )
         return found
-
-    def layer(self, index: int) -> dict[str, Tensor]:
-        """Return the tensors of one decoder layer, by their names within it.
-
-        Raises:
-            UserError: there is none of this number.
-        """
-        prefix = f"layers.{index}."
-        names = [name for name in self._where if name.startswith(prefix)]
-        if not names:
-            raise UserError(f"{self.folder} lacks layer {index}: is the checkpoint complete?")
-        return {name.removeprefix(prefix): self.tensor(name) for name in names}
-
-    def layer_bytes(self, index: int) -> int:
-        """Bytes of one decoder layer as stored."""
-        return sum(t.numel() * t.element_size() for t in self.layer(index).values())
 
     def fingerprint(self) -> str:
         """Hash the configuration and the weights: names, sizes, contents (of large files samples).
@@ -241,10 +152,6 @@ def _sample(path: Path, size: int) -> Iterator[bytes]:
         for start in [*range(0, size - SAMPLE_BYTES, SAMPLE_STRIDE), size - SAMPLE_BYTES]:
             file.seek(start)
             yield file.read(SAMPLE_BYTES)
-
-
-def _bare(name: str) -> str:
-    return next(name.removeprefix(p) for p in PREFIXES if name.startswith(p))
 
 
 def _open(path: Path) -> "_Safetensors | _Pickle":

@@ -1,82 +1,269 @@
-"""OPT by parts: its embeddings, and one decoder layer at a time.
+"""Any causal decoder by parts: its way to the first layer, one layer at a time, its head.
 
-The mathematics is transformers' own: OPTDecoderLayer, built without weights and filled from the
-checkpoint. What is recorded is the input of its activation function.
+The mathematics is transformers' own. The model is built without weights; its forward is run with
+recorders in place of the layers (record.py), which shows what each layer is called with; then each
+layer's own module is run with weights that the caller holds. The neurons are found by structure
+(ffn.py). What is not understood is refused by name.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import OPTConfig
-from transformers.masking_utils import create_causal_mask
-from transformers.models.opt.modeling_opt import OPTDecoderLayer
+from transformers.pytorch_utils import Conv1D
 
-from neuronstats.errors import UserError
+from neuronstats.errors import SettingsError, UserError
 from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.config import max_positions
+from neuronstats.model.ffn import META, Ffn, NotFound, find_ffn, has_exact_zeros
+from neuronstats.model.record import Call, NotReplayable, first_hidden, record
+from neuronstats.model.shape import Activation, Shape
+from neuronstats.model.skeleton import build, find_layers, resolve_names, restore_buffers
 
-POSITION_OFFSET = 2  # OPT stores position p in row p + 2
+PROBE = (2, 7)  # sequences and positions of the tokens that show a model's structure
+CPU = torch.device("cpu")
 
 
-class Embeddings:
-    """Token ids -> the residual stream before the first layer.
+class Decoder:
+    """A model whose layers are filled and run one at a time.
 
     Args:
-        checkpoint: where the embeddings are; the rows of a batch's tokens alone are read.
-        dtype: of the result.
-        device: where the result goes.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        config = checkpoint.config
-        self._tokens = _shaped(
-            checkpoint, "embed_tokens.weight", config.vocab_size, config.word_embed_proj_dim
-        )
-        rows = config.max_position_embeddings + POSITION_OFFSET
-        positions = _shaped(checkpoint, "embed_positions.weight", rows, config.hidden_size)
-        self._positions = positions[POSITION_OFFSET:].to(device, dtype)
-        self._project: Tensor | None = None
-        if config.word_embed_proj_dim != config.hidden_size:
-            project = _shaped(
-                checkpoint, "project_in.weight", config.hidden_size, config.word_embed_proj_dim
-            )
-            self._project = project.to(device, dtype)
-        self._dtype, self._device = dtype, device
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Embed int64 [sequence, position] -> [sequence, position, d]."""
-        hidden = nn.functional.embedding(tokens, self._tokens).to(self._device, self._dtype)
-        if self._project is not None:
-            hidden = nn.functional.linear(hidden, self._project)
-        return hidden + self._positions[: tokens.shape[1]]
-
-
-def _shaped(checkpoint: Checkpoint, name: str, *shape: int) -> Tensor:
-    tensor = checkpoint.tensor(name)
-    if tuple(tensor.shape) != shape:
-        raise UserError(
-            f"{checkpoint.folder}: {name} has shape {tuple(tensor.shape)}, its config.json says"
-            f" {shape}."
-        )
-    return tensor
-
-
-def has_positions(checkpoint: Checkpoint) -> bool:
-    """Tell whether a model has position embeddings: they are there and not all zero (sec. 5.4)."""
-    return bool(checkpoint.tensor("embed_positions.weight").any())
-
-
-def check_weights(checkpoint: Checkpoint, num_layers: int) -> None:
-    """Find out before anything starts whether the first layers can be built.
+        checkpoint: the model's files; without weights only its structure is known.
+        dtype: to compute in.
+        device: to compute on.
 
     Raises:
-        UserError: a tensor is missing or has another shape than the configuration says.
+        SettingsError: the model is of a kind that is not understood.
+        UserError: a weight is missing or has another shape than config.json says.
     """
-    Embeddings(checkpoint, checkpoint.dtype, torch.device("meta"))
-    layer = Layer(checkpoint.config)
-    for index in range(num_layers):
-        layer.check(checkpoint.layer(index), f"layer {index} of {checkpoint.folder}")
-    checkpoint.release()
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+    ) -> None:
+        self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
+        self._where = str(checkpoint.folder)
+        self._model = build(checkpoint.config, dtype, self._where)
+        self._path, layers = find_layers(self._model, self._where)
+        self._layers = list(layers)
+        self._base: Any = self._model.base_model
+        stored = checkpoint.names()
+        self._stored = resolve_names(self._model, stored, self._where) if stored else None
+        self._own = {key: value.shape for key, value in self._model.state_dict().items()}
+        self._table = self._fill_front()
+        self._calls: list[Call] = []
+        self._size: tuple[int, ...] = ()
+        with self._named():
+            hidden = self.front(torch.zeros(PROBE, dtype=torch.int64)).to(META)
+            self.ffns = [
+                find_ffn(layer, call, hidden)
+                for layer, call in zip(self._layers, self._calls, strict=True)
+            ]
+        if len({ffn.neurons for ffn in self.ffns}) > 1:
+            raise SettingsError(f"{self._where} has layers of different numbers of neurons.")
+        self.shape = self._measure(hidden)
+        for layer in self._layers:
+            restore_buffers(self._model, layer.named_modules(), device)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which model it is that is not understood."""
+        try:
+            yield
+        except (NotReplayable, NotFound) as error:
+            kind = self._model.config.model_type
+            raise SettingsError(
+                f"{self._where}: a {kind} model is not understood: it {error}."
+            ) from error
+
+    # Weights.
+
+    def _weight(self, name: str) -> Tensor:
+        """Return a weight as stored, by the model's own name of it.
+
+        Raises:
+            UserError: it is missing, or has another shape than config.json says.
+        """
+        if self._stored is None:  # no byte is known: of one zero, seen everywhere
+            return torch.zeros(()).expand(self._own[name])
+        if name not in self._stored:
+            raise UserError(f"{self._where} lacks the weight {name}: is the checkpoint complete?")
+        found = self.checkpoint.tensor(self._stored[name])
+        if found.shape != self._own[name]:
+            raise UserError(
+                f"{self._where}: {name} has shape {tuple(found.shape)}, its config.json says"
+                f" {tuple(self._own[name])}."
+            )
+        return found
+
+    def _embedding_name(self) -> str:
+        """Return the name of the input embedding's stored weight, which may be the head's."""
+        name, head = self._name_of(self._base.get_input_embeddings()), self._head_name()
+        stored = self._stored or {}
+        tied = self._model.config.tie_word_embeddings
+        return head if tied and name not in stored and head in stored else name
+
+    def _name_of(self, module: nn.Module) -> str:
+        return next(n for n, m in self._model.named_modules() if m is module) + ".weight"
+
+    def _head_name(self) -> str:
+        return self._name_of(self._model.get_output_embeddings())
+
+    def _fill_front(self) -> Tensor:
+        """Fill all that is neither a layer nor the head; return the token embedding as stored.
+
+        Of the embedding the rows of a batch's tokens alone are read, and kept on the device.
+        """
+        embedding = self._base.get_input_embeddings()
+        outside = ((n, m) for n, m in self._model.named_modules() if not self._is_inside(n))
+        restore_buffers(self._model, list(outside), self.device)
+        table = self._weight(self._embedding_name())
+        for name, _ in list(self._base.named_parameters(prefix=self._base_prefix())):
+            if not self._is_inside(name) and name != self._name_of(embedding):
+                self._set(self._model, name, self._weight(name).to(self.device, self.dtype))
+
+        def look_up(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            ids = args[0]
+            rows = nn.functional.embedding(ids.cpu(), table).flatten(0, -2)
+            self._set(module, "weight", rows.to(self.device, self.dtype))
+            return (torch.arange(ids.numel(), device=self.device).view(ids.shape),)
+
+        embedding.register_forward_pre_hook(look_up)
+        return table
+
+    def _is_inside(self, name: str) -> bool:
+        """Whether a module or weight is a layer's."""
+        return name.startswith(f"{self._path}.")
+
+    def _base_prefix(self) -> str:
+        return next(n for n, m in self._model.named_modules() if m is self._base)
+
+    @staticmethod
+    def _set(module: nn.Module, name: str, value: Tensor) -> None:
+        owner, _, key = name.rpartition(".")
+        module.get_submodule(owner)._parameters[key] = nn.Parameter(value, requires_grad=False)
+
+    def layer_shapes(self, index: int) -> dict[str, torch.Size]:
+        """Return the shapes of a layer's weights, by their names in it."""
+        return {name: w.shape for name, w in self._layers[index].state_dict().items()}
+
+    def stored_layer(self, index: int) -> dict[str, Tensor]:
+        """Return a layer's weights as stored, by their names in it; mapped ones are not read yet.
+
+        Raises:
+            UserError: one is missing, or has another shape than config.json says.
+        """
+        prefix = f"{self._path}.{index}."
+        return {name: self._weight(prefix + name) for name in self.layer_shapes(index)}
+
+    # The forward pass.
+
+    def front(self, tokens: Tensor) -> Tensor:
+        """Carry int64 [sequence, position] to the first layer's input [sequence, position, d].
+
+        The layers' calls are recorded for this size, if they are not yet.
+        """
+        tokens = tokens.to(self.device)
+        if tuple(tokens.shape) != self._size:
+            with torch.inference_mode(mode=False), self._named():
+                self._calls = record(self._base, self._layers, tokens)
+            self._size = tuple(tokens.shape)
+        return first_hidden(self._base, self._layers, tokens)
+
+    def layer(self, index: int, weights: dict[str, Tensor]) -> "Layer":
+        """Return a layer that computes with whatever is written into these weights."""
+        module = self._layers[index]
+        module.load_state_dict(weights, assign=True)
+        module.requires_grad_(requires_grad=False)
+        return Layer(module, self.ffns[index], lambda: self._calls[index])
+
+    # The way to the vocabulary.
+
+    def output_embedding(self) -> tuple[Tensor, Tensor | None]:
+        """Return what logits are made with, as stored.
+
+        Returns:
+            The output embedding [token, width], and the projection to its width [width, d] where
+            the model has one.
+        """
+        name = self._embedding_name() if self._is_tied() else self._head_name()
+        embedding = self._weight(name)
+        width, d = embedding.shape[1], self.shape.hidden
+        if width == d:
+            return embedding, None
+        found = [
+            key
+            for key, module in self._model.named_modules()
+            if isinstance(module, nn.Linear) and not self._is_inside(key)
+            if module.weight.shape == (width, d)
+        ]
+        if len(found) != 1:
+            raise SettingsError(f"{self._where}: no projection from {d} to {width} is understood.")
+        return embedding, self._weight(f"{found[0]}.weight")
+
+    def _is_tied(self) -> bool:
+        """Whether the head is the embedding; not where both are stored and differ."""
+        if not self._model.config.tie_word_embeddings:
+            return False
+        names = self._embedding_name(), self._head_name()
+        if self._stored is None or any(name not in self._stored for name in names):
+            return True
+        return torch.equal(self._weight(names[0]), self._weight(names[1]))
+
+    def updates(self, index: int) -> Tensor:
+        """Return what a layer's neurons write, as stored: [channel, neuron]."""
+        name = self.ffns[index].down
+        weight = self._weight(f"{self._path}.{index}.{name}.weight")
+        is_transposed = isinstance(self._layers[index].get_submodule(name), Conv1D)
+        return weight.T if is_transposed else weight
+
+    # Sizes.
+
+    def _measure(self, hidden: Tensor) -> Shape:
+        config, ffn = self._model.config, self.ffns[0]
+        activation = self._layers[0].get_submodule(ffn.activation)
+        weights = [
+            sum(s.numel() for s in self.layer_shapes(i).values()) for i in range(len(self.ffns))
+        ]
+        head = self._own[self._head_name()]
+        embedding = self._name_of(self._base.get_input_embeddings())
+        front = [
+            p.numel()
+            for name, p in self._base.named_parameters(prefix=self._base_prefix())
+            if not self._is_inside(name) and name != embedding
+        ]
+        return Shape(
+            num_layers=len(self._layers),
+            hidden=hidden.shape[-1],
+            neurons=ffn.neurons,
+            heads=getattr(config, "num_attention_heads", 0),
+            vocabulary=config.vocab_size,
+            embedding=head[1],
+            positions=max_positions(config) or 0,
+            layer_weights=max(weights),
+            front_weights=sum(front),
+            activation=Activation(
+                name=type(activation).__name__,
+                gated=ffn.gated,
+                exact_zeros=has_exact_zeros(activation),
+            ),
+        )
+
+    def has_positions(self) -> bool:
+        """Tell whether the model is told positions: learned ones that are not all zero (sec. 5.4).
+
+        Where positions are not learned, they are rotary or the like, and there.
+        """
+        token = self._base.get_input_embeddings()
+        learned = [
+            name
+            for name, module in self._base.named_modules(prefix=self._base_prefix())
+            if isinstance(module, nn.Embedding)
+            and module is not token
+            and not self._is_inside(name)
+        ]
+        return not learned or any(bool(self._weight(f"{n}.weight").any()) for n in learned)
 
 
 class _Stop(Exception):
@@ -84,87 +271,59 @@ class _Stop(Exception):
 
 
 class Layer:
-    """One decoder layer, whose FFN input of the ReLU is handed to whoever listens.
+    """One decoder layer, whose neurons' inputs are handed to whoever listens.
 
     Args:
-        config: the model's configuration.
+        module: the layer, filled.
+        ffn: where its neurons are.
+        call: returns what it is called with.
     """
 
-    def __init__(self, config: OPTConfig) -> None:
-        self._config = config
-        try:
-            with torch.device("meta"):
-                self._module = OPTDecoderLayer(config, layer_idx=0).eval()
-        except Exception as error:  # whatever a number that makes no sense leads to
-            raise UserError(f"the model's config.json cannot be used: {error!r}") from error
-        self._module.activation_fn = _Tap()
-        self._expected = {name: tuple(p.shape) for name, p in self._module.state_dict().items()}
-
-    def check(self, weights: dict[str, Tensor], where: str) -> None:
-        """Hold weights against the configuration; of mapped ones no byte is read.
-
-        Raises:
-            UserError: a tensor is missing or has another shape than the configuration says.
-        """
-        for name, shape in self._expected.items():
-            if name not in weights:
-                raise UserError(f"{where} lacks {name}: is the checkpoint complete?")
-            if tuple(weights[name].shape) != shape:
-                raise UserError(
-                    f"{where}: {name} has shape {tuple(weights[name].shape)}, config.json says"
-                    f" {shape}."
-                )
-
-    def allocate(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """Give the layer memory of its own; it computes with whatever is written there.
-
-        Returns:
-            The weights by name, not yet filled.
-        """
-        weights = {
-            name: torch.empty(shape, dtype=dtype, device=device)
-            for name, shape in self._expected.items()
-        }
-        self._module.load_state_dict(weights, assign=True)
-        return weights
+    def __init__(self, module: nn.Module, ffn: Ffn, call: Callable[[], Call]) -> None:
+        self._module, self._ffn, self._call = module, ffn, call
+        self._activation = module.get_submodule(ffn.activation)
+        self.in_place = ffn.in_place
 
     def __call__(
         self, hidden: Tensor, listen: Callable[[Tensor], None], *, with_output: bool = True
     ) -> Tensor | None:
-        """Run the layer over a batch.
+        """Run the layer over a batch of the size that the model's front was last given.
 
         Args:
             hidden: [sequence, position, d].
-            listen: is called once with fc1's output, [sequence * position, neuron], and puts the
-                ReLU's in its place (a pass over memory less than a ReLU of its own).
-            with_output: False where no layer follows; what comes after fc1 is then left out.
+            listen: is called once with the activation's input, [sequence * position, neuron], rows
+                contiguous. Where the layer is `in_place` and has an output, it puts the ReLU's in
+                its place (a pass over memory less than a ReLU of its own); else it changes nothing.
+            with_output: False where no layer follows; what comes after the input is then left out.
 
         Returns:
             [sequence, position, d], or None without output.
         """
-        tap: _Tap = self._module.activation_fn
-        tap.listen, tap.stop = listen, not with_output
-        mask = create_causal_mask(
-            config=self._config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
-        )
+
+        def tap(gate: Tensor) -> Tensor:
+            rows = gate.reshape(-1, gate.shape[-1])
+            listen(rows if rows.stride(-1) == 1 else rows.contiguous())
+            if not with_output:
+                raise _Stop
+            return gate if self.in_place else type(self._activation).forward(self._activation, gate)
+
+        call = self._call()
+        self._activation.forward = tap
         try:
-            output: Tensor = self._module(hidden, attention_mask=mask)
+            output = self._module(hidden, *call.args, **call.kwargs)
         except _Stop:
             return None
-        return output
+        finally:
+            del self._activation.forward
+        return output[0] if isinstance(output, tuple) else output
 
 
-class _Tap(nn.Module):
-    """In the place of the activation function: whoever listens has applied it."""
+def check_weights(decoder: Decoder, num_layers: int) -> None:
+    """Find out before anything starts whether the first layers can be filled.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.listen: Callable[[Tensor], None] | None = None
-        self.stop = False
-
-    def forward(self, fc1_output: Tensor) -> Tensor:
-        assert self.listen is not None
-        self.listen(fc1_output)
-        if self.stop:
-            raise _Stop
-        return fc1_output
+    Raises:
+        UserError: a tensor is missing or has another shape than the configuration says.
+    """
+    for index in range(num_layers):
+        decoder.stored_layer(index)
+    decoder.checkpoint.release()

@@ -4,14 +4,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from transformers import OPTConfig
-
 from neuronstats.errors import SettingsError
 
 
 @dataclass(frozen=True)
+class Activation:
+    """The function whose input decides whether a neuron is activated: it is above `threshold`."""
+
+    name: str = "ReLU"
+    gated: bool = False
+    """Its output is multiplied by another projection of the layer's input."""
+    exact_zeros: bool = True
+    """It is 0 wherever its input is not above 0; else a neuron that is not activated still writes,
+    and the bit says only that the gate is open."""
+    threshold: float = 0.0
+
+    @property
+    def is_relu_like(self) -> bool:
+        """Whether all that the paper says of neurons holds: they write nothing, or one way."""
+        return self.exact_zeros and not self.gated
+
+
+@dataclass(frozen=True)
 class Shape:
-    """The sizes that memory and work follow from."""
+    """The sizes that memory and work follow from, measured on the model without weights."""
 
     num_layers: int
     hidden: int  # d, width of the residual stream
@@ -19,30 +35,25 @@ class Shape:
     heads: int
     vocabulary: int
     embedding: int  # width of the token embeddings
-    positions: int
-
-    @classmethod
-    def of(cls, config: OPTConfig) -> "Shape":
-        """Read the sizes off a configuration."""
-        return cls(
-            num_layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            neurons=config.ffn_dim,
-            heads=config.num_attention_heads,
-            vocabulary=config.vocab_size,
-            embedding=config.word_embed_proj_dim,
-            positions=config.max_position_embeddings,
-        )
+    positions: int  # 0: no limit
+    layer_weights: int  # numbers in one decoder layer, the largest
+    front_weights: int  # numbers beside layers and token embeddings, such as position embeddings
+    activation: Activation = Activation()
 
     @classmethod
     def read(cls, model: Mapping[str, Any]) -> "Shape":
-        """Read the sizes from a run's `model`."""
-        return cls(**{item.name: model[item.name] for item in fields(cls)})
+        """Read the sizes from a run's `model`.
 
-    @property
-    def layer_weights(self) -> int:
-        """Numbers in one decoder layer."""
-        return 4 * self.hidden**2 + 2 * self.hidden * self.neurons + 9 * self.hidden + self.neurons
+        Runs of the first versions are of OPT models, and leave out what follows from the others.
+        """
+        d, n = model["hidden"], model["neurons"]
+        plain = {
+            "layer_weights": 4 * d**2 + 2 * d * n + 9 * d + n,
+            "front_weights": model["positions"] * d,
+            "activation": {},
+        }
+        found = {item.name: {**plain, **model}[item.name] for item in fields(cls)}
+        return cls(**{**found, "activation": Activation(**found["activation"])})
 
 
 def num_first_layers(setting: str | int, num_layers: int, name: str) -> int:

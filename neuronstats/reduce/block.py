@@ -19,7 +19,7 @@ from neuronstats.model.source import tokenizer_folder
 from neuronstats.reduce.ngram_cache import NgramStore
 from neuronstats.reduce.rows import block_tables
 from neuronstats.stats import ngram_counts
-from neuronstats.stats.curves import NEURON_BLOCK
+from neuronstats.stats.curves import CURVE_BLOCK
 from neuronstats.stats.sections import SECTIONS
 from neuronstats.stats.settings import ReduceSettings
 from neuronstats.stats.view import BlockView, Section, Statistic
@@ -94,7 +94,7 @@ def memory_terms(
     terms = [
         Term("process", PROCESS_BYTES),
         Term("position counts", (2 * len(layout.domains) + 4) * curves * num_neurons),
-        Term("curves while typed", CURVE_COPIES * curves * min(num_neurons, NEURON_BLOCK)),
+        Term("curves while typed", CURVE_COPIES * curves * min(num_neurons, CURVE_BLOCK)),
     ]
     if layout.num_bitmaps:
         terms.append(Term("bits", num_neurons * (num_sequences + longest) * row))
@@ -109,7 +109,7 @@ def memory_terms(
 def create_positions(
     run: Run, shards: Sequence[Shard], work: Sequence[Block], metadata: Mapping[str, Any]
 ) -> None:
-    """Lay down positions.zarr beside the old tables, for the workers to fill.
+    """Create positions.zarr beside the old tables, for the workers to fill.
 
     Args:
         run: the run.

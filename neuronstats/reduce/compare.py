@@ -85,7 +85,7 @@ def _sum(column: Any) -> int:
 
 
 def _weighted(shares: Any, detectors: Any) -> float | None:
-    """Take the mean of layers' shares, each by its detectors."""
+    """Return the mean of layers' shares, each weighted by its detectors."""
     pairs = [
         (share, count)
         for share, count in zip(shares.to_pylist(), detectors.to_pylist(), strict=True)

@@ -136,9 +136,9 @@ class Gather:
         means = unknown(len(neurons), np.float64)
         means[found.neurons] = found.trigger_projection
         filled = to_table({SUPPRESSES: means < 0, TRIGGER_PROJECTION: means})
-        for name in filled.column_names:
-            index = neurons.schema.get_field_index(name)
-            neurons = neurons.set_column(index, name, filled[name])
+        for field_, values in zip(filled.schema, filled.columns, strict=True):
+            index = neurons.schema.get_field_index(field_.name)
+            neurons = neurons.set_column(index, field_, values)
         return neurons
 
     def summary(self) -> str:

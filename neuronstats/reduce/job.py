@@ -13,8 +13,8 @@ from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.start import connect
 from neuronstats.console import Console
 from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
-from neuronstats.machine import PROCESS_BYTES, Term, allocator, probe, written
-from neuronstats.model.settings import Dtype, ModelSettings
+from neuronstats.machine import PROCESS_BYTES, SPARE, Term, allocator, probe, written
+from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.reduce.block import BlockWorker, corrupt, create_positions, cut_blocks
 from neuronstats.reduce.block import memory_terms as block_memory
@@ -109,7 +109,7 @@ class _Reduction:
         self.opened, self._settings, self._console = run, settings, console
         self._sections = sections
         self._shards, self._recorded = committed_shards(run, partial=settings.partial)
-        shape = Shape.read(run.info["model"])
+        shape = Shape.read(run.about.sizes)
         wanted = num_first_layers(settings.layers, shape.num_layers, "layers")
         if not wanted:
             raise SettingsError(f"layers={settings.layers}: expected at least one layer.")
@@ -117,36 +117,42 @@ class _Reduction:
         self._num_sequences = sum(shard.num_sequences for shard in self._shards)
         self._num_tokens = self._num_sequences * run.layout.num_positions
         self._blocks = cut_blocks(run.layout, self._num_layers, self._num_tokens)
-        self._terms = self._memory_terms(shape)
+        self._terms = self._worker_terms(shape)
 
-    def _memory_terms(self, shape: Shape) -> dict[str, tuple[Term, ...]]:
-        """Bound the memory of this process while it numbers n-grams, and of the workers."""
+    def _worker_terms(self, shape: Shape) -> dict[str, tuple[Term, ...]]:
+        """Bound the memory of a worker, by its work."""
         layout, reduce = self.opened.layout, self._settings.reduce
-        positions = layout.num_positions
-        numbering = ngram_ids.projected_bytes(self._num_sequences, positions, reduce.ngrams)
-        terms = {
-            "merging": block_memory(
-                layout, self._shards, self._blocks[0].last, reduce, numbering["n-gram ids"]
-            )
+        ids = ngram_ids.projected_bytes(self._num_sequences, layout.num_positions, reduce.ngrams)
+        num_neurons, ids_bytes = self._blocks[0].last, ids["n-gram ids"]
+        terms = {"merging": block_memory(layout, self._shards, num_neurons, reduce, ids_bytes)}
+        if layout.num_bitmaps:
+            terms["projecting"] = projection_memory(shape)
+        return terms
+
+    def _driver_terms(self) -> dict[str, tuple[Term, ...]]:
+        """Bound the memory of this process, before the workers' time and beside them."""
+        layout, reduce = self.opened.layout, self._settings.reduce
+        numbering = ngram_ids.projected_bytes(
+            self._num_sequences, layout.num_positions, reduce.ngrams
+        )
+        num_shards, num_tokens = len(self._shards), self._num_tokens
+        work = {
+            "gathering": gather_memory(layout, self._num_layers, num_tokens, num_shards, reduce)
         }
         if layout.num_bitmaps:
-            own = [Term("process", PROCESS_BYTES), *(Term(*term) for term in numbering.items())]
-            terms["numbering n-grams"] = (*own, allocator(own))
-            terms["projecting"] = projection_memory(shape)
-        num_shards = len(self._shards)
-        own = [Term("process", PROCESS_BYTES)]
-        own += gather_memory(layout, self._num_layers, self._num_tokens, num_shards, reduce)
-        terms["gathering"] = (*own, allocator(own))
-        return terms
+            work["numbering n-grams"] = [Term(*term) for term in numbering.items()]
+        process = Term("process", PROCESS_BYTES)
+        return {
+            what: (process, *terms, allocator([process, *terms])) for what, terms in work.items()
+        }
 
     @property
     def _worker_bytes(self) -> int:
         """Memory of a worker, whichever work takes more."""
-        sums = [sum(term.bytes for term in terms) for terms in self._terms.values()]
-        return max(sums)
+        return max(sum(term.bytes for term in terms) for terms in self._terms.values())
 
     def show_plan(self) -> None:
-        """Say what it will take.
+        """Print what it will take.
 
         Raises:
             SettingsError: it does not fit this machine.
@@ -161,13 +167,23 @@ class _Reduction:
             here = [Node.of(machine)]
             workers = place(settings, here, memory=self._worker_bytes, per_core=True)
             rows.append(("workers", str(workers)))
+        driver = self._driver_terms()
+        for what, terms in driver.items():
+            needed = sum(term.bytes for term in terms[1:])  # the process is here already
+            if needed > SPARE * machine.host_bytes:
+                raise SettingsError(
+                    f"{what} takes {size(needed)} of memory here, in this process, and"
+                    f" {size(int(SPARE * machine.host_bytes))} may be used: expected a machine with"
+                    " more, or fewer lengths in reduce.ngrams."
+                )
         rows += [(f"memory, {what}", written(terms)) for what, terms in self._terms.items()]
+        rows += [(f"memory here, {what}", written(terms)) for what, terms in driver.items()]
         self._console.table("plan", rows)
 
     def run(self) -> bool:
         """Write the tables; return whether it came to the end."""
         start, run = time.monotonic(), self.opened
-        model = ModelSettings(**{**run.info["settings"]["model"], "dtype": Dtype.auto})
+        model = run.about.model
         lengths, num_shards = self._settings.reduce.ngrams, len(run.layout.shards)
         metadata = {
             "fingerprint": run.fingerprint,
@@ -229,11 +245,22 @@ class _Reduction:
     def _project(
         self, pool: Pool, model: ModelSettings, files: tables.TableFiles, merged: Gather
     ) -> bool:
-        """Judge all layers' token detectors; return whether all were done."""
-        tasks = merged.layer_tokens
-        weights = self.opened.info["identity"]["model.weights"]
-        args = (model, weights, self._settings.reduce.centred)
+        """Judge all layers' token detectors; return whether all were done.
+
+        None is judged where a neuron's direction alone does not say what it writes.
+        """
         files.append("suppression", no_rows())
+        activation = Shape.read(self.opened.info["model"]).activation
+        if not activation.is_relu_like:
+            gated = " gated" if activation.gated else ""
+            self._console.say(
+                f"no neuron is called suppressing: behind a{gated} {activation.name} it writes in"
+                " either direction, open or not."
+            )
+            return True
+        tasks = merged.layer_tokens
+        weights = self.opened.about.weights_fingerprint
+        args = (model, weights, self._settings.reduce.centred)
         done = 0
         for _, found in in_order(pool.run(SuppressionWorker, args, tasks), tasks, files):
             merged.add_suppression(found)

@@ -43,8 +43,8 @@ class NgramStore:
     @property
     def _key(self) -> str:
         """Names the corpus: other tokens, or other shards of a partial run, are another one."""
-        bos_id = self.run.info["model"]["bos_token_id"]
-        tokens = self.run.info["identity"]["data.tokens"]
+        bos_id = self.run.about.bos_id
+        tokens = self.run.about.tokens_fingerprint
         about = [FORMAT, tokens, bos_id, [shard.index for shard in self.shards]]
         return f"{NGRAMS}/{checksum(json.dumps(about).encode())[:16]}"
 
@@ -61,7 +61,7 @@ class NgramStore:
         missing = [n for n in lengths if not self._is_whole(n, sizes)]
         if missing:
             tokens = np.concatenate([tokens[shard.sequences] for shard in self.shards])
-            built = build_ngram_ids(tokens, self.run.info["model"]["bos_token_id"], missing)
+            built = build_ngram_ids(tokens, self.run.about.bos_id, missing)
             for ngrams in built.values():
                 self._write(ngrams)
 
@@ -82,8 +82,15 @@ class NgramStore:
     def _is_whole(self, n: int, sizes: Mapping[str, int]) -> bool:
         if f"{self._key}/{n}.json" not in sizes:
             return False
-        arrays = self._manifest(n)
-        return all(sizes.get(f"{self._key}/{n}.{name}") == arrays[name]["size"] for name in ARRAYS)
+        try:
+            arrays = self._manifest(n)
+            return all(
+                self._folder.checksum(f"{self._key}/{n}.{name}")
+                == (arrays[name]["size"], arrays[name]["checksum"])
+                for name in ARRAYS
+            ) and set(arrays) == set(ARRAYS)
+        except (ValueError, KeyError, TypeError):
+            return False  # a damaged commit is none
 
     def _write(self, ngrams: NgramIds) -> None:
         arrays = {}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from neuronstats.errors import UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator
 from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.decoder import Decoder
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape
 from neuronstats.model.source import locate
@@ -57,7 +58,7 @@ class LayerSuppression:
 def layer_tokens(
     layer: int, detected: Tokens, triggers: Tokens, alive: Sequence[int]
 ) -> LayerTokens:
-    """Put a layer's detectors beside as many neurons that detect none, drawn at random.
+    """Build the task of one layer: its detectors, and as many others drawn at random as controls.
 
     Args:
         layer: the layer; with it the draw is the same every time.
@@ -106,20 +107,18 @@ class SuppressionWorker:
                 f"{self._checkpoint.folder} holds other weights than the run was made with:"
                 " suppression cannot be told from them."
             )
-        config = self._checkpoint.config
-        name = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        project = None
-        if config.word_embed_proj_dim != config.hidden_size:
-            project = self._weights("project_out.weight")
-        self._embedding = OutputEmbedding(self._weights(name), project, centred=centred)
-
-    def _weights(self, name: str) -> NDArray[np.float32]:
-        weights: NDArray[np.float32] = self._checkpoint.tensor(name).float().numpy()
-        return weights
+        self._decoder = Decoder(self._checkpoint)
+        embedding, project = self._decoder.output_embedding()
+        self._embedding = OutputEmbedding(
+            embedding.float().numpy(),
+            None if project is None else project.float().numpy(),
+            centred=centred,
+        )
 
     def _updates(self, layer: int) -> NDArray[np.float32]:
-        """Read a layer's fc2: float32 [channel, neuron]."""
-        return self._weights(f"layers.{layer}.fc2.weight")
+        """Read what a layer's neurons write: float32 [channel, neuron]."""
+        updates: NDArray[np.float32] = self._decoder.updates(layer).float().numpy()
+        return updates
 
     def project(self, layer: int, neurons: Sequence[int]) -> NDArray[np.float64]:
         """Project some neurons' updates on the vocabulary, float64 [token, neuron]."""

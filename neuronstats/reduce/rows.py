@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from neuronstats.errors import UserError
 from neuronstats.stats.view import LAYER, NEURON, BlockView, Column, Lists, Section
+from neuronstats.store.tables import MEANING
 
 
 def arrow_type(kind: str) -> pa.DataType:
@@ -18,7 +19,7 @@ def arrow_type(kind: str) -> pa.DataType:
 
 
 def to_table(columns: Mapping[Column, Any]) -> pa.Table:
-    """Build a table from columns.
+    """Build a table from columns; each field's metadata has the column's meaning.
 
     Args:
         columns: values [row] of each: an array, a masked array where some are not known, Lists, or
@@ -32,7 +33,11 @@ def to_table(columns: Mapping[Column, Any]) -> pa.Table:
         if names.count(name) > 1:
             raise UserError(f"two sections have a column {name}: expected another name for one.")
     arrays = [_array(arrow_type(column.kind), values) for column, values in columns.items()]
-    return pa.table(arrays, names)
+    fields = [
+        pa.field(c.name, arrow_type(c.kind), metadata={MEANING: c.meaning.encode()})
+        for c in columns
+    ]
+    return pa.table(arrays, schema=pa.schema(fields))
 
 
 def _array(kind: pa.DataType, values: Any) -> pa.Array:

@@ -81,7 +81,7 @@ def _write(settings: ReportJob, runs: Sequence[NamedRun], folder: Output, consol
         if not named.run.projects:
             console.say(
                 f"What updates promote and suppress is shown of {named.label}'s detectors alone:"
-                f" its checkpoint ({named.run.run.info['settings']['model']['path']}) is not there."
+                f" its checkpoint ({named.run.run.about.model.path}) is not there."
             )
     drawn = sum(1 for drawing in figures if not drawing.reason)
     console.say(

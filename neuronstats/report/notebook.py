@@ -12,7 +12,7 @@ from tokenizers import decoders
 from neuronstats import bits
 from neuronstats.corpus.token_texts import TokenTexts
 from neuronstats.errors import UserError
-from neuronstats.model.settings import Dtype, ModelSettings
+from neuronstats.model.settings import ModelSettings
 from neuronstats.model.source import tokenizer_folder
 from neuronstats.stats.suppression import lowest
 from neuronstats.store.reduced import ReducedRun
@@ -66,13 +66,13 @@ class LoadedRun(ReducedRun):
 
     @cached_property
     def _model(self) -> ModelSettings:
-        return ModelSettings(**{**self.run.info["settings"]["model"], "dtype": Dtype.auto})
+        return self.run.about.model
 
     @cached_property
     def _projector(self) -> Any:
         from neuronstats.reduce.project import SuppressionWorker  # with torch, which takes seconds
 
-        weights = self.run.info["identity"]["model.weights"]
+        weights = self.run.about.weights_fingerprint
         return SuppressionWorker(self._model, weights, bool(self.setting("centred", default=False)))
 
     @cached_property

@@ -1,8 +1,8 @@
 """What kind of curve a positional neuron has: oscillatory, at both extremes, at one, or other.
 
 The curve is f(p), the share of sequences in which the neuron was activated at position p, without
-position 0. Its binomial noise is known, so every rule says how it allows for it. docs/typing.md
-shows how often the rules are right.
+position 0. Its binomial noise is known, so every rule says how it allows for it.
+docs/position_types.md shows how often the rules are right.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ OSCILLATORY, BOTH_EXTREMES, ONE_EXTREME, OTHER = range(4)
 
 # Fewest positions whose curve can have ranges, and neurons whose curves are held at once.
 MIN_POSITIONS = 8
-NEURON_BLOCK = 256
+CURVE_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Waves:
 def classify(
     position_counts: Counts, num_sequences: int, settings: PositionSettings
 ) -> tuple[npt.NDArray[np.int8], Bools]:
-    """Give each neuron's curve its type, and whether it is a strong one.
+    """Return the type of each neuron's curve, and whether it is a strong one.
 
     Each curve is judged by itself. Meant for positional neurons: a flat curve has a type too.
 
@@ -73,15 +73,15 @@ def classify(
         )
     types = np.empty(num_neurons, np.int8)
     strong = np.empty(num_neurons, np.bool_)
-    for start in range(0, num_neurons, NEURON_BLOCK):
-        block = slice(start, start + NEURON_BLOCK)
+    for start in range(0, num_neurons, CURVE_BLOCK):
+        block = slice(start, start + CURVE_BLOCK)
         curves = _curves(position_counts[:, block], num_sequences)
         types[block], strong[block] = _classify_block(curves, num_sequences, settings)
     return types, strong
 
 
 def find_waves(position_counts: Counts, num_sequences: int, settings: PositionSettings) -> Waves:
-    """Tell where each neuron's curve is above and below its middle; arguments as in `classify`.
+    """Find where each neuron's curve is above and below its middle; arguments as in `classify`.
 
     Returns:
         The waves, from position 1 on.
@@ -90,7 +90,7 @@ def find_waves(position_counts: Counts, num_sequences: int, settings: PositionSe
 
 
 def window_width(num_positions: int, num_sequences: int, settings: PositionSettings) -> int:
-    """Choose how many positions smoothing takes the mean of: more for few sequences; odd."""
+    """Return how many positions smoothing averages: more for few sequences; odd."""
     wanted = 1 / (4 * num_sequences * settings.smooth_error**2) if settings.smooth_error else np.inf
     least, most = settings.smooth_least * num_positions, settings.smooth_most * num_positions
     return 2 * (max(3, round(min(max(wanted, least), most))) // 2) + 1
@@ -155,7 +155,7 @@ def _find_waves(curves: Floats, num_sequences: int, settings: PositionSettings) 
 
 
 def _exact_waves(curves: Floats, side: npt.NDArray[np.int8], exact: float) -> Bools:
-    """Tell whether the middle halves of all half-waves, taken together, lie exactly at 0 or 1."""
+    """Check whether the middle halves of all half-waves, taken together, lie exactly at 0 or 1."""
     first, last = _run_ends(side)
     places = np.arange(curves.shape[1])
     quarter = (last - first + 1) // 4
@@ -166,7 +166,7 @@ def _exact_waves(curves: Floats, side: npt.NDArray[np.int8], exact: float) -> Bo
 
 
 def _ranges(curves: Floats, num_sequences: int, settings: PositionSettings) -> tuple[Bools, Bools]:
-    """Tell which curves have a range near 0, and which of them one exactly at 0.
+    """Find which curves have a range near 0, and which of them one exactly at 0.
 
     A range is a longest run of positions made of windows whose mean is near 0, that is level.
     """
@@ -187,9 +187,9 @@ def _ranges(curves: Floats, num_sequences: int, settings: PositionSettings) -> t
 def _level(
     curves: Floats, start: Places, end: Places, num_sequences: int, settings: PositionSettings
 ) -> Bools:
-    """Tell whether a curve stays at its low positions start..end rather than pass them.
+    """Check whether a curve stays at its low positions start..end rather than pass them.
 
-    Its slope there, from where it is within a quarter of its height, is held against its slope on
+    Its slope there, from where it is within a quarter of its height, is compared with its slope on
     the way from there to its middle: equal on a straight line.
     """
     places = np.arange(curves.shape[1])
@@ -250,7 +250,7 @@ def _window_sums(curves: Floats, width: int) -> Floats:
 
 
 def _smooth(curves: Floats, width: int) -> tuple[Floats, Floats]:
-    """Take moving means, of fewer points at the ends; also give the points of each mean."""
+    """Return moving means, of fewer points at the ends, and the number of points of each."""
     half = width // 2
     padded = np.pad(curves, ((0, 0), (half, half)))
     inside = np.pad(np.ones((1, curves.shape[1])), ((0, 0), (half, half)))
@@ -259,21 +259,21 @@ def _smooth(curves: Floats, width: int) -> tuple[Floats, Floats]:
 
 
 def _fill(sides: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    """Give each 0 the side that the curve was on last; 0 before the first."""
+    """Replace each 0 by the side that the curve was on last; 0 before the first."""
     places = np.where(sides != 0, np.arange(sides.shape[1]), 0)
     last = np.maximum.accumulate(places, axis=1)
     return np.take_along_axis(sides, last, axis=1)
 
 
 def _fill_back(sides: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    """Give each 0 the side that the curve is on next; 0 after the last."""
+    """Replace each 0 by the side that the curve is on next; 0 after the last."""
     return _fill(sides[:, ::-1])[:, ::-1]
 
 
 def _run_ends(
     values: npt.NDArray[np.generic],
 ) -> tuple[Places, Places]:
-    """Give the ends of the run of equal values that each position is in, [neuron, position]."""
+    """Return the ends of the run of equal values that each position is in, [neuron, position]."""
     num_positions = values.shape[1]
     places = np.broadcast_to(np.arange(num_positions), values.shape)
     change = values[:, 1:] != values[:, :-1]
@@ -287,7 +287,7 @@ def _run_ends(
 
 
 def _thin(curves: Floats, num_sequences: int, share: float) -> Bools:
-    """Tell which curves' points are predicted by their neighbours, as far as noise allows.
+    """Find which curves' points are predicted by their neighbours, as far as noise allows.
 
     The mean square distance of a point to the mean of its neighbours is 1.5 times the variance of
     independent points (Gasser, Sroka and Jennen-Steinmetz 1986).

@@ -1,4 +1,4 @@
-"""Which n-grams activate each neuron: covers, detectors and top triggers, from the packed bits."""
+"""Count the n-grams that activate each neuron: covers, detectors, top triggers, from the bits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,27 +76,27 @@ def count_ngrams(
     words = _words(bits, corpus, lengths)
     num_neurons, num_bits = len(words), words.shape[1] * 64
     rules = {n: _rules(n, settings) for n in lengths}
-    grams = {n: _grams(corpus[n]) for n in lengths}
+    grams = {n: _ngram_table(corpus[n]) for n in lengths}
     out: dict[int, ngram_rules.Outcome] = {}
-    below = np.full(num_neurons, num_bits, np.int64)
-    for n in lengths:  # a bound holds for longer n-grams, never for shorter ones
-        out[n] = _outcome(rules[n], len(corpus[n].occurrences), below)
-        below = out[n].bound
-    settled = np.zeros(num_neurons, np.bool_)
+    upper_bound = np.full(num_neurons, num_bits, np.int64)
+    for n in lengths:  # an upper bound holds for longer n-grams, never for shorter ones
+        out[n] = _outcome(rules[n], len(corpus[n].occurrences), upper_bound)
+        upper_bound = out[n].upper_bound
+    ruled_out = np.zeros(num_neurons, np.bool_)
     pruning = settings.cover_limit is not None and settings.top_triggers == 0
     if pruning:
         active = ngram_kernels.count_bits(words)
         hopeful = active.copy()
         for n in lengths:
             ngram_rules.prune(words, 0, hopeful, grams[n], rules[n], out[n])
-            hopeful[~out[n].settled] = 0  # is decoded in any case
-        settled = np.all([out[n].settled for n in lengths], axis=0) | (active == 0)
+            hopeful[~out[n].ruled_out] = 0  # is decoded in any case
+        ruled_out = np.all([out[n].ruled_out for n in lengths], axis=0) | (active == 0)
     scratch = _scratch(num_neurons, num_bits, max(len(g.occurrences) for g in grams.values()))
     positions = np.empty(num_bits + ngram_kernels.SLACK, np.uint32)
     offsets = np.zeros(num_neurons + 1, np.int64)
     first = 0
     while first < num_neurons:
-        decoded = ngram_kernels.decode_positions(words, first, settled, positions, offsets)
+        decoded = ngram_kernels.decode_positions(words, first, ruled_out, positions, offsets)
         ends = offsets[: decoded + 1]
         for n in lengths:
             if pruning and n > lengths[0]:  # what was counted bounds it better
@@ -154,7 +154,7 @@ def _words(
 
 
 def _rules(n: int, settings: NgramSettings) -> ngram_rules.Rules:
-    """Put the settings of one length into the numbers that the loops take."""
+    """Return the settings of one length as the numbers that the compiled loops read."""
     return ngram_rules.Rules(
         *exact(settings.cover_share).as_integer_ratio(),
         *exact(settings.detect_rate).as_integer_ratio(),
@@ -165,15 +165,17 @@ def _rules(n: int, settings: NgramSettings) -> ngram_rules.Rules:
     )
 
 
-def _grams(ids: NgramIds) -> ngram_rules.Corpus:
-    """Hand one length's n-grams to the loops, which take plain arrays."""
+def _ngram_table(ids: NgramIds) -> ngram_rules.NgramTable:
+    """Return one length's n-grams as the plain arrays that the compiled loops read."""
     arrays = (ids.ids, ids.occurrences, ids.lexical, ids.holes, ids.frequent)
-    return ngram_rules.Corpus(*(np.asarray(array) for array in arrays))
+    return ngram_rules.NgramTable(*(np.asarray(array) for array in arrays))
 
 
-def _outcome(rules: ngram_rules.Rules, num_ngrams: int, below: Integers) -> ngram_rules.Outcome:
-    """Make room for what is found about a block's neurons by one length."""
-    num_neurons = len(below)
+def _outcome(
+    rules: ngram_rules.Rules, num_ngrams: int, upper_bound: Integers
+) -> ngram_rules.Outcome:
+    """Allocate what is found about a block's neurons by one length."""
+    num_neurons = len(upper_bound)
     places = min(max(rules.max_cover, rules.num_triggers), num_ngrams)
     return ngram_rules.Outcome(
         np.zeros(num_neurons, np.int64),
@@ -181,14 +183,14 @@ def _outcome(rules: ngram_rules.Rules, num_ngrams: int, below: Integers) -> ngra
         np.zeros(num_neurons, np.int64),
         np.zeros((num_neurons, places), np.uint32),
         np.zeros((num_neurons, places), np.int64),
-        np.full(num_neurons, below.max(initial=0), np.int64),
-        below,
+        np.full(num_neurons, upper_bound.max(initial=0), np.int64),
+        upper_bound,
         np.zeros(num_neurons, np.bool_),
     )
 
 
 def _scratch(num_neurons: int, num_bits: int, most_ngrams: int) -> ngram_rules.Scratch:
-    """Make room for ids and counters."""
+    """Allocate ids and counters."""
     num_levels = ngram_rules.TALLY + num_bits // ngram_rules.TALLY + 1
     return ngram_rules.Scratch(
         np.zeros(1 << ngram_kernels.SINGLE_SHIFT, np.uint32),
@@ -204,7 +206,7 @@ def _scratch(num_neurons: int, num_bits: int, most_ngrams: int) -> ngram_rules.S
 
 
 def _findings(ids: NgramIds, rules: ngram_rules.Rules, out: ngram_rules.Outcome) -> NgramCounts:
-    """Take the three steps of a detector for each neuron, and write out its n-grams."""
+    """Apply the three steps of a detector to each neuron, and list its n-grams."""
     counts, places = out.top_counts, np.arange(out.top_counts.shape[1])  # [neuron, place]
     occurrences = np.where(counts > 0, ids.occurrences[out.top_ids], 0)
     few = (out.counted > 0) & (out.cover <= rules.max_cover)  # step 1
@@ -224,7 +226,7 @@ def _findings(ids: NgramIds, rules: ngram_rules.Rules, out: ngram_rules.Outcome)
 
 
 def _rows(ids: NgramIds, out: ngram_rules.Outcome, chosen: npt.NDArray[np.bool_]) -> NgramRows:
-    """Write out the chosen top n-grams, bool [neuron, place], a row each."""
+    """List the chosen top n-grams, bool [neuron, place], a row each."""
     neuron, place = np.nonzero(chosen)
     ngram, activations = out.top_ids[neuron, place], out.top_counts[neuron, place]
     occurrences = ids.occurrences[ngram]

@@ -152,7 +152,7 @@ def gather_ids(
 
 @compiled
 def _partition(gathered: Any, shift: int, starts: Any, parted: Any) -> None:
-    """Bring ids [activation] into buckets of equal id >> shift; set each bucket's end in starts."""
+    """Sort ids [activation] into buckets of equal id >> shift; set each bucket's end in starts."""
     shift32 = np.uint32(shift)
     starts[:] = 0
     for j in range(gathered.shape[0]):
@@ -168,7 +168,7 @@ def _partition(gathered: Any, shift: int, starts: Any, parted: Any) -> None:
 
 @compiled
 def _count_bucket(bucket: Any, base: Any, histogram: Any, found: Any, counts: Any, end: Any) -> Any:
-    """Append a bucket's distinct ids and their counts to found and counts; give the new end.
+    """Append a bucket's distinct ids and their counts to found and counts; return the new end.
 
     The histogram is zero before and after.
     """

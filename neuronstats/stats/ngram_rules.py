@@ -31,7 +31,7 @@ class Rules(NamedTuple):
     cover_limit: int  # -1: none
 
 
-class Corpus(NamedTuple):
+class NgramTable(NamedTuple):
     """The n-gram that ends at each position: see `ngrams.NgramIds`."""
 
     ids: Any  # uint32 [sequence * 8 * byte]
@@ -63,9 +63,10 @@ class Outcome(NamedTuple):
     loose: Any  # int64 [neuron]: activations by n-grams of a high enough rate; 0 if cover is large
     top_ids: Any  # uint32 [neuron, place], by falling activations
     top_counts: Any  # int64 [neuron, place]; 0 past the last
-    bound: Any  # int64 [neuron]: no `cover_limit` n-grams of this or a larger n account for more
-    below: Any  # the bound of the next smaller n, which holds for this n too
-    settled: Any  # bool [neuron]: known not to be covered by `cover_limit` n-grams, so not counted
+    # int64 [neuron]: no `cover_limit` n-grams of this or a larger n account for more
+    upper_bound: Any
+    upper_bound_of_shorter: Any  # of the next smaller n, which holds for this n too
+    ruled_out: Any  # bool [neuron]: known not to be covered by `cover_limit` n-grams: not counted
 
 
 @compiled
@@ -127,7 +128,7 @@ def _cover(values: Any, sizes: Any, need: int) -> int:
 
 @compiled
 def _reach(values: Any, sizes: Any, num_ngrams: int) -> tuple[int, int]:
-    """Give the activations of the num_ngrams most frequent n-grams, and the least one's."""
+    """Return the activations of the num_ngrams most frequent n-grams, and the least one's."""
     reached, left, least = 0, num_ngrams, 0
     for level in range(values.shape[0]):
         if left == 0:
@@ -143,7 +144,7 @@ def _reach(values: Any, sizes: Any, num_ngrams: int) -> tuple[int, int]:
 def _select(
     found: Any, counts: Any, least: int, lexical: Any, top_ids: Any, top_counts: Any
 ) -> int:
-    """Fill top_ids and top_counts with the n-grams of most activations; give how many there are.
+    """Fill top_ids and top_counts with the n-grams of most activations; return how many there are.
 
     Ties by ascending token ids. `least` is a count that none of them is below.
     """
@@ -187,23 +188,25 @@ def _loose(found: Any, counts: Any, occurrences: Any, rules: Rules) -> int:
 
 
 @compiled
-def _settle(out: Outcome, rules: Rules, first: int, num_neurons: int) -> None:
-    """Settle neurons whose shorter n-grams have shown that few n-grams of this n cannot cover them.
+def _rule_out(out: Outcome, rules: Rules, first: int, num_neurons: int) -> None:
+    """Rule out neurons that few n-grams of this n cannot cover, as shorter n-grams have shown.
 
     Neurons that `prune` was not asked for have 0 counted activations so far.
     """
     for neuron in range(first, first + num_neurons):
-        out.bound[neuron] = min(out.bound[neuron], out.below[neuron])
-        # bound < needed activations, without the division
+        out.upper_bound[neuron] = min(out.upper_bound[neuron], out.upper_bound_of_shorter[neuron])
+        # upper_bound < needed activations, without the division
         needed = out.counted[neuron] * rules.cover_numerator
-        if out.bound[neuron] * rules.cover_denominator < needed:
-            out.settled[neuron] = True
+        if out.upper_bound[neuron] * rules.cover_denominator < needed:
+            out.ruled_out[neuron] = True
             out.cover[neuron] = rules.cover_limit + 1
 
 
 @compiled
-def prune(words: Any, first: int, active: Any, corpus: Corpus, rules: Rules, out: Outcome) -> None:
-    """Find neurons that few n-grams cannot cover, without a look at which n-grams they are.
+def prune(
+    words: Any, first: int, active: Any, corpus: NgramTable, rules: Rules, out: Outcome
+) -> None:
+    """Rule out neurons that few n-grams cannot cover, without finding out which n-grams they are.
 
     Exact: no `cover_limit` n-grams account for more activations than they have occurrences; nor for
     more than those on frequent n-grams and, for each of them, the occurrences that the most common
@@ -215,8 +218,8 @@ def prune(words: Any, first: int, active: Any, corpus: Corpus, rules: Rules, out
         active: their set bits, int64 [neuron - first]; 0 for those that are not asked for.
         corpus: the n-grams of one n.
         rules: with a `cover_limit`.
-        out: `settled`, `counted` and `cover` are set where there is a proof; `bound` is read, from
-            the next smaller n, and lowered.
+        out: `ruled_out`, `counted` and `cover` are set where there is a proof; `upper_bound` is
+            read, from the next smaller n, and lowered.
     """
     limit, num_ids = rules.cover_limit, corpus.occurrences.shape[0]
     common = corpus.occurrences[:limit].sum()
@@ -225,15 +228,15 @@ def prune(words: Any, first: int, active: Any, corpus: Corpus, rules: Rules, out
         rest = limit * corpus.occurrences[NUM_FREQUENT]
     for k in range(active.shape[0]):
         neuron = first + k
-        if active[k] < PRUNE_LEAST or out.settled[neuron]:
+        if active[k] < PRUNE_LEAST or out.ruled_out[neuron]:
             continue
         out.counted[neuron] = active[k] - active_bits(words[neuron], corpus.holes)
-        out.bound[neuron] = min(out.bound[neuron], common)
-        _settle(out, rules, neuron, 1)
-        if not out.settled[neuron]:
+        out.upper_bound[neuron] = min(out.upper_bound[neuron], common)
+        _rule_out(out, rules, neuron, 1)
+        if not out.ruled_out[neuron]:
             frequent = common_bits(words[neuron], corpus.frequent)
-            out.bound[neuron] = min(out.bound[neuron], frequent + rest)
-            _settle(out, rules, neuron, 1)
+            out.upper_bound[neuron] = min(out.upper_bound[neuron], frequent + rest)
+            _rule_out(out, rules, neuron, 1)
 
 
 @compiled
@@ -241,7 +244,7 @@ def count_ngrams(
     first: int,
     positions: Any,
     offsets: Any,
-    corpus: Corpus,
+    corpus: NgramTable,
     rules: Rules,
     scratch: Scratch,
     out: Outcome,
@@ -255,16 +258,16 @@ def count_ngrams(
         corpus: the n-gram ids, read only.
         rules: what to count.
         scratch: space.
-        out: rows of the neurons are set; `bound` and `below` are also read.
+        out: rows of the neurons are set; the upper bounds are also read.
     """
     limit, num_neurons = rules.cover_limit, offsets.shape[0] - 1
     if limit >= 0:
-        _settle(out, rules, first, num_neurons)
-    settled = out.settled[first : first + num_neurons]
-    gather_ids(positions, offsets, settled, corpus.ids, scratch.cursors, scratch.gathered)
+        _rule_out(out, rules, first, num_neurons)
+    ruled_out = out.ruled_out[first : first + num_neurons]
+    gather_ids(positions, offsets, ruled_out, corpus.ids, scratch.cursors, scratch.gathered)
     for k in range(num_neurons):
         neuron = first + k
-        if settled[k] or offsets[k] == offsets[k + 1]:
+        if ruled_out[k] or offsets[k] == offsets[k + 1]:
             continue
         found = scratch.gathered[offsets[k] : offsets[k + 1]]
         num_found, counted = distinct(
@@ -284,7 +287,7 @@ def count_ngrams(
         needed = -(-counted * rules.cover_numerator // rules.cover_denominator)
         cover = _cover(values, sizes, needed)
         if limit >= 0:
-            out.bound[neuron] = min(out.bound[neuron], _reach(values, sizes, limit)[0])
+            out.upper_bound[neuron] = min(out.upper_bound[neuron], _reach(values, sizes, limit)[0])
         out.cover[neuron] = cover if limit < 0 else min(cover, limit + 1)
         room = rules.num_triggers
         if cover <= rules.max_cover:

@@ -22,7 +22,7 @@ TOKEN_BLOCK_BYTES = 128 << 20
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """The detected tokens of some neurons, or others to hold them against: a row each."""
+    """The detected tokens of some neurons, or those of controls: a row each."""
 
     neuron: Integers
     """[row]: column of the neuron's update."""
@@ -116,7 +116,7 @@ class OutputEmbedding:
         return values
 
     def _updates(self, columns: AnyFloats) -> Floats:
-        """Bring columns [channel, neuron] before the output embedding."""
+        """Return columns [channel, neuron] as the output embedding reads them."""
         channels = (self._embedding if self._project_out is None else self._project_out).shape[1]
         if columns.ndim != 2 or len(columns) != channels:
             raise UserError(
@@ -134,7 +134,7 @@ class OutputEmbedding:
         return projected
 
     def _token_blocks(self) -> Iterator[tuple[int, Floats]]:
-        """Go through the embedding in float64: first token, and rows."""
+        """Yield the embedding in float64, in parts: first token, and rows."""
         step = max(1, TOKEN_BLOCK_BYTES // (8 * self._embedding.shape[1]))
         for first in range(0, len(self._embedding), step):
             yield first, self._embedding[first : first + step].astype(np.float64)

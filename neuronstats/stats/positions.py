@@ -189,7 +189,7 @@ def information_bias(num_positions: int, num_sequences: int) -> float:
 
 
 def corrected_information(information: Floats, num_positions: int, num_sequences: int) -> Floats:
-    """Take the bias of few sequences off the plain mutual information.
+    """Return the mutual information less its bias from few sequences.
 
     Not clipped at 0: around 0 the correction is right on average only if values below it stay.
     The same amount is taken off every neuron, dead ones too.
@@ -254,7 +254,7 @@ def consistency(
     types: npt.NDArray[np.integer],
     settings: PositionSettings,
 ) -> Floats:
-    """Tell in which share of the domains each neuron's type holds.
+    """Return in which share of the domains each neuron's type holds.
 
     It holds in a domain where the neuron's curve is of that type and its mutual information,
     corrected for the domain's number of sequences, is above `positional_mi`. Domains of fewer than
@@ -303,7 +303,7 @@ def _domains_that_hold(
 def coverage(
     position_counts: Counts, num_sequences: int, chosen: Bools, settings: PositionSettings
 ) -> Coverage:
-    """Tell which positions a layer's chosen neurons indicate, by being above their middle there.
+    """Count which positions a layer's chosen neurons indicate, by being above their middle there.
 
     Args:
         position_counts: activations [position, neuron], integers, position 0 included.

@@ -143,7 +143,7 @@ class ReduceSettings(NgramSettings, PositionSettings):
     few_occurrences: int = 10
     """Detectors whose detected n-grams occur less often in all are counted as resting on little."""
     centred: bool = False
-    """Take a projection's mean over the vocabulary off, which softmax does not see."""
+    """Subtract a projection's mean over the vocabulary, which softmax does not see."""
 
     def __post_init__(self) -> None:
         """Refuse thresholds that cannot be meant."""

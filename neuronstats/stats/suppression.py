@@ -103,7 +103,7 @@ class Suppression:
 def judge(
     embedding: OutputEmbedding, columns: AnyFloats, triggers: Triggers, *, num_top: int = 20
 ) -> Suppression:
-    """Tell whether neurons suppress their triggers, and what else they suppress and promote.
+    """Find whether neurons suppress their triggers, and what else they suppress and promote.
 
     Args:
         embedding: the output embedding.
@@ -159,7 +159,7 @@ def mean_projections(embedding: OutputEmbedding, columns: AnyFloats, triggers: T
 
 
 def draw_controls(candidates: Integers, num_controls: int, *, layer: int) -> Integers:
-    """Draw neurons of a layer to hold its detectors against.
+    """Draw neurons of a layer as controls of its detectors.
 
     Meant for the share of suppressing neurons among alive neurons that are no detectors, when each
     is judged by as many of its own most frequent triggers as some detector has.

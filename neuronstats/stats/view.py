@@ -151,4 +151,4 @@ class Section:
 
 
 Statistic = Callable[[BlockView, Any], Section]
-"""Takes a block and the reduce settings; see docs/method.md for one in ten lines."""
+"""Is given a block and the reduce settings; see docs/method.md for one in ten lines."""

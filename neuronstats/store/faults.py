@@ -16,7 +16,7 @@ from obstore.exceptions import (
     PreconditionError,
 )
 
-from neuronstats.errors import ServiceGoneError, SettingsError, UserError
+from neuronstats.errors import GoneError, SettingsError, UserError
 
 TIMEOUT = "NEURONSTATS_STORE_TIMEOUT"  # beside AWS_...: what every machine needs to know of a store
 DEFAULT_TIMEOUT_SECONDS = 600.0
@@ -56,7 +56,7 @@ def storage_errors(doing: str, where: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: as it is, like what a conditional put is refused with: callers expect it.
-        ServiceGoneError: an object store does not answer.
+        GoneError: an object store does not answer.
         UserError: all else.
     """
     try:
@@ -69,7 +69,7 @@ def storage_errors(doing: str, where: str) -> Iterator[None]:
             raise
         reason = re.split(r"[:,]? ?<\?xml|\n", str(error))[0][:300]
         if cure is None and "://" in where and isinstance(error, GenericError | JoinError):
-            raise ServiceGoneError(
+            raise GoneError(
                 f"cannot {doing} {where}: the object store does not answer ({reason}). Check"
                 " AWS_ENDPOINT_URL and the network, then run the same command again: what was"
                 " committed is kept."
@@ -98,11 +98,11 @@ class Patience:
         """Note that the store is there."""
         self._known, self._since = True, None
 
-    def pause(self, error: ServiceGoneError) -> float:
+    def pause(self, error: GoneError) -> float:
         """Return the seconds to wait before the next attempt.
 
         Raises:
-            ServiceGoneError: it was waited for long enough.
+            GoneError: it was waited for long enough.
         """
         now = time.monotonic()
         if self._since is None:

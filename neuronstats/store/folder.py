@@ -17,7 +17,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore, StorePath
 
-from neuronstats.errors import ServiceGoneError, SettingsError
+from neuronstats.errors import GoneError, SettingsError
 from neuronstats.hashing import checksum_of
 from neuronstats.store.faults import Patience, storage_errors
 from neuronstats.store.layout import LOCK
@@ -75,7 +75,7 @@ class RunFolder:
             try:
                 with storage_errors(doing, f"{self.location}/{key}"):
                     answer = call()
-            except ServiceGoneError as error:
+            except GoneError as error:
                 time.sleep(self._patience.pause(error))
             else:
                 self._patience.answered()
@@ -292,7 +292,7 @@ class _ZarrStore(ObjectStore):  # type: ignore[misc]
             try:
                 with storage_errors("read", f"{self._folder.location}/{key}"):
                     found = await super().get(key, prototype, byte_range)
-            except ServiceGoneError as error:
+            except GoneError as error:
                 await asyncio.sleep(self._folder._patience.pause(error))
             else:
                 self._folder._patience.answered()

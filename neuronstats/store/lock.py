@@ -21,7 +21,7 @@ from obstore.exceptions import (
     PreconditionError,
 )
 
-from neuronstats.errors import ServiceGoneError, SettingsError, UserError
+from neuronstats.errors import GoneError, SettingsError, UserError
 from neuronstats.store.faults import Patience, storage_errors
 from neuronstats.store.layout import LOCK, LOGS
 
@@ -179,7 +179,7 @@ class Lease:
 
         Raises:
             UserError: another job has taken it over.
-            ServiceGoneError: the store has not answered for too long.
+            GoneError: the store has not answered for too long.
         """
         if self._lost is not None:
             raise self._lost
@@ -194,10 +194,10 @@ class Lease:
                     self.renew()
                 self._patience.answered()
                 wait = RENEW_SECONDS
-            except ServiceGoneError as error:
+            except GoneError as error:
                 try:
                     wait = self._patience.pause(error)
-                except ServiceGoneError:
+                except GoneError:
                     self._lost = error
                     return
             except UserError as error:

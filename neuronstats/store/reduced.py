@@ -54,12 +54,12 @@ class ReducedRun:
     @property
     def name(self) -> str:
         """The model's name."""
-        return str(self.run.info["settings"]["model"]["name"])
+        return self.run.about.model_name
 
     @property
     def data(self) -> str:
         """The data's name."""
-        return str(self.run.info["settings"]["data"]["name"])
+        return self.run.about.data_name
 
     @property
     def tokens(self) -> int:
@@ -74,7 +74,7 @@ class ReducedRun:
     @property
     def model_layers(self) -> int:
         """Layers of the whole model, recorded or not."""
-        return int(self.run.info["model"]["num_layers"])
+        return self.run.about.num_layers
 
     @property
     def num_layers(self) -> int:
@@ -88,8 +88,8 @@ class ReducedRun:
 
     @property
     def has_positions(self) -> bool:
-        """Tell whether the model has positional embeddings."""
-        return bool(self.run.info["model"].get("has_positions", True))
+        """Whether the model has positional embeddings."""
+        return self.run.about.has_positions
 
     @property
     def depth(self) -> NDArray[np.float64]:
@@ -98,8 +98,8 @@ class ReducedRun:
 
     @property
     def bos_id(self) -> int:
-        """The begin-of-sequence token."""
-        return int(self.run.info["model"]["bos_token_id"])
+        """The begin-of-sequence token, or what n-grams and contexts leave out in its place."""
+        return self.run.about.bos_id
 
     @property
     def ngrams(self) -> list[int]:
@@ -134,10 +134,21 @@ class ReducedRun:
         return self.layers[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
     def has(self, name: str) -> bool:
-        """Tell whether a column of neurons.parquet is there and holds anything."""
+        """Return whether a column of neurons.parquet is there and holds anything."""
         if name not in self.neurons.column_names:
             return False
         return bool(self.neurons[name].null_count < len(self.neurons))
+
+    def meanings(self, name: str = "neurons") -> dict[str, str]:
+        """Return one line on each column of a table; nothing where the run has none of this name.
+
+        Tables made before columns said their meaning have empty lines.
+        """
+        file = self._file(name)
+        fields = [] if file is None else file.schema_arrow
+        return {
+            field.name: (field.metadata or {}).get(tables.MEANING, b"").decode() for field in fields
+        }
 
     def table(self, name: str) -> pa.Table | None:
         """Return a whole table; None where the run has none of this name."""

@@ -1,4 +1,4 @@
-"""The format on disk (docs/format.md): created once, written by shards, committed by records.
+"""The format on disk (docs/format.md): a run, opened for reading and writing.
 
 RUN/run.yaml                                   settings, versions, identity and its fingerprint
 RUN/activations.zarr/tokens                    [sequence, position] ids
@@ -10,24 +10,24 @@ RUN/activations.zarr/records/SSSSS.json        one shard's commit
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import yaml
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from neuronstats import bits
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.hashing import checksum
-from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.layout import OBJECT_BYTES, RUN_FILE, ZARR, Layout, Record, Shard
+from neuronstats.store.info import RunInfo
+from neuronstats.store.layout import RUN_FILE, ZARR, Layout, Record, Shard
 
 FORMAT = 1
+# What run.yaml must hold, and below it what every job reads of it.
+REQUIRED = {"fingerprint": (), "identity": ("data.tokens",), "layout": ()}
 
 UInt8 = NDArray[np.uint8]
 
@@ -38,15 +38,33 @@ class Run:
     def __init__(self, folder: RunFolder, info: Mapping[str, Any]) -> None:
         self.folder = folder
         self.info = info
-        raw = dict(info["layout"])
-        raw["domains"] = tuple(raw["domains"])
-        raw["shards"] = tuple(Shard(**shard) for shard in raw["shards"])
-        self.layout = Layout(**raw)
+        try:
+            raw = dict(info["layout"])
+            raw["domains"] = tuple(raw["domains"])
+            raw["shards"] = tuple(Shard(**shard) for shard in raw["shards"])
+            self.layout = Layout(**raw)
+        except (KeyError, TypeError) as error:
+            raise _damaged_info(folder, f"layout: {error}") from error
+
+    @property
+    def about(self) -> RunInfo:
+        """What made it, by name."""
+        return RunInfo(self.info)
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides the numbers."""
         return str(self.info["fingerprint"])
+
+    @property
+    def tokens_fingerprint(self) -> str:
+        """Hash of the tokens."""
+        return str(self.info["identity"]["data.tokens"])
+
+    @property
+    def laid_down(self) -> dict[str, list[Any]]:
+        """Size and checksum of what was laid down at first; empty in the oldest runs."""
+        return dict(self.info.get("objects", {}))
 
     @classmethod
     def open(cls, location: str, *, patient: bool = False) -> "Run":
@@ -69,50 +87,11 @@ class Run:
             )
         return cls(folder, info)
 
-    @classmethod
-    def create(
-        cls, folder: RunFolder, corpus: Corpus, layout: Layout, info: Mapping[str, Any]
-    ) -> "Run":
-        """Lay down all metadata and the tokens; run.yaml is written last and makes the run exist.
-
-        Raises:
-            UserError: nothing can be written, or run.yaml was lost from a run with shards.
-        """
-        if folder.sizes(f"{ZARR}/records"):
-            raise UserError(
-                f"{folder.location} holds committed shards, but its {RUN_FILE} is gone: put it"
-                " back, or give another run folder (run=)."
-            )
-        folder.clear(f"{ZARR}/")  # the remains of a creation that was cut off: there is no run.yaml
-        with storage_errors("write", f"{folder.location}/{ZARR}"):
-            store = folder.zarr_store(ZARR, read_only=False)
-            root = zarr.create_group(store, attributes={"format": FORMAT})
-            _array(
-                root, "tokens", corpus.tokens.shape, corpus.tokens.dtype, ("sequence", "position")
-            )
-            root["tokens"][:] = corpus.tokens
-            columns: dict[str, NDArray[Any]] = {"domain": corpus.domain, "row": corpus.row}
-            for name, values in columns.items():
-                _array(root, name, values.shape, values.dtype, ("sequence",))
-                root[name][:] = values
-            root["domain"].attrs["domains"] = list(corpus.domains)
-            _create_layers(root, layout)
-        full = {"format": FORMAT, **info, "layout": json.loads(json.dumps(asdict(layout)))}
-        if not folder.create(RUN_FILE, yaml.safe_dump(full, sort_keys=False).encode()):
-            raise UserError(
-                f"{folder.location}/{RUN_FILE} appeared meanwhile: is another job on it?"
-            )
-        return cls(folder, full)
-
     def zarr(self, *, writable: bool = False, on_write: Any = None) -> Any:
         """Return the Zarr group activations.zarr."""
         store = self.folder.zarr_store(ZARR, read_only=not writable, on_write=on_write)
-        try:
+        with _damage(f"{self.folder.location}/{ZARR}/zarr.json", LAID_DOWN):
             return zarr.open_group(store, mode="r+" if writable else "r", use_consolidated=False)
-        except FileNotFoundError:
-            raise UserError(
-                f"{self.folder.location}/{ZARR} is missing: the run cannot be read without it."
-            ) from None
 
     def corpus(self) -> Corpus:
         """Read the tokens, checked against the fingerprint they were written with.
@@ -121,43 +100,82 @@ class Run:
             UserError: the stored tokens are not those of the run.
         """
         root = self.zarr()
-        with _damage(
-            f"{self.folder.location}/{ZARR}/tokens", "the run cannot be mended; collect anew"
-        ):
+        with _damage(f"{self.folder.location}/{ZARR}/tokens", LAID_DOWN):
             corpus = Corpus(
                 tokens=root["tokens"][:],
                 domain=root["domain"][:],
                 domains=self.layout.domains,
                 row=root["row"][:],
             )
-            if corpus.fingerprint != self.info["identity"]["data.tokens"]:
+            if corpus.fingerprint != self.tokens_fingerprint:
                 raise ValueError("its content has changed")
         return corpus
 
-    def records(self) -> dict[int, Record]:
+    def record_keys(self) -> list[str]:
+        """Return the keys of the records there are, damaged ones included."""
+        return sorted(k for k in self.folder.sizes(f"{ZARR}/records") if k.endswith(".json"))
+
+    def records(self, damaged: dict[str, str] | None = None) -> dict[int, Record]:
         """Return the committed shards' records by index.
+
+        Args:
+            damaged: is told what is wrong with a record, by its key, instead of an error.
 
         Raises:
             UserError: a record is unreadable or of another run.
         """
-        keys = [key for key in self.folder.sizes(f"{ZARR}/records") if key.endswith(".json")]
         records = {}
-        for key in sorted(keys):
+        for key in self.record_keys():
             try:
                 record = Record.loads(self.folder.read(key) or b"")
                 known = record.shard == self.layout.shards[record.shard.index]
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise UserError(
-                    f"{self.folder.location}/{key} is damaged ({error}). Delete it: collect then"
-                    " computes its shard again."
-                ) from error
-            if record.fingerprint != self.fingerprint or not known:
-                raise UserError(
-                    f"{self.folder.location}/{key} belongs to another run (fingerprint"
-                    f" {record.fingerprint}, expected {self.fingerprint}). Delete it."
-                )
-            records[record.shard.index] = record
+                whole = len(record.activations) == self.layout.num_layers
+                whole = whole and key.endswith(Record.key(record.shard.index))
+                wrong = "" if whole else "is damaged"
+                if record.fingerprint != self.fingerprint or not known:
+                    wrong = (
+                        f"belongs to another run (fingerprint {record.fingerprint}, expected"
+                        f" {self.fingerprint})"
+                    )
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                wrong = f"is damaged ({type(error).__name__}: {error})"
+            if not wrong:
+                records[record.shard.index] = record
+            elif damaged is not None:
+                damaged[key] = wrong
+            else:
+                raise UserError(f"{self.folder.location}/{key} {wrong}; {REPAIR}.")
         return records
+
+    def damaged_layout(self, *, contents: bool = True) -> dict[str, str]:
+        """Find what was laid down at first and is not as it was.
+
+        Args:
+            contents: read every byte and compare checksums; otherwise existence and size only.
+
+        Returns:
+            What is wrong, by the object's key below activations.zarr.
+        """
+        sizes = self.folder.sizes(ZARR)
+        damage = {}
+        for key, (size, digest) in self.laid_down.items():
+            path = f"{ZARR}/{key}"
+            if path not in sizes:
+                damage[key] = "is missing"
+            elif sizes[path] != size:
+                damage[key] = f"has {sizes[path]} bytes, written were {size}"
+            elif contents and self.folder.checksum(path) != (size, digest):
+                damage[key] = "has changed"
+        if not self.laid_down:  # of before checksums were kept: what can be seen without them
+            names = ["tokens", "domain", "row"]
+            names += [f"bitmaps/{layer:03d}" for layer in range(self.layout.num_bitmaps)]
+            names += [f"position_counts/{layer:03d}" for layer in range(self.layout.num_layers)]
+            for name in names:
+                try:
+                    self.zarr()[name].shape  # noqa: B018 - reads its metadata
+                except Exception as error:  # noqa: BLE001 - whatever a damaged file leads to
+                    damage[f"{name}/zarr.json"] = f"cannot be read ({type(error).__name__})"
+        return damage
 
     def damaged(self, records: Iterable[Record], *, contents: bool = True) -> dict[int, str]:
         """Find committed shards whose objects are not what was committed.
@@ -197,7 +215,7 @@ class Run:
             UserError: its metadata cannot be read.
         """
         name = f"{kind}/{layer:03d}"
-        with _damage(f"{self.folder.location}/{ZARR}/{name}", "its metadata must be put back"):
+        with _damage(f"{self.folder.location}/{ZARR}/{name}", LAID_DOWN):
             return root[name]
 
     def read_bits(self, layer: int, neurons: slice, shards: Sequence[Shard]) -> UInt8:
@@ -230,6 +248,7 @@ class Run:
 
 
 REPAIR = "collect again with repair=true computes it again"
+LAID_DOWN = "collect again with repair=true puts it right"
 
 
 class _damage:
@@ -259,59 +278,26 @@ def read_info(folder: RunFolder) -> dict[str, Any] | None:
     try:
         info = yaml.safe_load(data)
         version = info["format"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{folder.location}/{RUN_FILE} is damaged ({reason}): put it back."
-        ) from error
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise _damaged_info(folder, str(error).split("\n")[0]) from error
     if version != FORMAT:
         raise UserError(
             f"{folder.location} has format {version}; this version of neuronstats reads {FORMAT}."
         )
-    lost = [key for key in ("fingerprint", "identity", "layout") if key not in info]
-    if lost:
-        raise UserError(
-            f"{folder.location}/{RUN_FILE} is damaged ({lost[0]} is gone): put it back."
-        )
+    known = info.pop("checksum", None)
+    if known not in (None, info_checksum(info)):
+        raise _damaged_info(folder, "it is not what was written")
+    for key, below in REQUIRED.items():
+        lost = [f"{key}.{name}" for name in below if name not in (info.get(key) or ())]
+        if key not in info or lost:
+            raise _damaged_info(folder, f"{lost[0] if lost else key} is gone")
     return dict(info)
 
 
-def _array(
-    root: Any, name: str, shape: tuple[int, ...], dtype: Any, names: tuple[str, ...], **layout: Any
-) -> None:
-    codec = ZstdCodec(level=1, checksum=True)
-    root.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        dimension_names=names,
-        compressors=codec,
-        fill_value=0,
-        **layout,
-    )
+def info_checksum(info: Mapping[str, Any]) -> str:
+    """Return the hash of all of run.yaml but the hash itself."""
+    return checksum(json.dumps(info, sort_keys=True).encode())
 
 
-def _create_layers(root: Any, layout: Layout) -> None:
-    width = bits.packed_bytes(layout.num_positions)
-    tail = (layout.shard_sequences, width)
-    chunk, whole = layout.neurons_per_chunk, layout.neurons_per_object
-    for layer in range(layout.num_bitmaps):
-        _array(
-            root,
-            f"bitmaps/{layer:03d}",
-            (layout.num_neurons, len(layout.shards), *tail),
-            np.uint8,
-            ("neuron", "shard", "sequence", "byte"),
-            chunks=(chunk, 1, *tail),
-            shards=(whole, 1, *tail) if whole > chunk else None,
-        )
-    for layer in range(layout.num_layers):
-        block = max(1, min(layout.num_neurons, OBJECT_BYTES // 4 // layout.num_positions))
-        _array(
-            root,
-            f"position_counts/{layer:03d}",
-            (len(layout.shards), layout.num_positions, layout.num_neurons),
-            layout.count_dtype,
-            ("shard", "position", "neuron"),
-            chunks=(1, layout.num_positions, block),
-        )
+def _damaged_info(folder: RunFolder, reason: str) -> UserError:
+    return UserError(f"{folder.location}/{RUN_FILE} is damaged ({reason}): put it back.")

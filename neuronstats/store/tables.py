@@ -19,7 +19,8 @@ from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import PARTIAL, TABLES
 
-METADATA = b"neuronstats"
+METADATA = b"neuronstats"  # of a table: what made it
+MEANING = b"meaning"  # of a column: one line for people
 
 
 class TableFiles:
@@ -76,7 +77,7 @@ class TableFiles:
             path.unlink()
 
     def park(self, tables: Mapping[str, pa.Table]) -> Callable[[], dict[str, pa.Table]]:
-        """Put rows aside whose turn has not come; return what brings them back, once."""
+        """Write early rows to a file of their own; return what reads them back, once."""
         path = self._place / f"waiting-{self._num_parked}"
         self._num_parked += 1
         with self._errors():
@@ -107,10 +108,11 @@ class TableFiles:
                 self._folder.write(f"{PARTIAL}/{name}.parquet", self._place / f"{name}.parquet")
 
     def close(self) -> None:
-        """Let go of files and of the temporary folder, after an error too."""
+        """Close the files and remove the temporary folder, after an error too."""
         for writer in self._writers.values():
             with contextlib.suppress(OSError, pa.ArrowException):
                 writer.close()
+            writer.is_open = False  # else one that cannot be closed is tried again when collected
         if not self._folder.is_local:
             shutil.rmtree(self._place, ignore_errors=True)
 

@@ -13,7 +13,7 @@ import pytest
 
 from neuronstats.cluster import start, watch
 from neuronstats.cluster.settings import RaySettings
-from neuronstats.errors import ServiceGoneError, UserError
+from neuronstats.errors import GoneError, UserError
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_head_that_answers_no_more(monkeypatch, local, says):
     watching = watch.Watch(DeadRay(), "127.0.0.1:1", local=local)
     watching.check()
     time.sleep(0.4)
-    with pytest.raises(ServiceGoneError, match="the same command goes on") as caught:
+    with pytest.raises(GoneError, match="the same command goes on") as caught:
         watching.check()
     assert says.removeprefix("the ") in str(caught.value)
     watching.close()

@@ -19,6 +19,8 @@ OPT_66B = Shape(
     vocabulary=50272,
     embedding=9216,
     positions=2048,
+    layer_weights=4 * 9216**2 + 2 * 9216 * 36864 + 9 * 9216 + 36864,
+    front_weights=2052 * 9216,
 )
 WORK = Work(
     shape=OPT_66B,

@@ -9,6 +9,7 @@ from neuronstats import bits
 from neuronstats.collect.sweep import Sweep
 from neuronstats.errors import UserError
 from neuronstats.model.checkpoint import Checkpoint
+from neuronstats.model.decoder import Decoder
 from neuronstats.model.shape import num_first_layers
 
 NEAR_ZERO = 1e-5
@@ -86,7 +87,7 @@ def test_two_shards_through_streamed_layers(tiny_checkpoint, tiny_model):
         swept_bits(streamed, tokens, (2,)), swept_bits(resident, tokens, (2,)), strict=True
     ):
         assert (a == b).all()
-    layer_bytes = sum(t.numel() * 4 for t in Checkpoint(tiny_checkpoint("pre")).layer(0).values())
+    layer_bytes = 4 * Decoder(Checkpoint(tiny_checkpoint("pre"))).shape.layer_weights
     assert resident.layers.bytes_read == 3 * layer_bytes  # once, however many shards
     assert streamed.layers.bytes_read == 6 * layer_bytes  # once a shard
 

@@ -9,7 +9,7 @@ from helpers import models
 from helpers.streams import Streams
 
 from neuronstats import bits
-from neuronstats.collect import sweep, transfer
+from neuronstats.collect import transfer, weights
 from neuronstats.collect.sweep import Sweep
 from neuronstats.errors import UserError
 from neuronstats.model.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ def with_streams(patch, folder, tokens, *, forget=None, **settings):
     patch.setattr(transfer, "pinned", streams.pinned)
     patch.setattr(transfer, "runs_beside", lambda device: True)
     patch.setattr(transfer, "PIECE_BYTES", 1 << 12)  # a layer takes many
-    patch.setattr(sweep, "ThreadPoolExecutor", streams.executor)
+    patch.setattr(weights, "ThreadPoolExecutor", streams.executor)
     for name, reads, writes in [
         ("pack_rows", lambda a, _: [a[0]], lambda a, _: [a[2]]),
         ("relu_pack_rows_", lambda a, _: [], lambda a, _: [a[0], a[2]]),

@@ -1,6 +1,6 @@
-"""Curves like the panels of fig. 7, with the type that each must get; writes docs/typing.md.
+"""Curves like fig. 7's panels, with the type that each must get; writes docs/position_types.md.
 
-python tests/typing_panel.py
+python tests/helpers/panels.py
 """
 
 import dataclasses
@@ -175,7 +175,7 @@ def table(head, rows):
 
 
 def page(draws):
-    """docs/typing.md as text."""
+    """docs/position_types.md as text."""
     results, others = run_panel(PANEL, draws), run_panel(NOT_WAVES, draws)
     shares = [
         [num_positions]
@@ -217,8 +217,8 @@ def page(draws):
 
 TEXT = """# How positional curves get their types
 
-Written by `python tests/typing_panel.py`; the panels are drawn there. The rules and the meaning of
-each threshold are in `neuronstats/position_types.py`.
+Written by `python tests/helpers/panels.py`; the panels are drawn there. The rules are in
+`neuronstats/stats/curves.py`, the meaning of each threshold in `neuronstats/stats/settings.py`.
 
 The curve is f(p), the share of S sequences in which a neuron was activated at position p, without
 position 0. Its noise is binomial and so known. In order:
@@ -263,5 +263,5 @@ positional and get no type in the tables.
 """
 
 if __name__ == "__main__":
-    path = Path(__file__).parents[2] / "docs" / "typing.md"
+    path = Path(__file__).parents[2] / "docs" / "position_types.md"
     path.write_text(page(40))

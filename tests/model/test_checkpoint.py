@@ -7,7 +7,7 @@ import torch
 
 from neuronstats.errors import SettingsError
 from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import has_positions
+from neuronstats.model.decoder import Decoder
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.source import locate
 
@@ -66,14 +66,14 @@ def test_fingerprint_sees_content_and_not_the_place(tiny_checkpoint, tmp_path):
 
 def test_tensors_outlive_their_file(tiny_checkpoint):
     checkpoint = Checkpoint(tiny_checkpoint("pre", layout="bin_sharded", prefix="decoder."))
-    tensor = checkpoint.tensor("layers.0.fc1.weight")
+    tensor = checkpoint.tensor("decoder.layers.0.fc1.weight")
     copy = tensor.clone()
     checkpoint.release()
     assert torch.equal(tensor, copy)
-    assert torch.equal(checkpoint.tensor("layers.0.fc1.weight"), copy)
+    assert torch.equal(checkpoint.tensor("decoder.layers.0.fc1.weight"), copy)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("opt-mini", True), ("opt-mini-nopos", False)])
 def test_models_without_positions_are_known_by_their_weights(name, expected):
     folder = locate(ModelSettings(name=name, path=f"embedded:{name}"))
-    assert has_positions(Checkpoint(folder)) is expected
+    assert Decoder(Checkpoint(folder)).has_positions() is expected

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import check_weights
+from neuronstats.model.decoder import Decoder, check_weights
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def edit_config(folder, **changes):
 
 def check(folder):
     """What the collect job does before anything starts."""
-    check_weights(Checkpoint(folder), 3)
+    check_weights(Decoder(Checkpoint(folder)), 3)
 
 
 def refused(folder, *words, error=UserError):

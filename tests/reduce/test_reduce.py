@@ -20,7 +20,7 @@ from neuronstats.collect.settings import CollectJob, CollectSettings
 from neuronstats.console import Console
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError, UserError
-from neuronstats.machine import Machine
+from neuronstats.machine import Machine, Term
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.source import EMBEDDED
 from neuronstats.reduce.job import reduce
@@ -461,6 +461,18 @@ def test_too_little_memory_is_said_before_anything_starts(collected, monkeypatch
     machine = Machine(cores=2, host_bytes=600 << 20, gpus=0, gpu_bytes=0)
     monkeypatch.setattr("neuronstats.reduce.job.probe", lambda: machine)
     with serial(monkeypatch), pytest.raises(SettingsError, match="of memory each do not fit"):
+        reduce(ReduceJob(run=collected[0]), quiet())
+    assert not (Path(collected[0]) / "ngrams").exists()
+
+
+def test_too_little_memory_for_the_driver_is_said_before_anything_starts(collected, monkeypatch):
+    monkeypatch.setattr(
+        "neuronstats.reduce.job.gather_memory", lambda *sizes: [Term("rows", 1 << 60)]
+    )
+    with (
+        serial(monkeypatch),
+        pytest.raises(SettingsError, match=r"gathering takes .* here, in"),
+    ):
         reduce(ReduceJob(run=collected[0]), quiet())
     assert not (Path(collected[0]) / "ngrams").exists()
 

@@ -92,8 +92,8 @@ def test_more_neurons_than_a_block_holds(monkeypatch):
     counts = np.random.default_rng(0).integers(0, 30, (40, 700))
     whole = mutual_information(counts, 30)
     typed = classify(counts, 30, DEFAULT)
-    monkeypatch.setattr(positions, "NEURON_BLOCK", 13)
-    monkeypatch.setattr(position_types, "NEURON_BLOCK", 17)
+    monkeypatch.setattr(positions, "INFORMATION_BLOCK", 13)
+    monkeypatch.setattr(position_types, "CURVE_BLOCK", 17)
     assert mutual_information(counts, 30).tolist() == whole.tolist()
     for found, expected in zip(classify(counts, 30, DEFAULT), typed, strict=True):
         np.testing.assert_array_equal(found, expected)

@@ -7,7 +7,7 @@ import pytest
 from helpers.memory import Failing, memory_stores
 from obstore.exceptions import GenericError, PermissionDeniedError
 
-from neuronstats.errors import ServiceGoneError, SettingsError, UserError
+from neuronstats.errors import GoneError, SettingsError, UserError
 from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
 
@@ -76,13 +76,13 @@ def test_an_outage_ends_in_its_own_error(failing, monkeypatch):
     monkeypatch.setenv("NEURONSTATS_STORE_TIMEOUT", "0.1")
     folder = RunFolder(URL)
     folder.write("a", b"1")
-    with failing.outage(), pytest.raises(ServiceGoneError, match="does not answer"):
+    with failing.outage(), pytest.raises(GoneError, match="does not answer"):
         folder.read("a")
     assert failing.failures > 2
 
 
 def test_a_store_that_never_answered_is_not_waited_for(failing):
-    with failing.outage(), pytest.raises(ServiceGoneError, match="AWS_ENDPOINT_URL"):
+    with failing.outage(), pytest.raises(GoneError, match="AWS_ENDPOINT_URL"):
         RunFolder(URL).read("a")
     assert failing.failures == 1
 

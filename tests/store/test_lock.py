@@ -9,7 +9,7 @@ import pytest
 from helpers.memory import Failing
 from obstore.store import MemoryStore
 
-from neuronstats.errors import ServiceGoneError, SettingsError, UserError
+from neuronstats.errors import GoneError, SettingsError, UserError
 from neuronstats.store import lock as module
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import LOCK, LOGS
@@ -157,7 +157,7 @@ def test_the_job_stops_when_the_store_stays_away(store, quick, monkeypatch):
     with mine.lock():
         failing.down = True
         time.sleep(1)
-        with pytest.raises(ServiceGoneError, match="does not answer"):
+        with pytest.raises(GoneError, match="does not answer"):
             mine.check_lock()
 
 

@@ -90,8 +90,8 @@ def settings_rows(named: NamedRun) -> list[tuple[str, str]]:
     rows += [
         (f"reduce.{name}", str(value)) for name, value in sorted(run.metadata["settings"].items())
     ]
-    rows += [(name, str(value)) for name, value in run.run.info["identity"].items()]
-    rows += [(f"version of {name}", str(value)) for name, value in run.run.info["versions"].items()]
+    rows += [(name, str(value)) for name, value in run.run.about.identity.items()]
+    rows += [(f"version of {name}", str(value)) for name, value in run.run.about.versions.items()]
     return rows
 
 

@@ -1,0 +1,79 @@
+"""What made a run, read from its run.yaml: the one place that knows its keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neuronstats.model.settings import Dtype, ModelSettings
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """run.yaml's content by name.
+
+    Args:
+        raw: as stored.
+    """
+
+    raw: Mapping[str, Any]
+
+    @property
+    def model(self) -> ModelSettings:
+        """The model's settings; weights are read in the checkpoint's own type."""
+        return ModelSettings(**{**self.raw["settings"]["model"], "dtype": Dtype.auto})
+
+    @property
+    def model_name(self) -> str:
+        """The model's name."""
+        return str(self.raw["settings"]["model"]["name"])
+
+    @property
+    def data_name(self) -> str:
+        """The data's name."""
+        return str(self.raw["settings"]["data"]["name"])
+
+    @property
+    def sizes(self) -> Mapping[str, Any]:
+        """The model's sizes, for `Shape.read`."""
+        return dict(self.raw["model"])
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the whole model, recorded or not."""
+        return int(self.raw["model"]["num_layers"])
+
+    @property
+    def bos_id(self) -> int:
+        """The token that n-grams and contexts leave out.
+
+        It is the begin-of-sequence token; where there is none, the one between documents; -1 where
+        there is no such token either.
+        """
+        model = self.raw["model"]
+        found = [model["bos_token_id"], model.get("separator_id"), -1]
+        return int(next(token for token in found if token is not None))
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether the model has positional embeddings."""
+        return bool(self.raw["model"].get("has_positions", True))
+
+    @property
+    def tokens_fingerprint(self) -> str:
+        """Of the token ids."""
+        return str(self.raw["identity"]["data.tokens"])
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """Of the model's weights."""
+        return str(self.raw["identity"]["model.weights"])
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that decides the numbers, by the settings' names."""
+        return dict(self.raw["identity"])
+
+    @property
+    def versions(self) -> Mapping[str, Any]:
+        """Versions of the libraries that made it."""
+        return dict(self.raw["versions"])

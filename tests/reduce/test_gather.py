@@ -1,0 +1,159 @@
+"""What holds the tables together while blocks arrive: order, memory, a stranger's section."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import models
+from helpers.serial import collect_job, quiet, save_tokens, serial
+
+from neuronstats.collect.job import collect
+from neuronstats.errors import UserError
+from neuronstats.reduce.block import BlockResult
+from neuronstats.reduce.gather import Gather, in_order
+from neuronstats.reduce.job import reduce
+from neuronstats.reduce.settings import ReduceJob
+from neuronstats.stats.dead import NUM_DEAD
+from neuronstats.stats.sections import SECTIONS
+from neuronstats.stats.view import Column, Section
+from neuronstats.store.folder import RunFolder
+from neuronstats.store.layout import Layout, Shard
+from neuronstats.store.reduced import ReducedRun
+from neuronstats.store.tables import TableFiles
+
+METHOD = Path(__file__).parents[2] / "docs" / "method.md"
+
+
+@pytest.fixture
+def collected(tiny_checkpoint, tmp_path, monkeypatch):
+    tokens = models.random_tokens(8, 24, seed=2)
+    file = save_tokens(tmp_path / "tokens.npy", tokens, ["a", "b"] * 4)
+    job = collect_job(tmp_path / "run", tiny_checkpoint("pre"), file, collect__bitmaps=1)
+    with serial(monkeypatch):
+        assert collect(job, quiet()) == 0
+    return job.run
+
+
+def test_the_method_page_s_section_is_reduced_with_the_paper_s(collected, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", METHOD.read_text(), re.DOTALL)
+    with serial(monkeypatch):
+        assert reduce(ReduceJob(run=collected), quiet()) == 0
+        alone = ReducedRun(collected)
+        exec(example.replace("runs/mine", collected).replace("Console()", "quiet()"), globals())
+    run = ReducedRun(collected)
+    assert run.neurons.column_names[:-1] == alone.neurons.column_names
+    assert run.layers.column_names[:-1] == alone.layers.column_names
+    assert run.neurons.drop_columns(["main_domain_share"]).equals(alone.neurons)
+    by_domain = np.array(run.table("domains")["activations"]).reshape(-1, 2)
+    share = by_domain.max(axis=1) / by_domain.sum(axis=1).clip(1)
+    np.testing.assert_array_equal(run.neurons["main_domain_share"], share)
+    loyal = (share > 0.5).reshape(len(run.layers), -1).sum(axis=1)
+    assert run.layers["loyal_to_a_domain"].to_pylist() == loyal.tolist()
+    assert run.meanings()["main_domain_share"] == "share of its activations in its main domain"
+
+
+def test_a_section_may_have_a_table_of_its_own_and_read_bits_and_tokens(collected, monkeypatch):
+    from neuronstats.stats.view import NEURON
+
+    last = Column("last_token", "int32", "the last token that activated it")
+
+    def mine(view, settings):
+        if view.bits is None:
+            return Section({})
+        on = np.unpackbits(view.bits, axis=2, bitorder="little")[:, :, : view.num_positions]
+        neuron, sequence, position = np.nonzero(on)
+        return Section(
+            {}, tables={"lasts": {NEURON: neuron, last: view.tokens[sequence, position]}}
+        )
+
+    with serial(monkeypatch):
+        assert reduce(ReduceJob(run=collected), quiet(), sections=(*SECTIONS, mine)) == 0
+    run = ReducedRun(collected)
+    table = run.table("lasts")
+    assert len(table) == sum(run.neurons["activations"].to_numpy()[: run.layout.num_neurons])
+    assert table["neuron"].to_pylist() == sorted(table["neuron"].to_pylist())
+
+
+def test_an_error_in_a_section_leaves_the_old_tables(collected, monkeypatch):
+    def wrong(view, settings):
+        raise UserError("no")
+
+    with serial(monkeypatch):
+        assert reduce(ReduceJob(run=collected), quiet()) == 0
+        before = ReducedRun(collected).neurons
+        with pytest.raises(UserError, match="no"):
+            reduce(ReduceJob(run=collected), quiet(), sections=(wrong,))
+    assert ReducedRun(collected).neurons.equals(before)
+
+
+NEURONS = 256
+LAYOUT = Layout(10**6, 0, NEURONS, 8, 1, ("a",), (Shard(0, "a", 0, 1),))
+
+
+def block_result(layer):
+    columns = {"layer": np.full(NEURONS, layer, np.int32), "neuron": np.arange(NEURONS)}
+    wide = pa.table({**columns, "values": [[1.0] * 100] * NEURONS})
+    return BlockResult({"neurons": wide}, [Section({}, {NUM_DEAD: 1})], np.ones(1, np.int64), 0)
+
+
+@pytest.fixture
+def files(tmp_path):
+    files = TableFiles(RunFolder(str(tmp_path / "run"), create=True), {"made": "here"})
+    yield files
+    files.close()
+
+
+def test_memory_does_not_grow_with_layers(files):
+    gather = Gather(files, LAYOUT, np.ones(1, np.int64))
+    held = []
+    for layer in range(40):
+        gather.add(block_result(layer))
+        held.append(pa.total_allocated_bytes())
+    one = block_result(0).tables["neurons"].nbytes
+    assert max(held) - held[0] < 2 * one  # of forty
+    gather.finish()
+    assert pa.total_allocated_bytes() - held[0] < 2 * one
+    files.finish()
+    files.close()
+
+
+def test_early_blocks_wait_on_disk_and_come_in_order(files, tmp_path):
+    before = pa.total_allocated_bytes()
+    results = ((layer, block_result(layer)) for layer in (3, 2, 1, 0, 5, 4))
+    one = block_result(0).tables["neurons"]
+    came = []
+    for layer, result in in_order(results, range(6), files):
+        came.append(layer)
+        assert result.tables["neurons"]["layer"][0].as_py() == layer
+        assert result.tables["neurons"].num_columns == one.num_columns
+        assert pa.total_allocated_bytes() - before < 5 * one.nbytes
+    assert came == list(range(6))
+    assert list((tmp_path / "run" / "tables.partial").iterdir()) == []
+
+
+def test_a_full_disk_is_said(files, tmp_path):
+    (tmp_path / "run" / "tables.partial" / "mine.parquet").symlink_to("/dev/full")
+    noise = np.random.default_rng(0).random(1 << 20)
+    with pytest.raises(UserError, match=r"cannot write .*tables\.partial.*[Nn]o space"):
+        files.append("mine", pa.table({"a": noise}))
+    files.close()
+
+
+def test_an_object_store_gets_whole_files(tmp_path, monkeypatch):
+    """What is not local is sent at the end, from a temporary folder that then is gone."""
+    folder = RunFolder(str(tmp_path / "run"), create=True)
+    folder.is_local = False
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    files = TableFiles(folder, {"made": "here"})
+    files.append("mine", pa.table({"a": [1, 2]}))
+    files.append("mine", pa.table({"a": [3]}))
+    sent = tmp_path / "run" / "tables.partial"
+    assert not sent.exists()
+    files._complete()
+    files.close()
+    assert [path.name for path in sent.iterdir()] == ["mine.parquet"]
+    assert pq.read_table(sent / "mine.parquet")["a"].to_pylist() == [1, 2, 3]
+    assert not list(tmp_path.glob("neuronstats-*"))
