@@ -1,5 +1,6 @@
 """What a job says: a table before, one progress line during, one summary line after."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -68,7 +69,8 @@ class Console:
 
             def advance(number: int, words: str, underway: float = 0.0) -> None:
                 pace.add(number, underway)
-                bar.update(task, completed=pace.reached, words=f"{words}, {pace}")
+                with contextlib.suppress(OSError):  # the terminal is gone; the work goes on
+                    bar.update(task, completed=pace.reached, words=f"{words}, {pace}")
 
             yield advance
 
@@ -83,7 +85,8 @@ class Console:
             due = now - last >= PLAIN_SECONDS and (number or underway)
             if due or (number and pace.done == total):
                 last = now
-                self.say(f"{what}: {words}, {pace}")
+                with contextlib.suppress(OSError):  # nobody reads it any more; the work goes on
+                    self.say(f"{what}: {words}, {pace}")
 
         return advance
 

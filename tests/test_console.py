@@ -66,6 +66,20 @@ def test_a_shard_that_ends_does_not_go_back(clock):
     ]
 
 
+class Closed(io.StringIO):
+    """A terminal that has been closed under a job that goes on."""
+
+    def write(self, text):
+        raise OSError(5, "Input/output error")
+
+
+def test_a_progress_line_that_cannot_be_written_does_not_end_the_work(clock):
+    with Console(Closed()).progress("reduce", 100, "neurons") as advance:
+        advance(50, "1/2 blocks")
+        clock.now += 20
+        advance(50, "2/2 blocks")
+
+
 def test_words():
     assert [duration(n) for n in (0.4, 59.4, 61, 7500)] == ["0 s", "59 s", "1 min 1 s", "2 h 5 min"]
     assert [short(n) for n in (0, 12.34, 99_950, 1_234_567)] == ["0", "12.3", "100k", "1.23M"]

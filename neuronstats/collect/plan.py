@@ -210,7 +210,7 @@ class Plan:
     def checkpoint_bytes(self) -> int:
         """Bytes of the whole model's weights in the checkpoint, norms of all layers excepted."""
         shape = self.work.shape
-        embeddings = shape.vocabulary * shape.embedding + shape.positions * shape.hidden
+        embeddings = shape.vocabulary * shape.embedding + shape.front_weights
         return (shape.num_layers * shape.layer_weights + embeddings) * self.work.stored_bytes
 
     def seconds(self, flops: float) -> float:

@@ -16,7 +16,7 @@ from neuronstats.model.shape import Shape
 GB = 10**9
 SHAPE = Shape(
     num_layers=12, hidden=768, neurons=3072, heads=12, vocabulary=50272, embedding=768,
-    positions=2048,
+    positions=2048, layer_weights=7_090_000, front_weights=2052 * 768,
 )  # fmt: skip
 WORK = Work(
     shape=SHAPE,
