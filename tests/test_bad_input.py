@@ -333,7 +333,7 @@ def test_hub_that_gives_nothing(desk, monkeypatch):
     def refuse(*args, **settings):
         raise OSError("no connection\nand more lines")
 
-    monkeypatch.setattr("neuronstats.model.checkpoint.snapshot_download", refuse)
+    monkeypatch.setattr("neuronstats.model.source.snapshot_download", refuse)
     desk.checkpoint = "facebook/opt-99"
     words = ["model.path=facebook/opt-99", "the hub did not give it (no connection)"]
     err = desk.fails(FAILED, *words, settings=desk.settings)
@@ -735,7 +735,7 @@ def test_plan_fetches_no_weights(desk, own_checkpoint, monkeypatch):
         asked.append((name, allow_patterns))
         return str(own_checkpoint)
 
-    monkeypatch.setattr("neuronstats.model.checkpoint.snapshot_download", give)
+    monkeypatch.setattr("neuronstats.model.source.snapshot_download", give)
     code, out, err = desk.job("collect", "model=opt-66b", "data=paper", "plan=true")
     assert (code, err) == (DONE, "")
     assert "about 20M" in out
@@ -754,7 +754,7 @@ def test_what_does_not_fit_is_refused_before_the_weights_are_fetched(
         asked.append(allow_patterns)
         return str(own_checkpoint)
 
-    monkeypatch.setattr("neuronstats.model.checkpoint.snapshot_download", give)
+    monkeypatch.setattr("neuronstats.model.source.snapshot_download", give)
     monkeypatch.setattr("neuronstats.collect.job.probe", machine(host_bytes=GB // 8))
     settings = ["model=opt-125m", *desk.settings[2:]]
     desk.fails(WRONG_SETTINGS, "does not fit here", "host memory", settings=settings)
