@@ -1,5 +1,6 @@
 """A model without weights: transformers' own, on the meta device, and what fits where in it."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,8 +20,9 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, where: str) -> PreTraine
         UserError: the configuration makes no model.
     """
     try:
+        own = copy.deepcopy(config)  # transformers writes the dtype into what it is given
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # whatever a number that makes no sense leads to
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{where}/config.json cannot be used: {reason}") from error

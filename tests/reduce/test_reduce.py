@@ -429,7 +429,7 @@ def test_the_first_layers_alone_are_the_whole_s_first_rows(collected, monkeypatc
     [
         ({}, "run= is missing"),
         ({"run": "a", "runs": ["b"]}, "run=a, runs=['b']"),
-        ({"runs": ["a", "a"]}, "expected one run=DIR"),
+        ({"runs": ["a", "a"]}, "expected different runs"),
     ],
 )
 def test_which_runs(job, says):

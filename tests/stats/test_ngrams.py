@@ -514,7 +514,7 @@ def test_memory_stays_below_what_is_projected():
         ({"min_count": 0}, "min_count=0"),
         ({"top_triggers": -1}, "top_triggers=-1"),
         ({"ngrams": [4]}, "n=4"),
-        ({"cover_limit": 49}, "at least 50"),
+        ({"cover_limit": 49}, "at least max_cover=50"),
     ],
 )
 def test_settings_that_cannot_be_counted_are_refused(options, message):
