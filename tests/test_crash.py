@@ -6,6 +6,8 @@ cleaning up), and the same command must end with the same bytes. What is stored 
 what is stored before the next, so before each step and after the last are all moments there are.
 """
 
+import threading
+
 import pytest
 from helpers import models
 from helpers.memory import memory_stores
@@ -29,13 +31,13 @@ class Steps:
 
     def __init__(self, monkeypatch):
         self.taken, self.dies_at, self.dead = 0, None, False
-        step = RunFolder._step
+        step, mutex = RunFolder._step, threading.Lock()
 
         def counted(folder, kind, key, act):
-            self._die_at(self.taken)
-            answer = step(folder, kind, key, act)
-            self.taken += 1
-            return answer
+            with mutex:  # Zarr writes chunks from several threads
+                moment, self.taken = self.taken, self.taken + 1
+            self._die_at(moment)
+            return step(folder, kind, key, act)
 
         monkeypatch.setattr(RunFolder, "_step", counted)
 

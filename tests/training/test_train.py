@@ -159,11 +159,10 @@ def test_resumes_to_the_same_bits(stop_at, undisturbed, tmp_path):
 def test_resumes_to_the_same_bits_after_a_kill(undisturbed, tmp_path):
     script = """
         import os, signal, sys
-        from functools import partial
-from pathlib import Path
+        from pathlib import Path
         import torch
         torch.set_num_threads(int(sys.argv[2]))
-        sys.path.insert(0, sys.argv[3])
+        sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]).parent)]
         from test_train import make_documents, small, train
 
         def kill(report):
