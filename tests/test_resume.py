@@ -190,14 +190,14 @@ def test_peak_memory_is_within_the_plan(undisturbed):
     """At most what was planned, and at least 70 % of it."""
     from helpers.serial import collect_job, quiet
 
-    from neuronstats.cluster.pool import Workers
+    from neuronstats.cluster.nodes import Node
     from neuronstats.collect.job import Collect
     from neuronstats.machine import probe
     from neuronstats.store.run import Run
 
     info = Run.open(str(undisturbed)).info["settings"]
     job = Collect(collect_job(undisturbed, info["model"]["path"], info["data"]["path"]), quiet())
-    plan = job.choose(probe(), Workers(1, 0, os.cpu_count()), job.corpus_size(None))
+    plan, _ = job.choose([Node.of(probe())], job.corpus_size(None))
     text = "".join(p.read_text() for p in (undisturbed / "logs").glob("*.log"))
     peak = max(int(n) for n in re.findall(r"peak_bytes=(\d+)", text))
     print(f"peak {peak} of {plan.host_bytes} planned: {peak / plan.host_bytes:.3f}")
