@@ -48,16 +48,17 @@ def find_damage(run: Run) -> Damage:
     except UserError as error:
         found = found or {f"{ZARR}/tokens": str(error)}
     records = run.records(found)
+    broken = run.damaged(records.values())
     for record in records.values():
         key = f"{ZARR}/{Record.key(record.shard.index)}"
         counted = [
             int(next(run.read_position_counts(layer, slice(None), [record.shard]))[1].sum())
             for layer in range(run.layout.num_layers)
-            if not found and not run.damaged([record])
+            if not found and record.shard.index not in broken
         ]
         if run.folder.read(key) != record.dumps() or counted not in ([], record.activations):
             found[key] = "has changed"
-    for index, what in run.damaged(records.values()).items():
+    for index, what in broken.items():
         found[f"{ZARR}: {run.layout.shards[index]}"] = what
     damage.collected = found
     damage.reduced = {

@@ -124,8 +124,8 @@ def check_layout(run: Run, job: Collect, settings: CollectJob, console: Console)
     key, reason = next(iter(sorted(damage.items())))
     if not settings.repair:
         raise UserError(
-            f"{run.folder.location}/{ZARR}/{key} {reason}. Run again with repair=true to write it"
-            " again."
+            f"{run.folder.location}/{ZARR}/{key} {reason}: of the tokens and metadata that a run"
+            " begins with. Run again with repair=true to write it again."
         )
     console.say(f"repairing {len(damage)} object(s): {ZARR}/{key} {reason}")
     put_right(run, damage, job.corpus)

@@ -82,7 +82,7 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
             "run= is missing: expected a run folder that jobs/collect.py wrote, or"
             " runs=[DIR,DIR2] to compare several."
         )
-    if len(set(locations)) < len(locations) or (settings.run and settings.runs):
+    if settings.run and settings.runs:
         raise SettingsError(
             f"run={settings.run}, runs={settings.runs}: expected one run=DIR, or different"
             " runs=[DIR,DIR2] to compare."
@@ -109,24 +109,24 @@ class _Reduction:
         self.opened, self._settings, self._console = run, settings, console
         self._sections = sections
         self._shards, self._recorded = committed_shards(run, partial=settings.partial)
-        shape = Shape.read(run.about.sizes)
-        wanted = num_first_layers(settings.layers, shape.num_layers, "layers")
+        self._shape = Shape.read(run.about.sizes)
+        wanted = num_first_layers(settings.layers, self._shape.num_layers, "layers")
         if not wanted:
             raise SettingsError(f"layers={settings.layers}: expected at least one layer.")
         self._num_layers = min(wanted, run.layout.num_layers)
         self._num_sequences = sum(shard.num_sequences for shard in self._shards)
         self._num_tokens = self._num_sequences * run.layout.num_positions
         self._blocks = cut_blocks(run.layout, self._num_layers, self._num_tokens)
-        self._terms = self._worker_terms(shape)
+        self._terms = self._worker_terms()
 
-    def _worker_terms(self, shape: Shape) -> dict[str, tuple[Term, ...]]:
+    def _worker_terms(self) -> dict[str, tuple[Term, ...]]:
         """Bound the memory of a worker, by its work."""
         layout, reduce = self.opened.layout, self._settings.reduce
         ids = ngram_ids.projected_bytes(self._num_sequences, layout.num_positions, reduce.ngrams)
         num_neurons, ids_bytes = self._blocks[0].last, ids["n-gram ids"]
         terms = {"merging": block_memory(layout, self._shards, num_neurons, reduce, ids_bytes)}
         if layout.num_bitmaps:
-            terms["projecting"] = projection_memory(shape)
+            terms["projecting"] = projection_memory(self._shape)
         return terms
 
     def _driver_terms(self) -> dict[str, tuple[Term, ...]]:
@@ -248,7 +248,7 @@ class _Reduction:
         None is judged where a neuron's direction alone does not say what it writes.
         """
         files.append("suppression", no_rows())
-        activation = Shape.read(self.opened.info["model"]).activation
+        activation = self._shape.activation
         if not activation.is_relu_like:
             gated = " gated" if activation.gated else ""
             self._console.say(

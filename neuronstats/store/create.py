@@ -66,7 +66,7 @@ def put_right(run: Run, damaged: Mapping[str, str], inputs: Callable[[], Corpus]
                 raise
             continue
         objects = laid_down(corpus, run.layout)
-        if corpus.fingerprint == run.tokens_fingerprint and (
+        if corpus.fingerprint == run.about.tokens_fingerprint and (
             not run.laid_down or checksums(objects) == run.laid_down
         ):
             for key in damaged:

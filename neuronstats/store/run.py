@@ -57,11 +57,6 @@ class Run:
         return str(self.info["fingerprint"])
 
     @property
-    def tokens_fingerprint(self) -> str:
-        """Hash of the tokens."""
-        return str(self.info["identity"]["data.tokens"])
-
-    @property
     def laid_down(self) -> dict[str, list[Any]]:
         """Size and checksum of what was laid down at first; empty in the oldest runs."""
         return dict(self.info.get("objects", {}))
@@ -107,7 +102,7 @@ class Run:
                 domains=self.layout.domains,
                 row=root["row"][:],
             )
-            if corpus.fingerprint != self.tokens_fingerprint:
+            if corpus.fingerprint != self.about.tokens_fingerprint:
                 raise ValueError("its content has changed")
         return corpus
 
@@ -159,13 +154,9 @@ class Run:
         sizes = self.folder.sizes(ZARR)
         damage = {}
         for key, (size, digest) in self.laid_down.items():
-            path = f"{ZARR}/{key}"
-            if path not in sizes:
-                damage[key] = "is missing"
-            elif sizes[path] != size:
-                damage[key] = f"has {sizes[path]} bytes, written were {size}"
-            elif contents and self.folder.checksum(path) != (size, digest):
-                damage[key] = "has changed"
+            wrong = self._difference(sizes, f"{ZARR}/{key}", (size, digest), contents=contents)
+            if wrong:
+                damage[key] = wrong
         if not self.laid_down:  # of before checksums were kept: what can be seen without them
             names = ["tokens", "domain", "row"]
             names += [f"bitmaps/{layer:03d}" for layer in range(self.layout.num_bitmaps)]
@@ -192,17 +183,23 @@ class Run:
         for record in records:
             for key, (size, digest) in record.objects.items():
                 path = f"{ZARR}/{key}"
-                found = sizes.get(path)
-                if found is None:
-                    damage[record.shard.index] = f"{path} is missing"
-                elif found != size:
-                    damage[record.shard.index] = f"{path} has {found} bytes, committed were {size}"
-                elif contents and checksum(self.folder.read(path) or b"") != digest:
-                    damage[record.shard.index] = f"{path} has changed since it was committed"
-                else:
-                    continue
-                break
+                wrong = self._difference(sizes, path, (size, digest), contents=contents)
+                if wrong:
+                    damage[record.shard.index] = f"{path} {wrong}"
+                    break
         return damage
+
+    def _difference(
+        self, sizes: Mapping[str, int], path: str, written: tuple[int, str], *, contents: bool
+    ) -> str | None:
+        """Return how an object differs from what was committed; None where it does not."""
+        if path not in sizes:
+            return "is missing"
+        if sizes[path] != written[0]:
+            return f"has {sizes[path]} bytes, committed were {written[0]}"
+        if contents and self.folder.checksum(path) != written:
+            return "has changed since it was committed"
+        return None
 
     def forget(self, shard: Shard) -> None:
         """Delete a shard's record, so that it is computed again."""
@@ -215,7 +212,7 @@ class Run:
             UserError: its metadata cannot be read.
         """
         name = f"{kind}/{layer:03d}"
-        with _damage(f"{self.folder.location}/{ZARR}/{name}", LAID_DOWN):
+        with _damage(f"the metadata of {self.folder.location}/{ZARR}/{name}", LAID_DOWN):
             return root[name]
 
     def read_bits(self, layer: int, neurons: slice, shards: Sequence[Shard]) -> UInt8:
