@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import OPTConfig, OPTModel
 
 from benchmarks.settings import GPU_TIMES, BenchJob, Sizes
-from neuronstats.collect import plan as planning
+from neuronstats.collect import choose
 from neuronstats.collect.job import collect
 from neuronstats.collect.settings import CollectJob, CollectSettings
 from neuronstats.console import Console
@@ -107,7 +107,7 @@ def make_subject(settings: BenchJob, sizes: Sizes, device: torch.device, scratch
         folder = locate(model)
     shape = Decoder(Checkpoint(folder)).shape
     num_positions = min(num_positions, shape.positions)
-    planned = planning.GPU_BATCH_TOKENS if on_gpu else planning.CPU_BATCH_TOKENS
+    planned = choose.GPU_BATCH_TOKENS if on_gpu else choose.CPU_BATCH_TOKENS
     batch = sizes.batch_sequences or max(1, planned // num_positions)
     wanted = sizes.sequences * (GPU_TIMES if on_gpu else 1)
     num_sequences = -(-wanted // batch) * batch

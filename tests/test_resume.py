@@ -188,16 +188,18 @@ def test_a_signal_drains_and_the_next_call_goes_on(number, inputs, undisturbed, 
 
 def test_peak_memory_is_within_the_plan(undisturbed):
     """At most what was planned, and at least 70 % of it."""
-    from helpers.serial import collect_job, quiet
+    from helpers.serial import collect_job
 
     from neuronstats.cluster.nodes import Node
-    from neuronstats.collect.job import Collect
+    from neuronstats.collect.inspect import corpus_size, inspect
+    from neuronstats.collect.prepare import make_choices
     from neuronstats.machine import probe
     from neuronstats.store.run import Run
 
     info = Run.open(str(undisturbed)).info["settings"]
-    job = Collect(collect_job(undisturbed, info["model"]["path"], info["data"]["path"]), quiet())
-    plan, _ = job.choose([Node.of(probe())], job.corpus_size(None))
+    job = collect_job(undisturbed, info["model"]["path"], info["data"]["path"])
+    inputs = inspect(job, print)
+    plan, _ = make_choices(inputs, [Node.of(probe())], corpus_size(inputs, None), None)
     text = "".join(p.read_text() for p in (undisturbed / "logs").glob("*.log"))
     peak = max(int(n) for n in re.findall(r"peak_bytes=(\d+)", text))
     print(f"peak {peak} of {plan.host_bytes} planned: {peak / plan.host_bytes:.3f}")

@@ -1,6 +1,5 @@
 """Writes docs/plan.md: what every OPT model takes on four kinds of machines, by the plan itself."""
 
-import io
 import os
 import sys
 from pathlib import Path
@@ -11,10 +10,10 @@ import yaml
 
 from neuronstats.cluster.nodes import Node
 from neuronstats.cluster.settings import RaySettings
-from neuronstats.collect.plan import Corpus, Plan
-from neuronstats.collect.prepare import Collect
+from neuronstats.collect.inspect import inspect
+from neuronstats.collect.plan import CorpusSize, Plan
+from neuronstats.collect.prepare import make_choices
 from neuronstats.collect.settings import CollectJob
-from neuronstats.console import Console
 from neuronstats.errors import SettingsError
 from neuronstats.model.settings import ModelSettings
 from neuronstats.units import duration, size
@@ -22,7 +21,7 @@ from neuronstats.units import duration, size
 ROOT = Path(__file__).parents[1]
 NAMES = ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")
 GB = 10**9
-CORPUS = Corpus((1085,) * 9, 2048)  # 20M tokens of nine domains, as data=paper asks for
+CORPUS = CorpusSize((1085,) * 9, 2048)  # 20M tokens of nine domains, as data=paper asks for
 MACHINES = {  # name -> what is planned with, and FLOP per second of a worker (assumed)
     "24 GB GPU": (Node("", 16, 1, 58 * GB, 22 * GB), 0.7e14),
     "80 GB GPU": (Node("", 16, 1, 230 * GB, 76 * GB), 4e14),
@@ -52,9 +51,7 @@ def plan_of(name: str, node: Node) -> Plan:
     settings = CollectJob(
         model=ModelSettings(**chosen), ray=RaySettings(), plan=True, run="/nowhere/runs/opt"
     )
-    job = Collect(settings, Console(io.StringIO()))
-    job.location = "memory://"  # the disk of this machine is not asked
-    plan, _ = job.choose([node], CORPUS)
+    plan, _ = make_choices(inspect(settings, lambda line: None), [node], CORPUS, None)
     return plan
 
 

@@ -6,16 +6,24 @@ import time
 
 import torch
 
-from neuronstats.cluster.nodes import Workers
 from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.start import connect, this_node
+from neuronstats.collect.inspect import (
+    Inputs,
+    corpus_size,
+    fetch_weights,
+    inspect,
+    is_small,
+    read_text,
+)
 from neuronstats.collect.plan import Plan
-from neuronstats.collect.prepare import Collect, is_small
+from neuronstats.collect.prepare import make_choices, open_run
 from neuronstats.collect.settings import CollectJob
+from neuronstats.collect.show import show_plan
 from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, product_rate
 from neuronstats.console import Console
 from neuronstats.errors import INTERRUPTED, UserError
-from neuronstats.machine import probe, written
+from neuronstats.machine import free_disk_bytes, probe
 from neuronstats.model.source import absolute, is_here
 from neuronstats.store.create import put_right
 from neuronstats.store.folder import RunFolder
@@ -24,96 +32,46 @@ from neuronstats.store.run import Run
 from neuronstats.units import duration, short, size
 
 
-def show_plan(
-    plan: Plan,
-    workers: Workers,
-    console: Console,
-    *,
-    exact: bool,
-    flops: float | None = None,
-    download: bool = False,
-) -> None:
-    """Print what the run will take.
-
-    Args:
-        plan: what is shown.
-        workers: by machine.
-        console: where.
-        exact: whether the corpus is known, and not guessed.
-        flops: FLOP per second of one worker; None where not known.
-        download: whether the weights are on the hub.
-    """
-    work = plan.work
-    about = "" if exact else "about "
-    corpus, batches = work.corpus, f"{work.batch_sequences} sequences a batch"
-    layers = f"{work.num_layers} of {work.shape.num_layers}, bitmaps of {work.num_bitmaps}"
-    rows = [
-        (
-            "tokens",
-            f"{about}{short(corpus.tokens)}, {corpus.sequences} sequences of {corpus.positions}",
-        ),
-        ("layers", f"{layers}; {work.shape.neurons} neurons each"),
-        ("shards", f"{work.num_shards} of up to {work.shard_sequences} sequences, {batches}"),
-        ("workers", f"{workers}, {'one GPU each' if work.on_gpu else 'CPU'}"),
-        (
-            "weights",
-            "stay in memory"
-            if work.resident
-            else f"read once per shard, {size(plan.weight_bytes)} in all",
-        ),
-        ("work", f"{short(plan.flop)} FLOP"),
-    ]
-    if flops is not None:
-        shard = duration(plan.shard_seconds(flops))
-        rate = f"{short(flops)}FLOP/s a worker"
-        rows.append(("time, at least", f"{duration(plan.seconds(flops))}, {shard} a shard: {rate}"))
-    if download:
-        rows.append(("to fetch, if not cached", f"{size(plan.checkpoint_bytes)} of weights"))
-    if plan.device:
-        rows.append(("GPU memory, each worker", written(plan.device)))
-    rows.append(("host memory, each worker", written(plan.host)))
-    rows.append(("disk, expected", written(plan.disk)))
-    console.table("plan", rows)
-
-
 def collect(settings: CollectJob, console: Console) -> int:
     """Do the job; return its exit code."""
     settings = dataclasses.replace(settings, model=absolute(settings.model))
-    job = Collect(settings, console)
-    exact = job.info is not None or not settings.plan or is_small(settings)
-    corpus = job.corpus() if job.info is None and exact else None
+    inputs = inspect(settings, console.say)
+    exact = inputs.info is not None or not settings.plan or is_small(settings)
+    corpus = read_text(inputs) if inputs.info is None and exact else None
     with contextlib.ExitStack() as stack:
         pool: Pool | None = None
         if settings.ray.address is not None:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
         nodes = [this_node(settings.ray, probe())] if pool is None else pool.nodes
-        plan, workers = job.choose(nodes, job.corpus_size(corpus))
+        free_disk = free_disk_bytes(settings.location)
+        plan, workers = make_choices(inputs, nodes, corpus_size(inputs, corpus), free_disk)
         if pool is not None:
             pool.workers = workers
         flops = settings.ray.flops
         if flops is None and settings.plan:
-            flops = _measured_flops(pool, job.dtype(on_gpu=plan.work.on_gpu), plan)
+            flops = _measured_flops(pool, inputs.dtype(on_gpu=plan.work.on_gpu), plan)
         download = not is_here(settings.model)
         show_plan(plan, workers, console, exact=exact, flops=flops, download=download)
         if settings.plan:
             return 0
-        job.fetch_weights()
-        folder = RunFolder(job.location, create=True)
+        inputs = fetch_weights(inputs, console.say)
+        folder = RunFolder(settings.location, create=True)
         stack.enter_context(folder.lock())
-        run = job.open_run(folder, plan, corpus)
-        check_layout(run, job, settings, console)
+        run = open_run(inputs, folder, plan, corpus)
+        check_layout(run, inputs, console)
         todo = remaining(run, settings, console)
         if todo and pool is None:
             pool = stack.enter_context(connect(settings.ray, tell=console.say))
         return _run_shards(run, todo, pool, settings, plan, console)
 
 
-def check_layout(run: Run, job: Collect, settings: CollectJob, console: Console) -> None:
+def check_layout(run: Run, inputs: Inputs, console: Console) -> None:
     """Check what was laid down when the run was created; with repair, put it right.
 
     Raises:
         UserError: it is damaged, and repair was not asked for or is not possible.
     """
+    settings = inputs.settings
     damage = run.damaged_layout(contents=settings.collect.verify)
     try:
         run.corpus()
@@ -128,7 +86,7 @@ def check_layout(run: Run, job: Collect, settings: CollectJob, console: Console)
             " begins with. Run again with repair=true to write it again."
         )
     console.say(f"repairing {len(damage)} object(s): {ZARR}/{key} {reason}")
-    put_right(run, damage, job.corpus)
+    put_right(run, damage, lambda: read_text(inputs))
 
 
 class _Flops:

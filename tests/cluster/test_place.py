@@ -8,7 +8,8 @@ from neuronstats.cluster.inspection import NodeReport, code_hash, differences, v
 from neuronstats.cluster.nodes import Node, place
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.cluster.words import advice, summary
-from neuronstats.collect.plan import Corpus, Work, choose, make_plan
+from neuronstats.collect.choose import choose
+from neuronstats.collect.plan import CorpusSize, Work, make_plan
 from neuronstats.errors import SettingsError
 from neuronstats.machine import Machine
 from neuronstats.model.shape import Shape
@@ -20,7 +21,7 @@ SHAPE = Shape(
 )  # fmt: skip
 WORK = Work(
     shape=SHAPE,
-    corpus=Corpus((4000,), 2048),
+    corpus=CorpusSize((4000,), 2048),
     num_layers=12,
     num_bitmaps=6,
     shard_sequences=1,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neuronstats.collect.plan import Corpus, Work, make_plan
+from neuronstats.collect.plan import CorpusSize, Work, make_plan
 from neuronstats.model.shape import Shape
 from neuronstats.units import size
 
@@ -24,7 +24,7 @@ OPT_66B = Shape(
 )
 WORK = Work(
     shape=OPT_66B,
-    corpus=Corpus((9765,), 2048),
+    corpus=CorpusSize((9765,), 2048),
     num_layers=32,
     num_bitmaps=32,
     shard_sequences=128,

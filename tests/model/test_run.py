@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import families, models, serial
 
+from neuronstats.collect.inspect import inspect, read_text
 from neuronstats.collect.job import collect
 from neuronstats.corpus.packing import load_tokenizer, read_corpus
 from neuronstats.corpus.settings import DataSettings
@@ -82,12 +83,10 @@ def test_without_a_first_token_a_sequence_is_all_text(tmp_path):
 
 
 def test_a_long_model_needs_a_length(tmp_path):
-    from neuronstats.collect.prepare import Collect
-
     kind, settings, _, _ = families.FAMILIES["llama"]
     model = families.build(kind, {**settings, "max_position_embeddings": 131072})
     model.save_pretrained(tmp_path / "model")
     job = serial.collect_job(tmp_path / "run", tmp_path / "model", tmp_path / "none.npy")
     job.data = DataSettings()
     with pytest.raises(SettingsError, match=r"sequence_length is not set.*131072 positions"):
-        Collect(job, serial.quiet()).corpus()
+        read_text(inspect(job, lambda line: None))
