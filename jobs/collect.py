@@ -5,12 +5,12 @@ from neuronstats.collect.settings import CollectJob
 from neuronstats.console import Console
 
 
-@job("collect", CollectJob)
-def main(settings: CollectJob) -> int:
-    """Settings -> plan, printed and checked -> run -> one summary line."""
-    from neuronstats.collect.job import collect  # heavy: not for --help
+@job("collect", CollectJob, several=True)
+def main(*settings: CollectJob) -> int:
+    """Settings -> plan, printed and checked -> run -> one summary line; of each run with -m."""
+    from neuronstats.collect.job import collect_all  # heavy: not for --help
 
-    return collect(settings, Console())
+    return collect_all(settings, Console())
 
 
 if __name__ == "__main__":

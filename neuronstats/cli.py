@@ -12,6 +12,7 @@ import itertools
 import os
 import runpy
 import sys
+import tempfile
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
@@ -60,13 +61,14 @@ def command() -> None:
 
 
 def job(
-    name: str, schema: type[Settings]
-) -> Callable[[Callable[[Settings], int | None]], Callable[[], None]]:
+    name: str, schema: type[Any], *, several: bool = False
+) -> Callable[[Callable[..., int | None]], Callable[[], None]]:
     """Make a function of settings the main of a job.
 
     Args:
         name: its file in conf/.
         schema: the job's settings.
+        several: whether -m (--multirun) may ask for several runs, each an argument of the function.
 
     Returns:
         A decorator; what it returns reads the command line and ends the process with the
@@ -74,23 +76,26 @@ def job(
         store went away, 130 interrupted.
     """
 
-    def decorate(function: Callable[[Settings], int | None]) -> Callable[[], None]:
+    def decorate(function: Callable[..., int | None]) -> Callable[[], None]:
         def main() -> None:
             if {"--help", "-h"} & set(sys.argv[1:]):
-                sys.stdout.write(explain(name, schema))
+                sys.stdout.write(explain(name, schema, several=several))
                 sys.exit(DONE)
-            sys.exit(_finish(function, name, schema))
+            sys.exit(_finish(function, name, schema, several=several))
 
         return main
 
     return decorate
 
 
-def _finish(function: Callable[[Settings], int | None], name: str, schema: type[Settings]) -> int:
+def _finish(
+    function: Callable[..., int | None], name: str, schema: type[Any], *, several: bool
+) -> int:
     """Call a job's function; turn what it raises into a message and an exit code."""
     try:
-        config = _compose(name, schema)
-        return DONE if config is None else function(to_settings(config, schema)) or DONE
+        configs = _compose(name, schema, several=several)
+        runs = [to_settings(config, schema) for config in configs]
+        return (function(*runs) or DONE) if runs else DONE
     except SettingsError as error:
         return _complain(error, WRONG_SETTINGS)
     except GoneError as error:
@@ -118,15 +123,16 @@ def _complain(error: Exception, code: int) -> int:
     return code
 
 
-def _compose(name: str, schema: type[Any]) -> Any:
-    """Let Hydra read conf/ and the command line; None where it only prints, as with --cfg job.
+def _compose(name: str, schema: type[Any], *, several: bool) -> list[Any]:
+    """Let Hydra read conf/ and the command line; nothing where it only prints, as with --cfg job.
 
     Raises:
         SettingsError: the command line is refused.
     """
-    arguments = sys.argv[1:]
-    if {"--multirun", "-m"} & set(arguments):
-        raise SettingsError("--multirun: a command does one run; give one command for each.")
+    given = [argument for argument in sys.argv[1:] if argument not in ("--multirun", "-m")]
+    multirun = len(given) < len(sys.argv) - 1
+    if multirun and not several:
+        raise SettingsError("--multirun: this job does one run; give one command for each.")
     ConfigStore.instance().store(name=f"base_{name}", node=schema)
     found: list[Any] = []
 
@@ -134,11 +140,16 @@ def _compose(name: str, schema: type[Any]) -> Any:
         found.append(config)
 
     try:
-        with _errors_let_through():
+        with _errors_let_through(), tempfile.TemporaryDirectory() as notes:
+            if multirun:
+                # Hydra keeps a file of its own there; its flags must not stand between overrides.
+                own = f"hydra.sweep.dir={notes}"
+                at = next((i for i, word in enumerate(given) if "=" in word), len(given))
+                sys.argv[1:] = ["--multirun", *given[:at], own, *given[at:]]
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(keep)()
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_refusal(error, schema)) from error
-    return found[0] if found else None
+    return found
 
 
 @contextlib.contextmanager
@@ -165,6 +176,8 @@ def _refusal(error: Exception, schema: type[Any]) -> str:
         if reason:
             return reason
     reason = _first_line(error.__cause__ or error)
+    if "Ambiguous value" in reason:
+        return f"{reason}: one run takes one value; -m does a run for each."
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: cannot be read ({reason}). Expected KEY=VALUE; a value with signs"
@@ -182,9 +195,10 @@ def _unknown(key: str, value: str, schema: type[Any]) -> str | None:
     """Return what there is instead, if there is no such setting or choice of a group."""
     choices = _groups(schema).get(key)
     if choices is not None:
-        if not value or value in choices or "," in value:
+        wrong = [one for one in value.split(",") if one and one not in choices]
+        if not wrong:
             return None
-        return f"{key}={value}: there is none of that name; choose one of {', '.join(choices)}."
+        return f"{key}={wrong[0]}: there is none of that name; choose one of {', '.join(choices)}."
     at, prefix = schema, ""
     for part in key.split("."):
         there = [item.name for item in fields(at)]
@@ -252,7 +266,7 @@ def to_settings(config: Any, schema: type[Settings]) -> Settings:
     return settings
 
 
-def explain(name: str, schema: type[Any]) -> str:
+def explain(name: str, schema: type[Any], *, several: bool = False) -> str:
     """Write the help of a job: every setting with its default and meaning, and the groups."""
     how = f"neuronstats {name} [SETTING=VALUE ...], or python jobs/{name}.py in a checkout"
     lines = [how, "", inspect.getdoc(schema) or "", ""]
@@ -262,6 +276,8 @@ def explain(name: str, schema: type[Any]) -> str:
         lines += ["", *textwrap.wrap(text, 100, subsequent_indent="    ")]
     lines += ["", "--cfg job prints the settings as they stand; --config-dir DIR adds a folder of"]
     lines += ["your own beside conf/, such as DIR/model/mine.yaml for model=mine."]
+    if several:
+        lines += ["-m model=A,B,C does several runs, one after another."]
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -22,7 +24,15 @@ from neuronstats.collect.settings import CollectJob
 from neuronstats.collect.show import show_plan
 from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, product_rate
 from neuronstats.console import Console
-from neuronstats.errors import INTERRUPTED, UserError
+from neuronstats.errors import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    WRONG_SETTINGS,
+    GoneError,
+    SettingsError,
+    UserError,
+)
 from neuronstats.machine import free_disk_bytes, probe
 from neuronstats.model.source import absolute, is_here
 from neuronstats.store.create import put_right
@@ -34,34 +44,80 @@ from neuronstats.units import duration, short, size
 
 def collect(settings: CollectJob, console: Console) -> int:
     """Do the job; return its exit code."""
+    return collect_all([settings], console)
+
+
+def collect_all(jobs: Sequence[CollectJob], console: Console) -> int:
+    """Do several runs, one after another, in one Ray.
+
+    A run that is refused or fails does not keep the others from being done.
+
+    Args:
+        jobs: with the same settings of Ray.
+        console: where it tells the user.
+
+    Returns:
+        The exit code of the first run that did not end well, or 0.
+
+    Raises:
+        SettingsError: the settings of Ray differ, or the only run's are refused.
+        UserError: the only run cannot be done.
+        GoneError: the cluster or the store went away.
+    """
+    if any(job.ray != jobs[0].ray for job in jobs):
+        raise SettingsError("ray.* differs from run to run: expected one value for all of them.")
+    codes = []
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def pool() -> Pool:
+            return stack.enter_context(connect(jobs[0].ray, tell=console.say))
+
+        for job in jobs:
+            try:
+                codes.append(_collect(job, pool, console))
+            except (GoneError, KeyboardInterrupt):
+                raise
+            except UserError as error:
+                if len(jobs) == 1:
+                    raise
+                console.say(f"error: {job.location}: {error}")
+                codes.append(WRONG_SETTINGS if isinstance(error, SettingsError) else FAILED)
+            if codes[-1] == INTERRUPTED:
+                break
+    if len(jobs) > 1 and not jobs[0].plan and not any(codes):
+        runs = ",".join(job.location for job in jobs)
+        console.say(f"next: reduce runs=[{runs}], then report runs=[{runs}]")
+    return next((code for code in codes if code), DONE)
+
+
+def _collect(settings: CollectJob, connected: Callable[[], Pool], console: Console) -> int:
     settings = dataclasses.replace(settings, model=absolute(settings.model))
     inputs = inspect(settings, console.say)
     exact = inputs.info is not None or not settings.plan or is_small(settings)
     corpus = read_text(inputs) if inputs.info is None and exact else None
-    with contextlib.ExitStack() as stack:
-        pool: Pool | None = None
-        if settings.ray.address is not None:
-            pool = stack.enter_context(connect(settings.ray, tell=console.say))
-        nodes = [this_node(settings.ray, probe())] if pool is None else pool.nodes
-        free_disk = free_disk_bytes(settings.location)
-        plan, workers = make_choices(inputs, nodes, corpus_size(inputs, corpus), free_disk)
-        if pool is not None:
-            pool.workers = workers
-        flops = settings.ray.flops
-        if flops is None and settings.plan:
-            flops = _measured_flops(pool, inputs.dtype(on_gpu=plan.work.on_gpu), plan)
-        download = not is_here(settings.model)
-        show_plan(plan, workers, console, exact=exact, flops=flops, download=download)
-        if settings.plan:
-            return 0
-        inputs = fetch_weights(inputs, console.say)
-        folder = RunFolder(settings.location, create=True)
-        stack.enter_context(folder.lock())
+    local = settings.ray.address is None
+    pool = None if local else connected()
+    nodes = [this_node(settings.ray, probe())] if pool is None else pool.nodes
+    free_disk = free_disk_bytes(settings.location)
+    plan, workers = make_choices(inputs, nodes, corpus_size(inputs, corpus), free_disk)
+    if pool is not None:
+        pool.workers = workers
+    flops = settings.ray.flops
+    if flops is None and settings.plan:
+        flops = _measured_flops(pool, inputs.dtype(on_gpu=plan.work.on_gpu), plan)
+    download = not is_here(settings.model)
+    show_plan(plan, workers, console, exact=exact, flops=flops, download=download)
+    if settings.plan:
+        return DONE
+    inputs = fetch_weights(inputs, console.say)
+    folder = RunFolder(settings.location, create=True)
+    with folder.lock():
         run = open_run(inputs, folder, plan, corpus)
         check_layout(run, inputs, console)
         todo = remaining(run, settings, console)
         if todo and pool is None:
-            pool = stack.enter_context(connect(settings.ray, tell=console.say))
+            pool = connected()
         return _run_shards(run, todo, pool, settings, plan, console)
 
 
@@ -177,4 +233,4 @@ def _run_shards(
         peak = max(summary.peak_bytes for summary in finished)
         words += f", peak memory {size(peak)} of {size(plan.host_bytes)} planned"
     console.say(f"collected: {words}: {location}")
-    return 0
+    return DONE
