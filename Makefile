@@ -1,9 +1,9 @@
-# make demo: environment, then the whole job on the embedded model and text.
+# make demo: environment, then the whole job on two embedded models and the embedded text.
 # make test: environment, then the whole test suite.
 
 PYTHON ?= python3
 BIN := .venv/bin
-RUN := runs/opt-mini-sample
+RUNS := runs/opt-mini-sample,runs/opt-mini-sparse-sample
 
 .PHONY: demo test slow lint bench
 .venv/installed: requirements.lock pyproject.toml
@@ -13,9 +13,9 @@ RUN := runs/opt-mini-sample
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python jobs/collect.py
-	$(BIN)/python jobs/reduce.py run=$(RUN)
-	$(BIN)/python jobs/report.py runs=[$(RUN)]
+	$(BIN)/python jobs/collect.py -m model=opt-mini,opt-mini-sparse collect.bitmaps=all
+	$(BIN)/python jobs/reduce.py runs=[$(RUNS)]
+	$(BIN)/python jobs/report.py runs=[$(RUNS)]
 
 # A CUDA build of torch brings its own triton; beside the CPU build the tests interpret its kernels.
 test: .venv/installed

@@ -73,7 +73,9 @@ def test_tensors_outlive_their_file(tiny_checkpoint):
     assert torch.equal(checkpoint.tensor("decoder.layers.0.fc1.weight"), copy)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("opt-mini", True), ("opt-mini-nopos", False)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("opt-mini", True), ("opt-mini-sparse", True), ("opt-mini-nopos", False)]
+)
 def test_models_without_positions_are_known_by_their_weights(name, expected):
     folder = locate(ModelSettings(name=name, path=f"embedded:{name}"))
     assert Decoder(Checkpoint(folder)).has_positions() is expected
