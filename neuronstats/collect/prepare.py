@@ -18,7 +18,6 @@ from neuronstats.corpus.corpus import Corpus
 from neuronstats.corpus.documents import content_fingerprint
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError
-from neuronstats.model.config import separator_id
 from neuronstats.store import run as store
 from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
@@ -92,6 +91,7 @@ def identity(inputs: Inputs, plan: Plan) -> dict[str, Any]:
         "data.max_tokens": data.max_tokens,
         "data.packing": data.packing,
         "data.bos": None if data.bos == "auto" else data.bos,
+        "data.separator": None if data.separator == "auto" else data.separator,
         "data.shares": data.shares,
         "collect.layers": work.num_layers,
         "collect.bitmaps": work.num_bitmaps,
@@ -136,7 +136,7 @@ def _new_info(inputs: Inputs, identity: Mapping[str, Any], corpus: Corpus) -> di
         "model": {
             **dataclasses.asdict(inputs.shape),
             "bos_token_id": corpus.bos_id,
-            "separator_id": separator_id(inputs.checkpoint.config),
+            "separator_id": corpus.separator_id,
             "has_positions": inputs.decoder.has_positions(),
         },
         "settings": settings,

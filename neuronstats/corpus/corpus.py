@@ -37,6 +37,8 @@ class Corpus:
     """Names, each of at least one sequence, in the order of the settings or of appearance."""
     bos_id: int | None = None
     """The begin-of-sequence token, where sequences start with one."""
+    separator_id: int | None = None
+    """The token between joined documents, where there is one."""
 
     def __post_init__(self) -> None:
         """Check the shapes and types above."""

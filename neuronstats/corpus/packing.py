@@ -31,6 +31,7 @@ from neuronstats.corpus.tokenizer import (
     encode,
     first_token,
     load_tokenizer,
+    separator_token,
 )
 from neuronstats.errors import SettingsError, UserError
 
@@ -58,7 +59,7 @@ def read_corpus(
         tokenizer: the model's folder or hub id; not looked at for an array of tokens.
         revision: the hub's revision of it.
         bos_id: the model's begin-of-sequence token; None where it has none.
-        separator_id: put between documents that are joined; the end-of-sequence token.
+        separator_id: the end-of-sequence token, put between documents that are joined.
         vocab_size: the model's vocabulary.
         max_positions: the model's positions.
         bos_always: with data.bos=auto sequences start with it, whatever the tokenizer does.
@@ -79,12 +80,7 @@ def read_corpus(
         corpus = _read_array(settings, vocab_size, max_positions)
         starts = bos_id is not None and bool((corpus.tokens[:, 0] == bos_id).all())
         is_first = settings.bos == "true" or (settings.bos == "auto" and (bos_always or starts))
-        return replace(corpus, bos_id=bos_id if is_first else None)
-    if separator_id is None:
-        raise UserError(
-            f"{tokenizer}/config.json names neither eos_token_id nor bos_token_id: expected the"
-            " token between documents; set one in a copy, or give token ids (data=tokens)."
-        )
+        return replace(corpus, bos_id=bos_id if is_first else None, separator_id=separator_id)
     shares = domain_shares(settings)
     if shares is None and settings.max_tokens is not None:
         shares = _plentiful_shares(settings, settings.max_tokens)
@@ -94,7 +90,7 @@ def read_corpus(
         documents(settings, full),
         loaded,
         bos_id=first_token(loaded, settings.bos, bos_id, always=bos_always),
-        separator_id=separator_id,
+        separator_id=separator_token(loaded, settings.separator, separator_id),
         vocab_size=vocab_size,
         sequence_length=length or max_positions,
         max_tokens=settings.max_tokens,
@@ -299,4 +295,5 @@ class _Streams:
             row=np.arange(len(tokens), dtype=np.int64),
             domains=tuple(taken),
             bos_id=bos_id,
+            separator_id=self.separator_id,
         )

@@ -58,6 +58,9 @@ class DataSettings:
     bos: str = "auto"
     """Whether sequences start with the begin-of-sequence token: true, false, or auto, where the
     model's tokenizer puts one before a text (OPT's always)."""
+    separator: str = "auto"
+    """Between joined documents: a token, as text or as id; auto: the model's end-of-sequence token.
+    Of a chat model that is the end of a turn: give what ended documents in pre-training."""
     shares: dict[str, float] | None = None
     """A domain's share of max_tokens, relative to the others; domains without one are left out.
     Null: in proportion to what there is (whole sequences, or characters where these are more than
@@ -72,6 +75,7 @@ class DataSettings:
             SettingsError: names the field, its value and what it may be.
         """
         self.bos = str(self.bos).lower()
+        expect("data.separator", "''", "auto, a token or its id", met=self.separator != "")
         for name, choices in (("kind", KINDS), ("packing", PACKINGS), ("bos", BOS)):
             value = getattr(self, name)
             expect(f"data.{name}", value, f"one of {', '.join(choices)}", met=value in choices)

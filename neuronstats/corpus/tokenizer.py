@@ -84,6 +84,38 @@ def first_token(
     return own if own is not None and tokenizer("a").input_ids[:1] == [own] else None
 
 
+def separator_token(
+    tokenizer: PreTrainedTokenizerFast, setting: str, separator_id: int | None
+) -> int:
+    """Return the token between joined documents.
+
+    Args:
+        tokenizer: the model's.
+        setting: data.separator.
+        separator_id: by the model's configuration.
+
+    Raises:
+        SettingsError: the tokenizer does not have the one that is asked for.
+        UserError: none is asked for, and the model names none.
+    """
+    if setting != "auto":
+        known = tokenizer.get_vocab()
+        found = known.get(setting, int(setting) if setting.isdecimal() else -1)
+        if found not in known.values():
+            raise SettingsError(
+                f"data.separator={setting} is no token of the model's tokenizer: expected auto, one"
+                f" of its {len(known)} tokens such as {tokenizer.eos_token!r}, or an id."
+            )
+        return int(found)
+    if separator_id is None:
+        raise UserError(
+            f"{tokenizer.name_or_path}/config.json names neither eos_token_id nor bos_token_id:"
+            " expected the token between documents; set data.separator, or give token ids"
+            " (data=tokens)."
+        )
+    return separator_id
+
+
 class Piece(NamedTuple):
     """Text that is tokenised at once: a document, or a piece of a long one."""
 
