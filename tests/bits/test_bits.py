@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronstats import bits
-from neuronstats.bits import kernels_numba
+from neuronstats.bits import kernels_numba, tensors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NO_TRITON = "triton is not installed: it comes with torch's CUDA builds, elsewhere by pip"
@@ -56,7 +56,7 @@ def packed(values: Tensor, num_positions: int) -> Tensor:
     num_sequences = values.shape[0] // num_positions
     shape = (num_sequences, bits.packed_bytes(num_positions), values.shape[1])
     rows = torch.full(shape, 255, dtype=torch.uint8, device=values.device)
-    bits.pack_rows(values, num_positions, rows)
+    tensors.pack_rows(values, num_positions, rows)
     return rows
 
 
@@ -72,7 +72,7 @@ def unpacked(rows: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def test_activated_is_above_zero() -> None:
     values = torch.tensor([-1.0, -0.0, 0.0, 1e-45, 1.0, float("inf"), float("-inf")])
-    assert bits.activated(values).tolist() == [False, False, False, True, True, True, False]
+    assert tensors.activated(values).tolist() == [False, False, False, True, True, True, False]
 
 
 def test_bit_order_is_lowest_first() -> None:
@@ -132,7 +132,7 @@ def test_pack_rows(
     np.testing.assert_array_equal(values.double(), before)  # the input stays as it was
 
     by_torch = torch.full_like(rows, 255)
-    bits._pack_rows_torch(values, num_positions, by_torch)
+    tensors._pack_rows_torch(values, num_positions, by_torch)
     np.testing.assert_array_equal(by_torch.numpy(), expected)
 
 
@@ -151,7 +151,7 @@ def test_pack_rows_from_several_threads() -> None:
 
     def pack_one(sequence: int) -> None:
         taken = values[30 * sequence : 30 * (sequence + 1)]
-        bits.pack_rows(taken, 30, rows[sequence : sequence + 1])
+        tensors.pack_rows(taken, 30, rows[sequence : sequence + 1])
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(pack_one, range(6)))
@@ -172,7 +172,7 @@ def test_relu_pack_rows(dtype: torch.dtype) -> None:
     values = make_values(2, (3 * 21, 50), dtype, padding=1)
     expected, relu = packed(values, 21), torch.relu(values)
     rows = torch.full_like(expected, 255)
-    bits.relu_pack_rows_(values, 21, rows)
+    tensors.relu_pack_rows_(values, 21, rows)
     assert torch.equal(rows, expected)
     assert torch.equal(values, relu)
 
@@ -195,9 +195,9 @@ def test_relu_pack_rows(dtype: torch.dtype) -> None:
 )
 def test_pack_rows_refuses(values: Tensor, positions: int, rows: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bits.pack_rows(values, positions, rows)
+        tensors.pack_rows(values, positions, rows)
     with pytest.raises(ValueError, match=message):
-        bits.relu_pack_rows_(values, positions, rows)
+        tensors.relu_pack_rows_(values, positions, rows)
 
 
 @settings(deadline=None)
@@ -213,11 +213,11 @@ def test_neuron_major(
 ) -> None:
     rows = random_rows(seed, num_sequences, num_bytes, num_neurons)
     expected = rows.numpy()[:taken].transpose(2, 0, 1)
-    made = bits.neuron_major(rows, taken)
+    made = tensors.neuron_major(rows, taken)
     assert made.is_contiguous()
     np.testing.assert_array_equal(made.numpy(), expected)
     given_out = torch.full(expected.shape, 7, dtype=torch.uint8)
-    assert bits.neuron_major(rows, taken, out=given_out) is given_out
+    assert tensors.neuron_major(rows, taken, out=given_out) is given_out
     np.testing.assert_array_equal(given_out.numpy(), expected)
 
 
@@ -226,8 +226,8 @@ def test_neuron_major_of_whole_words(shape: tuple[int, int, int]) -> None:
     """Shapes that take the compiled way; strided rows, which do not, give the same."""
     rows = random_rows(3, *shape)
     expected = rows.numpy().transpose(2, 0, 1)
-    np.testing.assert_array_equal(bits.neuron_major(rows).numpy(), expected)
-    np.testing.assert_array_equal(bits.neuron_major(rows[:, ::2]).numpy(), expected[:, :, ::2])
+    np.testing.assert_array_equal(tensors.neuron_major(rows).numpy(), expected)
+    np.testing.assert_array_equal(tensors.neuron_major(rows[:, ::2]).numpy(), expected[:, :, ::2])
 
 
 def test_kernels_in_plain_python(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_kernels_in_plain_python(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_neuron_major_refuses(rows: Tensor, out: Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bits.neuron_major(rows, out=out)
+        tensors.neuron_major(rows, out=out)
 
 
 @settings(deadline=None)
@@ -320,12 +320,12 @@ def test_position_counts(
 ) -> None:
     rows = random_rows(seed, num_sequences, bits.packed_bytes(num_positions), num_neurons)
     expected = unpacked(rows.numpy()).sum(0)[:num_positions]
-    counts = bits.position_counts(rows, num_positions)
+    counts = tensors.position_counts(rows, num_positions)
     assert counts.dtype == np.uint32
     np.testing.assert_array_equal(counts, expected)
-    parts = [bits.position_counts(part, num_positions) for part in (rows[:split], rows[split:])]
+    parts = [tensors.position_counts(part, num_positions) for part in (rows[:split], rows[split:])]
     np.testing.assert_array_equal(parts[0] + parts[1], expected)
-    by_torch = bits._position_counts_torch(rows)[:num_positions]
+    by_torch = tensors._position_counts_torch(rows)[:num_positions]
     np.testing.assert_array_equal(by_torch.numpy(), expected)
 
 
@@ -337,8 +337,8 @@ def test_position_counts_of_many(num_sequences: int, num_neurons: int) -> None:
     rows[0, 0, num_neurons // 2] = 0
     expected = np.full((11, num_neurons), num_sequences)
     expected[:8, num_neurons // 2] -= 1
-    np.testing.assert_array_equal(bits.position_counts(rows, 11), expected)
-    np.testing.assert_array_equal(bits._position_counts_torch(rows).numpy()[:11], expected)
+    np.testing.assert_array_equal(tensors.position_counts(rows, 11), expected)
+    np.testing.assert_array_equal(tensors._position_counts_torch(rows).numpy()[:11], expected)
 
 
 def test_position_counts_of_strided_rows() -> None:
@@ -347,14 +347,14 @@ def test_position_counts_of_strided_rows() -> None:
     for part in (rows[:, :, ::2], rows[:, :, 3:8]):
         start, step = (0, 2) if part.stride(2) == 2 else (3, 1)
         columns = expected[:, start : start + part.shape[2] * step : step]
-        np.testing.assert_array_equal(bits.position_counts(part, 32), columns)
+        np.testing.assert_array_equal(tensors.position_counts(part, 32), columns)
 
 
 def test_position_counts_refuses() -> None:
     with pytest.raises(ValueError, match="sequence, 2, neuron"):
-        bits.position_counts(torch.zeros(3, 1, 4, dtype=torch.uint8), 9)
+        tensors.position_counts(torch.zeros(3, 1, 4, dtype=torch.uint8), 9)
     with pytest.raises(ValueError, match="are uint8"):
-        bits.position_counts(torch.zeros(3, 2, 4), 9)
+        tensors.position_counts(torch.zeros(3, 2, 4), 9)
 
 
 def test_unpack_refuses() -> None:
@@ -376,12 +376,12 @@ def test_the_whole_way(
     values = make_values(seed, (num_sequences * num_positions, 16), dtype)
     activations = expected_activations(values, num_positions)  # [sequence, position, neuron]
     rows = packed(values, num_positions)
-    stored = bits.neuron_major(rows).numpy()
+    stored = tensors.neuron_major(rows).numpy()
     np.testing.assert_array_equal(
         bits.unpack(stored, num_positions), activations.transpose(2, 0, 1)
     )
     np.testing.assert_array_equal(bits.count(stored), activations.sum((0, 1)))
-    np.testing.assert_array_equal(bits.position_counts(rows, num_positions), activations.sum(0))
+    np.testing.assert_array_equal(tensors.position_counts(rows, num_positions), activations.sum(0))
 
 
 def compare_triton(device: str) -> None:
@@ -509,7 +509,7 @@ def test_what_triton_needs(
         patch.setattr("importlib.util.find_spec", lambda name: found)
         patch.setattr("shutil.which", lambda name: None if missing == "C compiler" else name)
         patch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-        usable = bits._find_triton.__wrapped__()
+        usable = tensors._find_triton.__wrapped__()
     assert usable == (missing is None)
     assert (missing or "") in caplog.text
     assert bool(caplog.text) == (missing is not None)
@@ -532,15 +532,15 @@ def test_cuda_gives_the_bytes_of_the_cpu(
     """With more byte rows than a grid's second axis takes programs."""
     if with_triton:
         pytest.importorskip("triton", reason=NO_TRITON)
-    monkeypatch.setattr(bits, "_find_triton", lambda: with_triton)
+    monkeypatch.setattr(tensors, "_find_triton", lambda: with_triton)
     values = make_values(7, (4400 * 121, 40), dtype)
     rows = packed(values, 121)
     on_gpu = values.cuda()
     assert torch.equal(packed(on_gpu, 121).cpu(), rows)
     fused = torch.full_like(rows, 255, device="cuda")
-    bits.relu_pack_rows_(on_gpu, 121, fused)
+    tensors.relu_pack_rows_(on_gpu, 121, fused)
     assert torch.equal(fused.cpu(), rows)
     assert torch.equal(on_gpu.cpu(), torch.relu(values))
-    assert torch.equal(bits.neuron_major(fused).cpu(), bits.neuron_major(rows))
-    counts = bits.position_counts(fused, 121)
-    np.testing.assert_array_equal(counts, bits.position_counts(rows, 121))
+    assert torch.equal(tensors.neuron_major(fused).cpu(), tensors.neuron_major(rows))
+    counts = tensors.position_counts(fused, 121)
+    np.testing.assert_array_equal(counts, tensors.position_counts(rows, 121))

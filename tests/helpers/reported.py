@@ -1,6 +1,5 @@
-"""A reduced run of the planted model, for the tests of figures and page; made once."""
+"""A reduced run of the planted model, for the tests of figures and page."""
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +12,6 @@ MARKUP = '</script><b/class="x">&amp;'  # must be text wherever it shows up
 MARKED = 8  # the token that is written so
 
 
-@functools.cache
 def planted_run(base: Path, checkpoint: Path) -> Path:
     """Collect and reduce the planted corpus; the model's name and one token are markup."""
     from neuronstats.collect.job import collect

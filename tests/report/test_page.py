@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from helpers import oracle, planted
-from helpers.reported import MARKED, MARKUP, planted_run
+from helpers.reported import MARKED, MARKUP
 from helpers.run_job import JOBS, run_job
 from helpers.serial import quiet
 from hypothesis import given, settings
@@ -43,11 +43,6 @@ browser_missing = pytest.mark.skipif(
     not browser_is_here(),
     reason="no selenium, chromium and chromedriver here: apt install chromium-driver",
 )
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, planted_checkpoint):
-    return planted_run(tmp_path_factory.mktemp("page"), planted_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -476,7 +471,7 @@ def test_blocks_hold_neurons_whose_chunks_touch():
 def test_parts_of_characters_are_shown_as_their_bytes():
     folder = Path(neuronstats.__file__).parent / "embedded/opt-mini"
     shown, plain = VisibleTexts(folder), TokenTexts(folder)
-    ids = plain._tokenizer.encode("naïve 模型 ’x’ </s> 🙂", add_special_tokens=False)
+    ids = plain._tokenizer.encode("naïve 模型 ’x’ </s> 🙂", add_special_tokens=False).ids
     assert shown(ids) == plain(ids)
     alone = "".join(shown([token]) for token in ids)
     assert alone.count("\\x") >= 4
