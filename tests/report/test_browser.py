@@ -197,9 +197,19 @@ def test_a_neuron_without_detail_says_so(page, report):
     assert not page.js("return " + visible, ".detail")
 
 
+# The job without its figures, which take most of its time.
+SERVE = """
+import runpy, sys
+from neuronstats.report import job
+job.all_figures = lambda runs: []
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
 def start_serving(run_folder, out):
     """The job as a process, and the address that it says."""
-    command = [sys.executable, JOBS / "report.py", "serve=true", "port=0", f"runs=[{run_folder}]"]
+    command = [sys.executable, "-c", SERVE, JOBS / "report.py"]
+    command += ["serve=true", "port=0", f"runs=[{run_folder}]"]
     some = ["report.neurons=none", f"out={out}"]
     process = subprocess.Popen(
         [*command, *some], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

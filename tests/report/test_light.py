@@ -14,7 +14,9 @@ from neuronstats.report.notebook import LoadedRun
 from neuronstats.report.page.data import neuron_script
 from neuronstats.report.settings import ReportSettings
 
+import neuronstats.report.job
 with_text, without = {runs}
+neuronstats.report.job.PICTURES = ("svg",)  # drawing another time takes a third of the test
 code, _, wrong = run_job("report", f"runs=[{{with_text}}]", "out={out}", "report.neurons=none")
 assert code == 0, wrong
 assert b"contexts" in neuron_script(LoadedRun(without), 0, 0, 7, ReportSettings())

@@ -103,11 +103,11 @@ def expected_curve(counts, sequences, points):
     return {"step": step, "values": values}
 
 
-def expected_detail(run, layer, neuron, contexts, reach):
-    """One neuron's detail, read alone and from whole tables."""
+def expected_detail(run, tables, layer, neuron, contexts, reach):
+    """One neuron's detail, read alone and from whole tables: a list of rows by name."""
     counts = run.position_counts(layer, slice(neuron, neuron + 1))[:, 0]
     by_domain = run.position_counts_by_domain(layer, slice(neuron, neuron + 1))[:, :, 0]
-    row = run.neurons.to_pylist()[layer * run.layout.num_neurons + neuron]
+    row = tables["neurons"][layer * run.layout.num_neurons + neuron]
     consistency = row["position_consistency"]
     found = {
         "curve": expected_curve(counts, run.num_sequences, details.CURVE_POINTS),
@@ -118,9 +118,7 @@ def expected_detail(run, layer, neuron, contexts, reach):
         "consistency": None if consistency is None else four_digits(consistency),
     }
     for name in ("domains", "triggers", "ngrams"):
-        mine = [
-            r for r in run.table(name).to_pylist() if (r["layer"], r["neuron"]) == (layer, neuron)
-        ]
+        mine = [r for r in tables[name] if (r["layer"], r["neuron"]) == (layer, neuron)]
         kept = [
             r
             for i, r in enumerate(mine)
@@ -136,7 +134,7 @@ def expected_detail(run, layer, neuron, contexts, reach):
         ]
     update = run.update(layer, neuron, details.TOP)
     found["update"] = {side: [word for word, _ in words] for side, words in update.items()}
-    for r in run.table("suppression").to_pylist():
+    for r in tables["suppression"]:
         if (r["layer"], r["neuron"]) == (layer, neuron):
             found["update"] = {
                 name: run.words(r[name][: details.TOP])
@@ -166,8 +164,10 @@ def expected_detail(run, layer, neuron, contexts, reach):
 @pytest.fixture(scope="module")
 def expected_details(run):
     """Every neuron's detail, by layer and neuron."""
+    names = ("neurons", "domains", "triggers", "ngrams", "suppression")
+    tables = {name: run.table(name).to_pylist() for name in names}
     return {
-        (layer, neuron): expected_detail(run, layer, neuron, 10, 20)
+        (layer, neuron): expected_detail(run, tables, layer, neuron, 10, 20)
         for layer in range(run.num_layers)
         for neuron in range(planted.WIDTH)
     }

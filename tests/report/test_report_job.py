@@ -157,13 +157,14 @@ def test_a_report_that_was_stopped_is_made_anew(run_folder, tmp_path, monkeypatc
     """After a stop at every write, the same command ends with the same files, none left over."""
     out = tmp_path / "out"
 
-    def make(neurons):
+    def make(neurons, out=out):
         settings = pieces.ReportSettings(neurons=neurons, sample=2)
         job = ReportJob(runs=[str(run_folder)], out=str(out), report=settings)
         return report_job(job, quiet())
 
     make("none")
     expected = everything_below(out)
+    make("classified", tmp_path / "before")
     real = RunFolder.write
     number = stop = 0
 
@@ -175,7 +176,8 @@ def test_a_report_that_was_stopped_is_made_anew(run_folder, tmp_path, monkeypatc
         real(folder, key, data)
 
     while number >= stop:
-        make("classified")
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "before", out)
         number, stop = 0, stop + 1
         with monkeypatch.context() as patch:
             patch.setattr(RunFolder, "write", write)
@@ -186,7 +188,9 @@ def test_a_report_that_was_stopped_is_made_anew(run_folder, tmp_path, monkeypatc
     assert stop > len(expected)
 
 
-def test_names_in_any_script_cause_no_warning(run_folder, tmp_path):
+def test_names_in_any_script_cause_no_warning(run_folder, tmp_path, monkeypatch):
+    """A name stands in a legend, in panels' titles and in captions."""
+    monkeypatch.setattr("neuronstats.report.figures.catalogue.ORDER", ("1a", "2", "7"))
     moved = shutil.copytree(run_folder, tmp_path / "run")
     text = run_file(moved)
     (moved / "run.yaml").write_text(
