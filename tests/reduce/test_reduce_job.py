@@ -25,9 +25,7 @@ from neuronstats.store import tables
 from neuronstats.store.run import Run
 
 
-def test_shards_batches_blocks_and_order_change_nothing(
-    tiny_checkpoint, planted_run, tmp_path, monkeypatch
-):
+def test_shards_batches_blocks_and_order_change_nothing(tiny_checkpoint, tmp_path, monkeypatch):
     tokens = models.random_tokens(10, 24, seed=7)
     file = save_tokens(tmp_path / "tokens.npy", tokens, ["x", "y"] * 5)
     found = []
