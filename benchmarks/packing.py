@@ -7,6 +7,7 @@ from torch import Tensor
 
 from benchmarks.rounds import Contestant, Findings, Rounds, Timing, Value
 from neuronstats import bits
+from neuronstats.bits import tensors
 
 LEAST_SECONDS = 0.1
 ACTIVE = 0.05  # share of activations
@@ -52,8 +53,8 @@ def _pack(findings: Findings, rounds: Rounds, values: Tensor, num_positions: int
     rows = torch.empty(shape, dtype=torch.uint8, device=values.device)
 
     def ours() -> NDArray[np.uint8]:
-        bits.pack_rows(values, num_positions, rows)
-        return bits.neuron_major(rows).cpu().numpy()
+        tensors.pack_rows(values, num_positions, rows)
+        return tensors.neuron_major(rows).cpu().numpy()
 
     def by_numpy() -> NDArray[np.uint8]:
         return np.packbits((values > 0).cpu().numpy().T, axis=1, bitorder="little")
@@ -63,7 +64,7 @@ def _pack(findings: Findings, rounds: Rounds, values: Tensor, num_positions: int
         return np.packbits(turned, axis=1, bitorder="little")
 
     names = [f"{way}, {name}" for way in ("pack and transpose", "pack", "numpy", "torch")]
-    calls = [ours, lambda: bits.pack_rows(values, num_positions, rows), by_numpy, by_torch]
+    calls = [ours, lambda: tensors.pack_rows(values, num_positions, rows), by_numpy, by_torch]
     contestants = [Contestant(n, values.numel(), c) for n, c in zip(names, calls, strict=True)]
     timings = rounds.measure(contestants, "activations", least_seconds=LEAST_SECONDS)
     findings.timings += timings.values()
@@ -93,12 +94,12 @@ def _count(findings: Findings, rounds: Rounds, fired: Tensor, num_positions: int
     shape = (num_sequences, bits.packed_bytes(num_positions), fired.shape[1])
     rows = torch.empty(shape, dtype=torch.uint8, device=fired.device)
     for index, sequence in enumerate(by_sequence):
-        bits.pack_rows(sequence.float(), num_positions, rows[index : index + 1])
-    bitmap = bits.neuron_major(rows).cpu().numpy()
+        tensors.pack_rows(sequence.float(), num_positions, rows[index : index + 1])
+    bitmap = tensors.neuron_major(rows).cpu().numpy()
     calls = {
         "counts of packed bits": lambda: bits.count(bitmap),
         "counts by torch, bool sum": lambda: fired.sum(0),
-        "position counts of packed bits": lambda: bits.position_counts(rows, num_positions),
+        "position counts of packed bits": lambda: tensors.position_counts(rows, num_positions),
         "position counts by torch, bool sum": lambda: by_sequence.sum(0),
     }
     contestants = [Contestant(name, fired.numel(), call) for name, call in calls.items()]
@@ -110,6 +111,6 @@ def _count(findings: Findings, rounds: Rounds, fired: Tensor, num_positions: int
     counted = timings["counts of packed bits"]
     findings.values.append(_per_core("counting", counted, fired.device, COUNT_GOAL))
     right = (fired.sum(0).cpu().numpy(), by_sequence.sum(0).cpu().numpy())
-    found = (bits.count(bitmap), bits.position_counts(rows, num_positions))
+    found = (bits.count(bitmap), tensors.position_counts(rows, num_positions))
     for what, one, other in zip(("counts", "position counts"), found, right, strict=True):
         findings.mismatches[what] = int(np.count_nonzero(one != other))

@@ -78,6 +78,14 @@ def planted_checkpoint(
 
 
 @pytest.fixture(scope="session")
+def run_folder(planted_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The planted model's reduced run, of reported.py. Copy it before changing it."""
+    from helpers.reported import planted_run
+
+    return planted_run(tmp_path_factory.mktemp("reported"), planted_checkpoint)
+
+
+@pytest.fixture(scope="session")
 def planted_corpus() -> tuple[np.ndarray, list[str]]:
     """Token ids [sequence, position] and domains of the planted corpus, with its defaults."""
     from helpers import planted

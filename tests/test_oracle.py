@@ -1,16 +1,13 @@
-"""The oracle on cases small enough to count by hand, and what must hold of any corpus."""
+"""The oracle on a case small enough to count by hand."""
 
-import itertools
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
 from helpers import oracle
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 BOS = 2
+
 A, B, C, D = 5, 6, 7, 8
 
 
@@ -22,6 +19,7 @@ def bits_of(*rows: str) -> np.ndarray:
 # By hand: one corpus of two sequences.
 #            BOS A  B  A  B | BOS B  A  B  C
 TOKENS = [[BOS, A, B, A, B], [BOS, B, A, B, C]]
+
 BITS = bits_of(
     ".....|.....",  # 0: dead
     "xxxxx|xxxxx",  # 1: always
@@ -126,82 +124,6 @@ def test_layer_row_by_hand(rows):
     assert layer["suppressing_share"] is None
 
 
-def test_only_ten_triggers_and_ties_by_ids():
-    tokens = [[BOS, *range(30, 10, -1)]]
-    bits = np.ones((1, 1, 21), bool)
-    triggers = oracle.tables([bits], tokens, ["x"], bos=BOS)["triggers"]
-    assert [r["token_ids"] for r in triggers if r["n"] == 1] == [[i] for i in range(11, 21)]
-
-
-# Steps of detection, on counts alone: {n-gram: (activations, occurrences)}.
-
-
-def detect(n=1, *, counts, **thresholds):
-    fires = Counter({(token,) * n: fired for token, (fired, _) in counts.items()})
-    occurrences = Counter({(token,) * n: seen for token, (_, seen) in counts.items()})
-    return oracle.detect(fires, occurrences, n, oracle.Settings(**thresholds))
-
-
-def test_cover_takes_the_top_until_exactly_the_share():
-    assert detect(counts={A: (19, 19), B: (1, 1)}).cover == [(A,)]  # 19 of 20 is 95 %
-    assert detect(counts={A: (18, 18), B: (1, 1)}).cover == [(A,), (B,)]  # 18 of 19 is not
-    assert detect(counts={C: (1, 1), B: (1, 1), A: (1, 1)}).cover == [(A,), (B,), (C,)]
-    assert detect(counts={C: (9, 9), B: (9, 9), A: (1, 1), D: (1, 1)}).cover == [(B,), (C,), (A,)]
-
-
-def test_rate_of_exactly_95_percent_detects():
-    assert detect(counts={A: (19, 20)}).detector
-    assert not detect(counts={A: (18, 19)}).detector
-
-
-def test_max_cover_is_by_n():
-    five = dict.fromkeys(range(10, 15), (10, 10))
-    six = dict.fromkeys(range(10, 16), (10, 10))
-    assert detect(counts=five).detector
-    assert not detect(counts=six).detector
-    assert not detect(counts=six).detector_loose
-    for n in (2, 3):
-        # of 52 equal ones 50 are enough for 95 %, of 53 they are not
-        assert detect(n, counts=dict.fromkeys(range(52), (1, 1))).detector
-        assert not detect(n, counts=dict.fromkeys(range(53), (1, 1))).detector
-
-
-def test_the_two_readings_of_step_two():
-    # the cover is A and B (97 of 100), of which B is not detected; C is, but is not in the cover
-    found = detect(counts={A: (93, 93), B: (4, 10), C: (3, 3)})
-    assert (found.cover, found.detected) == ([(A,), (B,)], [(A,)])
-    assert not found.detector
-    assert found.detector_loose  # A and C: 96 of 100
-    assert not detect(counts={A: (94, 94), B: (6, 10)}).detector_loose  # A alone: 94
-
-
-def test_min_count_asks_for_occurrences():
-    counts = {A: (50, 50), B: (2, 2)}
-    assert not detect(counts={A: (2, 2)}, min_count=3).detector
-    assert detect(counts={A: (3, 3)}, min_count=3).detector
-    assert detect(counts=counts, min_count=3).detected == [(A,)]
-    counts = {A: (50, 50), B: (5, 5)}
-    assert not detect(counts=counts, min_count=6).detector  # A alone has 50 of 55
-
-
-def test_no_activations_no_detector():
-    found = detect(counts={})
-    assert (found.cover, found.detected, found.detector, found.detector_loose) == (
-        [], [], False, False,
-    )  # fmt: skip
-
-
-@settings(deadline=None)
-@given(st.integers(1, 10**6), st.integers(1, 99))
-def test_shares_are_exact(hundredth, percent):
-    share = percent / 100
-    assert oracle.at_least(percent * hundredth, 100 * hundredth, share)
-    assert not oracle.at_least(percent * hundredth - 1, 100 * hundredth, share)
-
-
-# New n-grams over layers.
-
-
 def test_new_ngrams_by_hand():
     tokens = [[BOS, A, B, C, D]]
     on = {A: ".x...", B: "..x..", C: "...x.", D: "....x"}
@@ -225,9 +147,6 @@ def test_layers_without_bitmaps_have_no_ngrams():
     assert [row["detectors_1"] for row in rows["layers"]] == [3, None]
     assert [row["new_overall_2"] for row in rows["layers"]] == [3, None]
     assert [row["dead"] for row in rows["layers"]] == [1, 1]
-
-
-# Suppression.
 
 
 def test_projection_by_hand():
@@ -254,9 +173,6 @@ def test_suppression_by_hand():
     assert rows["layers"][0]["suppressing_share"] == 1 / 3
 
 
-# Positions.
-
-
 def test_position_information_by_hand():
     half = bits_of("xx..|xx..")[0].tolist()
     assert oracle.position_information(half) == pytest.approx(math.log(2))
@@ -266,78 +182,3 @@ def test_position_information_by_hand():
     # f = 1/2, 0: mean 1/4; ((1/2 ln 2 + 1/2 ln 2/3) + ln 4/3) / 2
     expected = (0.5 * math.log(2) + 0.5 * math.log(2 / 3) + math.log(4 / 3)) / 2
     assert oracle.position_information(bits_of("x.|..")[0].tolist()) == pytest.approx(expected)
-
-
-def test_positional_is_above_the_threshold_and_the_correction_beside_it():
-    row = oracle.neuron_row(bits_of("xx..|xx..")[0].tolist(), oracle.Settings())
-    assert row["positional"]
-    assert row["position_mi_corrected"] == pytest.approx(math.log(2) - 3 / 16)
-    low = oracle.neuron_row(bits_of("xx..|xx..")[0].tolist(), oracle.Settings(positional_mi=0.7))
-    assert not low["positional"]
-
-
-# What must hold of anything.
-
-
-@st.composite
-def small_corpora(draw):
-    num_sequences, num_positions = draw(st.integers(1, 4)), draw(st.integers(1, 9))
-    seed = draw(st.integers(0, 2**32 - 1))
-    generator = np.random.default_rng(seed)
-    tokens = generator.integers(0, 6, (num_sequences, num_positions))
-    likes = generator.random((5, 6)) ** 3
-    bits = generator.random((5, num_sequences, num_positions)) < likes[:, tokens]
-    domains = [f"d{i}" for i in generator.integers(0, 2, num_sequences)]
-    return bits, tokens, domains
-
-
-@settings(max_examples=60, deadline=None)
-@given(small_corpora())
-def test_counts_add_up(case):
-    bits, tokens, domains = case
-    rows = oracle.tables([bits], tokens, domains, bos=BOS)
-    for row in rows["neurons"]:
-        parts = [r for r in rows["domains"] if r["neuron"] == row["neuron"]]
-        assert sum(r["activations"] for r in parts) == row["activations"]
-        assert sum(r["tokens"] for r in parts) == row["tokens"] == tokens.size
-        counted = int((bits[row["neuron"]] & (tokens != BOS)).sum())
-        assert (row["cover_1"] == 0) == (counted == 0)
-    for row in rows["ngrams"]:
-        assert row["rate"] >= 0.95
-        assert row["activations"] <= row["occurrences"]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=7))
-def test_no_smaller_cover_exists_and_a_detector_detects_all_of_its_cover(pairs):
-    fires = Counter({(i,): fired for i, (fired, _) in enumerate(pairs)})
-    occurrences = Counter({(i,): fired + missed for i, (fired, missed) in enumerate(pairs)})
-    found = oracle.detect(fires, occurrences, 1, oracle.Settings())
-    size = len(found.cover)
-    assert 20 * sum(fires[i] for i in found.cover) >= 19 * fires.total()
-    for fewer in itertools.combinations(fires, size - 1):
-        assert 20 * sum(fires[i] for i in fewer) < 19 * fires.total()
-    # so, with the same share in steps 1 and 3, none of a detector's cover may be left out
-    assert found.detector == (size <= 5 and found.detected == found.cover)
-    assert found.detector_loose or not found.detector
-
-
-@settings(max_examples=60, deadline=None)
-@given(small_corpora())
-def test_position_information_is_that_of_the_joint_table(case):
-    bits, _, _ = case
-    num_sequences, num_positions = bits.shape[1:]
-    for fires in bits:
-        joint = Counter(
-            (position, bool(fires[i, position]))
-            for i in range(num_sequences)
-            for position in range(num_positions)
-        )
-        of_bit = Counter(bit for (_, bit) in joint.elements())
-        expected = sum(
-            count / fires.size * math.log(count * num_positions / of_bit[bit])
-            for (_, bit), count in joint.items()
-        )
-        found = oracle.position_information(fires.tolist())
-        assert found == pytest.approx(expected, abs=1e-12)
-        assert found >= -1e-12

@@ -1,4 +1,4 @@
-"""The loops over packed bits that numba compiles for the CPU; `bits` is their only caller.
+"""The loops over packed bits that numba compiles for the CPU; `tensors` is their only caller.
 
 Plain functions, compiled on their first call (about half a second each). numba's on-disk cache is
 not used: it fails at import where neither the package nor the home folder can be written. All

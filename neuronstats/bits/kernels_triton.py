@@ -1,4 +1,4 @@
-"""The CUDA kernels that make and count packed bits; `bits` is their only caller.
+"""The CUDA kernels that make and count packed bits; `tensors` is their only caller.
 
 Importing this module needs triton. With TRITON_INTERPRET=1 the kernels run on CPU tensors, slowly:
 the tests use that. Nothing is checked here: `bits` does that.

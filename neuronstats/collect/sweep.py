@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronstats import bits
+from neuronstats.bits import tensors
 from neuronstats.collect import transfer
 from neuronstats.collect.weights import LayerSource
 from neuronstats.errors import UserError
@@ -106,8 +107,8 @@ class Sweep:
         for index, layer in enumerate(layers):
             last = index + 1 == self._num_layers
             finite = self._run_layer(layer, batches, rows, num_positions, last=last)
-            sums = bits.position_sums(rows, num_positions)
-            bitmap = [bits.neuron_major(rows)] if index < self._num_bitmaps else []
+            sums = tensors.position_sums(rows, num_positions)
+            bitmap = [tensors.neuron_major(rows)] if index < self._num_bitmaps else []
             yield finite, sums, *bitmap
 
     @torch.inference_mode()
@@ -152,10 +153,10 @@ class Sweep:
                 real, rest = gate.tensor_split([valid * num_positions])
                 out = rows[start : start + valid]
                 if layer.in_place and not last:
-                    bits.relu_pack_rows_(real, num_positions, out)
+                    tensors.relu_pack_rows_(real, num_positions, out)
                     rest.relu_()
                     return
-                bits.pack_rows(real, num_positions, out)
+                tensors.pack_rows(real, num_positions, out)
                 if last:
                     # There is no output to look at: NaN and infinity show in the extremes.
                     extremes = torch.stack(torch.aminmax(real.reshape(valid, -1), dim=1))

@@ -78,7 +78,7 @@ def _write(settings: ReportJob, runs: Sequence[NamedRun], folder: Output, consol
     folder.finish()
     console.say(left_out)
     for named in runs:
-        if not named.run.projects:
+        if total and not named.run.projects:
             console.say(
                 f"What updates promote and suppress is shown of {named.label}'s detectors alone:"
                 f" its checkpoint ({named.run.run.about.model.path}) is not there."

@@ -13,7 +13,7 @@ from neuronstats import bits
 from neuronstats.corpus.token_texts import TokenTexts
 from neuronstats.errors import UserError
 from neuronstats.model.settings import ModelSettings
-from neuronstats.model.source import tokenizer_folder
+from neuronstats.model.source import locate, tokenizer_folder
 from neuronstats.stats.suppression import lowest
 from neuronstats.store.reduced import ReducedRun
 
@@ -70,6 +70,7 @@ class LoadedRun(ReducedRun):
 
     @cached_property
     def _projector(self) -> Any:
+        locate(self._model)  # raises before the import
         from neuronstats.reduce.project import SuppressionWorker  # with torch, which takes seconds
 
         weights = self.run.about.weights_fingerprint
@@ -103,9 +104,7 @@ class VisibleTexts(TokenTexts):
     def _read_bytes(self) -> list[bytes]:
         """Return each token's bytes; nothing where the tokenizer is not one of bytes."""
         tokenizer = self._tokenizer
-        if tokenizer is None or not isinstance(
-            tokenizer.backend_tokenizer.decoder, decoders.ByteLevel
-        ):
+        if tokenizer is None or not isinstance(tokenizer.decoder, decoders.ByteLevel):
             return []
         shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's alphabet of bytes
         hidden = [byte for byte in range(256) if byte not in shown]

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from neuronstats.errors import UserError
-from neuronstats.stats.ngram_rules import NUM_FREQUENT
 
 Integers = npt.NDArray[np.int64]
 
+# Most frequent n-grams that are looked at together. Of English tokens, every second one is of them.
+NUM_FREQUENT = 512
 # The place of an n-gram that is none: it reaches before its sequence or holds the BOS token.
 _NONE = 2**32 - 1
 # Keys sorted at once, and the fewest that are worth it, as powers of two.

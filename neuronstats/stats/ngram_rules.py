@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neuronstats.stats.ngram_ids import NUM_FREQUENT
 from neuronstats.stats.ngram_kernels import active_bits, common_bits, compiled, distinct, gather_ids
 
 # n-grams with fewer activations are tallied by count, the others inserted: there are few.
 TALLY = 1024
 # Neurons with fewer activations are counted in full: to prove it needless would take as long.
 PRUNE_LEAST = 4096
-# Most frequent n-grams that are looked at together. Of English tokens, every second one is of them.
-NUM_FREQUENT = 512
 
 
 class Rules(NamedTuple):

@@ -9,6 +9,7 @@ from helpers import models
 from helpers.streams import Streams
 
 from neuronstats import bits
+from neuronstats.bits import tensors
 from neuronstats.collect import transfer, weights
 from neuronstats.collect.sweep import Sweep
 from neuronstats.errors import UserError
@@ -47,7 +48,7 @@ def with_streams(patch, folder, tokens, *, forget=None, **settings):
         ("position_sums", lambda a, _: [a[0]], lambda _, result: [result]),
         ("neuron_major", lambda a, _: [a[0]], lambda _, result: [result]),
     ]:
-        patch.setattr(bits, name, seen(streams, getattr(bits, name), reads, writes))
+        patch.setattr(tensors, name, seen(streams, getattr(tensors, name), reads, writes))
     records = []
     with streams:
         ours = make_sweep(folder, **settings)

@@ -1,10 +1,12 @@
-"""A reduced run of the planted model, for the tests of figures and page; made once."""
+"""A reduced run of the planted model, for the tests of figures and page."""
 
-import functools
+import base64
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import planted
 from helpers.serial import collect_job, quiet, save_tokens, serial
@@ -13,7 +15,6 @@ MARKUP = '</script><b/class="x">&amp;'  # must be text wherever it shows up
 MARKED = 8  # the token that is written so
 
 
-@functools.cache
 def planted_run(base: Path, checkpoint: Path) -> Path:
     """Collect and reduce the planted corpus; the model's name and one token are markup."""
     from neuronstats.collect.job import collect
@@ -35,3 +36,20 @@ def planted_run(base: Path, checkpoint: Path) -> Path:
         assert collect(job, quiet()) == 0
         assert reduce(ReduceJob(run=str(folder)), quiet()) == 0
     return folder
+
+
+def run_file(folder):
+    """A run's run.yaml without its checksum, to be edited."""
+    return re.sub(r"(?m)^checksum: .*\n", "", (folder / "run.yaml").read_text())
+
+
+def piece(report, layer, neuron):
+    """A neuron's detail, as the files of a report have it; None where it has none."""
+    columns = json.loads(
+        (report / f"data/r0/n{layer:03d}.js").read_text()[len("NS.layer(0,0,") : -3]
+    )
+    number = np.frombuffer(base64.b64decode(columns["piece"][1]), "<i4")[neuron]
+    if number < 0:
+        return None
+    text = (report / f"data/r0/d{number:05d}.js").read_text()
+    return json.loads(text[len("NS.detail(0,0,") : -3])[str(neuron)]

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers import planted
-from helpers.reported import planted_run
 
 from neuronstats.report.figures import catalogue as figures
 from neuronstats.report.figures import curves as figures_curves
@@ -33,9 +32,8 @@ WAVE = ("oscillatory", True)
 
 
 @pytest.fixture(scope="module")
-def named(tmp_path_factory, planted_checkpoint):
-    base = tmp_path_factory.mktemp("figures")
-    return NamedRun("planted", LoadedRun(str(planted_run(base, planted_checkpoint))))
+def named(run_folder):
+    return NamedRun("planted", LoadedRun(str(run_folder)))
 
 
 def lines(drawing):
