@@ -5,7 +5,6 @@ import json
 import logging
 
 import pytest
-
 from helpers.run_job import run_job
 
 DONE, FAILED, WRONG_SETTINGS, INTERRUPTED = 0, 1, 2, 130
