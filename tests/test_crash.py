@@ -6,12 +6,11 @@ cleaning up), and the same command must end with the same bytes. What is stored 
 what is stored before the next, so before each step and after the last are all moments there are.
 """
 
-import threading
-
 import pytest
 from helpers import models
 from helpers.memory import memory_stores
 from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.steps import Steps
 
 from neuronstats.collect.job import collect
 from neuronstats.errors import UserError
@@ -24,44 +23,6 @@ from neuronstats.store.layout import LOCK, LOGS, NGRAMS, RUN_FILE
 from neuronstats.store.reduced import ReducedRun
 
 KINDS = ("local", "object store")
-
-
-class Steps:
-    """Counts steps, and dies at one of them."""
-
-    def __init__(self, monkeypatch):
-        self.taken, self.dies_at, self.dead = 0, None, False
-        step, mutex = RunFolder._step, threading.Lock()
-
-        def counted(folder, kind, key, act):
-            with mutex:  # Zarr writes chunks from several threads
-                moment, self.taken = self.taken, self.taken + 1
-            self._die_at(moment)
-            return step(folder, kind, key, act)
-
-        monkeypatch.setattr(RunFolder, "_step", counted)
-
-    def _die_at(self, moment):
-        self.dead = self.dead or moment == self.dies_at
-        if self.dead:
-            raise OSError("died")
-
-    def run(self, job, dies_at=None):
-        """Run a job to its end, or to its death; return the steps taken."""
-        self.taken, self.dies_at, self.dead = 0, dies_at, False
-        try:
-            if dies_at is None:
-                assert job() == 0
-            else:
-                try:
-                    job()
-                except (OSError, UserError):
-                    if not self.dead:
-                        raise
-                assert self.dead, "it ended before it died"
-        finally:
-            self.dies_at, self.dead = None, False
-        return self.taken
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,8 @@ class Checkpoint:
         self._where: dict[str, Path] = {}
         for path in self.weight_files() if weights else []:
             self._where |= dict.fromkeys(self._file(path).names(), path)
+        if weights and not self._where:
+            raise UserError(f"{folder} has weight files that hold no weight: fetch it again.")
 
     def names(self) -> list[str]:
         """Return the stored weights' names; none where no weights were fetched."""
@@ -70,7 +72,7 @@ class Checkpoint:
             if index.is_file():
                 try:
                     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                except (ValueError, KeyError, AttributeError, TypeError) as error:
+                except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                     raise UserError(f"{index} cannot be read: {error!r}") from error
                 outside = [n for n in names if not _is_inside(n)]
                 if outside:

@@ -28,10 +28,10 @@ def load_config(folder: Path) -> PreTrainedConfig:
     try:
         raw = json.loads((folder / "config.json").read_text())
         kind = raw["model_type"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{folder}/config.json cannot be read: {error!r}") from error
     _refuse_raw(folder, raw)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise SettingsError(
             f"{folder} is a model of type {kind!r}, of which transformers has no causal language"
             " model: expected a decoder such as OPT, GPT-2 or Llama."
@@ -39,7 +39,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}/config.json cannot be used: {reason}") from error
     if config.get_text_config() is not config:
         raise SettingsError(

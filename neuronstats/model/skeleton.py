@@ -24,7 +24,7 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, where: str) -> PreTraine
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # whatever a number that makes no sense leads to
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{where}/config.json cannot be used: {reason}") from error
     return model.eval()
 

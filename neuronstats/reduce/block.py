@@ -24,7 +24,7 @@ from neuronstats.stats.sections import SECTIONS
 from neuronstats.stats.settings import ReduceSettings
 from neuronstats.stats.view import BlockView, Section, Statistic
 from neuronstats.store.faults import storage_errors
-from neuronstats.store.layout import PARTIAL, POSITIONS, Layout, Shard
+from neuronstats.store.layout import PARTIAL, POSITIONS, ZARR, Layout, Shard
 from neuronstats.store.run import REPAIR, Run
 
 BLOCK_BYTES = 96 << 20  # bits and position counts that a task holds at a time
@@ -166,6 +166,7 @@ class BlockWorker:
     ) -> None:
         self._run = Run.open(location, patient=True)
         self._shards, self._settings, self._sections = shards, settings, sections
+        self._records = self._run.records()
         self._ids = {}
         if self._run.layout.num_bitmaps:
             self._ids = NgramStore(self._run, shards).read(settings.ngrams)
@@ -175,6 +176,7 @@ class BlockWorker:
 
     def __call__(self, block: Block) -> BlockResult:
         """Merge one block over all shards."""
+        self._verify(block)
         view = self._view(block)
         neurons = slice(block.first, block.last)
         with storage_errors("write", f"{self._run.folder.location}/{PARTIAL}"):
@@ -187,6 +189,22 @@ class BlockWorker:
             activations=view.shard_counts.sum(axis=1),
             peak_bytes=peak_host_bytes(),
         )
+
+    def _verify(self, block: Block) -> None:
+        """Compare a part of the layer's objects with their commits; its blocks compare them all."""
+        committed = [
+            (shard, key, written)
+            for shard in self._shards
+            for key, written in self._records[shard.index].objects.items()
+            if int(key.split("/")[1]) == block.layer
+        ]
+        first, last = (
+            len(committed) * neuron // self._run.layout.num_neurons
+            for neuron in (block.first, block.last)
+        )
+        for shard, key, written in committed[first:last]:
+            if self._run.folder.checksum(f"{ZARR}/{key}") != written:
+                raise corrupt(f"object {ZARR}/{key} of {shard}")
 
     def _view(self, block: Block) -> BlockView:
         """Read a block's position counts; its bits are read, and checked, when a section asks."""

@@ -89,7 +89,7 @@ class NgramStore:
                 == (arrays[name]["size"], arrays[name]["checksum"])
                 for name in ARRAYS
             ) and set(arrays) == set(ARRAYS)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False  # a damaged commit is none
 
     def _write(self, ngrams: NgramIds) -> None:

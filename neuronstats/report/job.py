@@ -33,6 +33,8 @@ def open_runs(locations: Sequence[str]) -> list[NamedRun]:
     if not locations:
         raise SettingsError("runs is not set: give one run folder or several, runs=[DIR,DIR2].")
     runs = [LoadedRun(location) for location in locations]
+    for run in runs:
+        _ = run.domain_sequences  # so that damaged positions are said before anything is written
     places = [run.location for run in runs]
     twice = {place for place in places if places.count(place) > 1}
     if twice:

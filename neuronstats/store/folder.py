@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import LocalStore, from_url
 from zarr.storage import ObjectStore
 
@@ -77,6 +77,9 @@ class RunFolder:
                     answer = call()
             except GoneError as error:
                 time.sleep(self._patience.pause(error))
+            except (FileNotFoundError, AlreadyExistsError, PreconditionError):  # answers, too
+                self._patience.answered()
+                raise
             else:
                 self._patience.answered()
                 return answer
@@ -175,7 +178,7 @@ class RunFolder:
         stale = set(self.sizes(f"{old}/"))
         for key in sorted(self.sizes(f"{new}/"), key=lambda key: (key != f"{new}/{first}", key)):
             target = old + key.removeprefix(new)
-            self._step("replace", target, partial(obstore.rename, self._store, key, target))
+            self._step("replace", target, partial(_rename, self._store, key, target))
             stale.discard(target)
         self.remove(*sorted(stale))
 
@@ -212,6 +215,7 @@ class RunFolder:
             finally:
                 held.__exit__(None, None, None)
             return
+        self.exists(LOCK)  # a store that has answered once is waited for from then on
         lease = Lease(self._store, self.location, self._patience)
         self._step("lock", LOCK, lease.take)
         self._lease = lease
@@ -220,6 +224,13 @@ class RunFolder:
         finally:
             self._lease = None
             self._step("unlock", LOCK, lease.release)
+
+
+def _rename(store: Any, key: str, target: str) -> None:
+    try:
+        obstore.rename(store, key, target)
+    except FileNotFoundError:
+        obstore.head(store, target)  # it was renamed, and the answer to that was lost
 
 
 def _exchange(new: Path, old: Path) -> bool:

@@ -70,7 +70,7 @@ class Manifest:
                 name: (int(n), str(digest)) for name, (n, digest) in content["objects"].items()
             }
             whole = told == _own_checksum(content)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise _corrupt(folder, MANIFEST, "is damaged")

@@ -29,6 +29,9 @@ FORMAT = 1
 # What run.yaml must hold, and below it what every job reads of it.
 REQUIRED = {"fingerprint": (), "identity": ("data.tokens",), "layout": ()}
 
+# What reading a damaged record leads to.
+DAMAGED_JSON = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
+
 UInt8 = NDArray[np.uint8]
 
 
@@ -132,7 +135,7 @@ class Run:
                         f"belongs to another run (fingerprint {record.fingerprint}, expected"
                         f" {self.fingerprint})"
                     )
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            except DAMAGED_JSON as error:
                 wrong = f"is damaged ({type(error).__name__}: {error})"
             if not wrong:
                 records[record.shard.index] = record
@@ -275,7 +278,7 @@ def read_info(folder: RunFolder) -> dict[str, Any] | None:
     try:
         info = yaml.safe_load(data)
         version = info["format"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged_info(folder, str(error).split("\n")[0]) from error
     if version != FORMAT:
         raise UserError(

@@ -1,6 +1,8 @@
 """Text to train on: a byte-level BPE made from it, and packed sequences, once per training."""
 
 import hashlib
+import io
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from neuronstats.corpus.tokenizer import cut_document, encode
 from neuronstats.errors import UserError
+from neuronstats.store.folder import RunFolder
 from neuronstats.training.settings import MAX_VOCABULARY, SPECIAL_TOKENS
 
 PAD_ID = 1
@@ -24,7 +27,7 @@ Sequences = NDArray[np.uint16]  # [sequence, position]
 
 def prepare(
     documents: Iterable[tuple[str, str]],
-    out: Path,
+    out: RunFolder,
     *,
     vocab_size: int,
     sequence_length: int,
@@ -49,7 +52,10 @@ def prepare(
     trained = [text for text in texts if not is_held_out(text, heldout_percent)]
     tokenizer = train_tokenizer(trained, vocab_size)
     tokenizer.model_max_length = sequence_length
-    tokenizer.save_pretrained(out / "tokenizer")
+    with tempfile.TemporaryDirectory(prefix="neuronstats-") as made:
+        tokenizer.save_pretrained(made)
+        for path in sorted(Path(made).iterdir()):
+            out.write(f"tokenizer/{path.name}", path.read_bytes())
     order = np.random.default_rng(seed).permutation(len(trained))
     for name, part in (("heldout", held_out), ("train", [trained[i] for i in order])):
         ids = pack(tokenizer, part, sequence_length)
@@ -59,7 +65,9 @@ def prepare(
                 f"sequence of {sequence_length} tokens: give more text, shorter sequences or "
                 "another heldout_percent"
             )
-        np.save(out / f"{name}.npy", ids)
+        file = io.BytesIO()
+        np.save(file, ids)
+        out.write(f"{name}.npy", file.getvalue())
 
 
 def is_held_out(text: str, percent: int) -> bool:

@@ -1,9 +1,9 @@
 """Training a small OPT from text, with or without positions, with checkpoints on the way."""
 
 import copy
+import io
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -82,20 +82,21 @@ def train(
             or the loss is no longer finite.
     """
     _check_device(settings.device)
-    with RunFolder(str(out), create=True).lock():
+    folder = RunFolder(str(out), create=True)
+    with folder.lock():
         noted = asdict(settings) | {"origin": origin}
         if (out / "train.json").exists():
             _check_same_settings(noted, out / "train.json")
         else:  # written last: text that was refused does not bind the folder
             prepare(
                 documents,
-                out,
+                folder,
                 vocab_size=settings.vocab_size,
                 sequence_length=settings.sequence_length,
                 heldout_percent=settings.heldout_percent,
                 seed=settings.seed,
             )
-            _write_text(out / "train.json", json.dumps(noted, indent=2) + "\n")
+            folder.write("train.json", (json.dumps(noted, indent=2) + "\n").encode())
         if not (out / "final").is_dir():
             run = _Run(settings, out)
             run.resume()
@@ -109,6 +110,7 @@ class _Run:
     def __init__(self, settings: TrainSettings, out: Path) -> None:
         self.settings = settings
         self.out = out
+        self.folder = RunFolder(str(out))
         self.train_ids = np.load(out / "train.npy", mmap_mode="r")  # [sequence, position]
         self.heldout_ids = np.load(out / "heldout.npy", mmap_mode="r")
         self.model = build_model(settings).to(settings.device)
@@ -227,18 +229,18 @@ class _Run:
         progress(report)
 
     def save(self) -> None:
-        """Write the state in one move, so that a kill leaves the one before."""
+        """Write the state, the log of the steps up to it before it."""
+        lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
+        self.folder.write("log.jsonl", lines.encode())
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "log": self.log,
         }
-        partial = self.out / "state.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.out / "state.pt")
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
-        _write_text(self.out / "log.jsonl", lines)
+        file = io.BytesIO()
+        torch.save(state, file)
+        self.folder.write("state.pt", file.getvalue())
 
     def keep(self, name: str) -> None:
         """Write the model as it is now."""
@@ -257,22 +259,23 @@ def write_model(
         tokenizer: the folder whose files are copied.
         target: the folder to write; an old one is replaced.
     """
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(tokenizer, partial)
+    folder, partial = RunFolder(str(target.parent)), f"{target.name}.partial"
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = ["OPTForCausalLM"], torch.float16
-    config.save_pretrained(partial)
     weights = {  # the tied output embedding is not among the named parameters
         key: parameter.detach().to("cpu", torch.float16).contiguous()
         for key, parameter in model.named_parameters()
     }
-    packed = safetensors.torch.save(weights, metadata={"format": "pt"})
-    (partial / "model.safetensors").write_bytes(packed)
     told = {"tokens": step * settings.step_tokens, "step": step, "settings": asdict(settings)}
-    _write_text(partial / "training.json", json.dumps(told, indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    files = {path.name: path.read_bytes() for path in sorted(tokenizer.iterdir())} | {
+        "config.json": config.to_json_string().encode(),
+        "model.safetensors": safetensors.torch.save(weights, metadata={"format": "pt"}),
+        "training.json": (json.dumps(told, indent=2) + "\n").encode(),
+    }
+    folder.clear(f"{partial}/")
+    for name, data in files.items():
+        folder.write(f"{partial}/{name}", data)
+    folder.replace(partial, target.name, first="config.json")
 
 
 def _check_device(device: str) -> None:
@@ -293,10 +296,3 @@ def _check_same_settings(now: dict[str, Any], path: Path) -> None:
             f"{path.parent} was made by other settings ({'; '.join(listed)}): "
             "take those, or another folder"
         )
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a small file in one move."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

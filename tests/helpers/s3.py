@@ -34,9 +34,10 @@ class S3Server:
         usable = [port for port in ports if 10_000 < port < 55_000]
         names = ("master", "volume", "filer", "s3")
         self._ports = dict(zip(names, usable, strict=False))
-        identity = {"name": "test", "credentials": [KEY], "actions": ["Admin", "Read", "Write"]}
+        identity = {"name": "test", "credentials": [KEY], "actions": ["Read", "Write", "List"]}
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         (folder / "data").mkdir()
+        self.port = self._ports["s3"]
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._ports['s3']}",
             "AWS_ALLOW_HTTP": "true",
@@ -48,18 +49,21 @@ class S3Server:
     def start(self):
         options = [f"-{name}.port={port}" for name, port in self._ports.items()]
         options += [f"-{name}.port.grpc={port + 10_000}" for name, port in self._ports.items()]
-        self._process = subprocess.Popen(
-            [
-                *(WEED, "server", f"-dir={self._folder / 'data'}", "-ip=127.0.0.1"),
-                *("-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={self._folder / 's3.json'}"),
-                *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=30"),
-                *options,
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=(self._folder / "weed.log").open("ab"),
-            cwd=self._folder,
-            start_new_session=True,
-        )
+        command = [
+            *(WEED, "server", f"-dir={self._folder / 'data'}", "-ip=127.0.0.1"),
+            *("-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={self._folder / 's3.json'}"),
+            *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=30"),
+            *("-master.electionTimeout=1s", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+            *options,
+        ]
+        with (self._folder / "weed.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=self._folder,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + 60
         while True:
             try:
