@@ -124,7 +124,8 @@ class _Reduction:
         layout, reduce = self.opened.layout, self._settings.reduce
         ids = ngram_ids.projected_bytes(self._num_sequences, layout.num_positions, reduce.ngrams)
         num_neurons, ids_bytes = self._blocks[0].last, ids["n-gram ids"]
-        terms = {"merging": block_memory(layout, self._shards, num_neurons, reduce, ids_bytes)}
+        sizes = (num_neurons, reduce, ids_bytes, self._shape)
+        terms = {"merging": block_memory(layout, self._shards, *sizes)}
         if layout.num_bitmaps:
             terms["projecting"] = projection_memory(self._shape)
         return terms

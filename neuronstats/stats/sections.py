@@ -1,6 +1,6 @@
 """The paper's sections, in the order of their columns, and every column for the documents."""
 
-from neuronstats.stats import dead, ngrams, positions, suppression
+from neuronstats.stats import dead, ngrams, positions, suppression, vocabulary
 from neuronstats.stats.view import LAYER, NEURON, Column, Statistic
 
 SECTIONS: tuple[Statistic, ...] = (
@@ -8,6 +8,7 @@ SECTIONS: tuple[Statistic, ...] = (
     ngrams.section,
     suppression.section,
     positions.section,
+    vocabulary.section,
 )
 
 TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
@@ -20,6 +21,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             *ngrams.columns("n"),
             *suppression.COLUMNS,
             *positions.COLUMNS,
+            *vocabulary.COLUMNS,
         ),
     ),
     "ngrams": (
@@ -39,6 +41,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             *ngrams.layer_columns("n"),
             *suppression.LAYER_COLUMNS,
             *positions.LAYER_COLUMNS,
+            *vocabulary.LAYER_COLUMNS,
         ),
     ),
     "suppression": ("token detector", (LAYER, NEURON, *suppression.ROW_COLUMNS)),

@@ -18,6 +18,11 @@ from neuronstats.stats.dead import NEVER_SEEN_BOUND
 from neuronstats.units import short
 
 ASSETS = "assets"
+WRITES = {
+    "prediction": "prediction neurons: raise a few tokens",
+    "suppression": "suppression neurons: lower a few tokens",
+    "partition": "partition neurons: split the vocabulary",
+}
 VENDORED = ("tabulator.min.js", "tabulator.min.css", "tabulator.LICENSE",
             "uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE")  # fmt: skip
 ASSET_FILES = ("page.css", "page.js", *(f"vendor/{name}" for name in VENDORED))
@@ -56,6 +61,10 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
         rows["token detectors that suppress what they detect"] = KeyNumber(
             share_words(count, judged), "suppresses"
         )
+    for kind, words in WRITES.items():
+        if run.column(f"{kind}_neurons") is not None:
+            count = pc.sum(run.layers[f"{kind}_neurons"]).as_py()
+            rows[words] = KeyNumber(f"{count:,}", kind)
     positional = len(neurons) - neurons["position_type"].null_count
     rows["positional: tell the position"] = KeyNumber(f"{positional:,}", "positional")
     rows |= {

@@ -5,6 +5,7 @@
 const NS = (() => {
   const info = window.NS_INFO;
   const KINDS = ["untyped", "oscillatory", "both extremes", "one extreme", "other"];
+  const WRITES = ["", "prediction", "suppression", "partition"];
   const DEAD = 1, KNOWN = 16, SUPPRESSES = 32, POSITIONAL = 64, STRONG = 1024, COVERED = 2048;
   const WORDS = { 1: "token", 2: "bigram", 3: "trigram" };
   const layers = info.runs.map(() => []);      // [run][layer] -> columns
@@ -109,11 +110,15 @@ const NS = (() => {
 
   const some = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
+  // What a neuron writes on the vocabulary, in a word; nothing where it is no such neuron.
+  const writes = (flags) => WRITES[(flags >> 12) & 3];
+
   function classes(flags) {
     const found = [];
     if (flags & DEAD) found.push("dead");
     for (const n of [1, 2, 3]) if (flags & (1 << n)) found.push(WORDS[n] + " detector");
     if (flags & SUPPRESSES) found.push("suppresses");
+    if (writes(flags)) found.push(writes(flags) + " neuron");
     if (flags & POSITIONAL) {
       const kind = KINDS[(flags >> 7) & 7];
       found.push("positional, " + kind + (kind === "untyped" ? "" : flags & STRONG ? ", strong" : ", weak"));
@@ -197,6 +202,9 @@ const NS = (() => {
     bigram: (f) => f & 4,
     trigram: (f) => f & 8,
     suppresses: (f) => f & SUPPRESSES,
+    prediction: (f) => writes(f) === "prediction",
+    suppression: (f) => writes(f) === "suppression",
+    partition: (f) => writes(f) === "partition",
     positional: (f) => f & POSITIONAL,
     oscillatory: (f) => ((f >> 7) & 7) === 1,
     "both extremes": (f) => ((f >> 7) & 7) === 2,
