@@ -35,6 +35,7 @@ from neuronstats.report.output import Output
 from neuronstats.report.page import data as pieces
 from neuronstats.report.page import detail as details
 from neuronstats.report.page import search
+from neuronstats.report.page.html import WRITES
 from neuronstats.report.page.serve import make_server
 from neuronstats.report.settings import ReportJob
 from neuronstats.store.folder import RunFolder
@@ -307,6 +308,8 @@ def test_flags_say_what_the_table_says(run):
         assert bool(flag & pieces.STRONG) == bool(row["position_strong"])
         kind = (flag >> pieces.TYPE_SHIFT) & 7
         assert (pieces.TYPES[kind - 1] if kind else None) == row["position_type"]
+        kind = flag >> pieces.WRITES_SHIFT
+        assert (pieces.vocabulary.TYPES[kind - 1] if kind else None) == row["vocabulary_type"]
 
 
 def test_trigger_tokens_are_those_of_the_top_ngrams(run):
@@ -741,10 +744,12 @@ def test_the_table_filters_sorts_and_searches(page, run):
 
 @browser_missing
 def test_key_numbers_link_to_the_neurons_that_they_count(page, run):
-    for name, row in (("dead", "dead"), ("positional", "position_type")):
+    kinds = {kind: (lambda r, kind=kind: r["vocabulary_type"] == kind) for kind in WRITES}
+    kinds |= {"dead": lambda r: r["dead"], "positional": lambda r: r["position_type"]}
+    for name, counted in kinds.items():
         page.open()
         page.js("document.querySelector(`a[href$='class=${arguments[0]}']`).click()", name)
-        count = sum(bool(r[row]) for r in run.neurons.to_pylist())
+        count = sum(bool(counted(r)) for r in run.neurons.to_pylist())
         page.wait(
             "document.getElementById('count').textContent === arguments[0]", f"{count} neurons"
         )
