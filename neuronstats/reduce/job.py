@@ -21,6 +21,7 @@ from neuronstats.reduce.block import memory_terms as block_memory
 from neuronstats.reduce.compare import compare
 from neuronstats.reduce.gather import Gather, in_order
 from neuronstats.reduce.gather import memory_terms as gather_memory
+from neuronstats.reduce.match import match, num_layers_to_match
 from neuronstats.reduce.ngram_cache import NgramStore
 from neuronstats.reduce.project import SuppressionWorker, no_rows
 from neuronstats.reduce.project import memory_terms as projection_memory
@@ -88,6 +89,8 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
             " runs=[DIR,DIR2] to compare."
         )
     reductions = [_Reduction(Run.open(place), settings, console, sections) for place in locations]
+    if settings.match_tokens:
+        num_layers_to_match([reduction.opened for reduction in reductions])
     for reduction in reductions:  # all are looked at before the first is touched
         reduction.show_plan()
     if settings.plan:
@@ -97,6 +100,13 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
             return INTERRUPTED
     if len(reductions) > 1:
         compare([reduction.opened.folder for reduction in reductions], console)
+    if settings.match_tokens and not match(
+        [reduction.opened for reduction in reductions],
+        settings.match_tokens,
+        lambda worker: connect(settings.ray, tell=console.say, worker_bytes=worker),
+        console,
+    ):
+        return INTERRUPTED
     return DONE
 
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from neuronstats.report.figures.frame import Drawing, NamedRun, share_words
 from neuronstats.report.output import Output
+from neuronstats.report.page import matches
 from neuronstats.report.page.data import Advance, Budget, planned_files, write_run
 from neuronstats.report.settings import ReportSettings
 from neuronstats.stats.dead import NEVER_SEEN_BOUND
@@ -191,7 +192,8 @@ def page_files(runs: Sequence[NamedRun], settings: ReportSettings) -> set[str]:
     """Return every file that write_page may write."""
     names = {"index.html", "data/info.js", *(f"assets/{name}" for name in ASSET_FILES)}
     return names.union(
-        *(planned_files(named.run, number, settings) for number, named in enumerate(runs))
+        matches.planned_files([named.run for named in runs]),
+        *(planned_files(named.run, number, settings) for number, named in enumerate(runs)),
     )
 
 
@@ -224,6 +226,10 @@ def write_page(
         write_run(folder, named.run, number, settings, budget, advance)
         for number, named in enumerate(runs)
     ]
+    for pieces, layers in zip(
+        written, matches.write_matches(folder, [named.run for named in runs]), strict=True
+    ):
+        pieces["matches"] = layers
     words = left_out_words(runs, written, budget, settings, live=live)
     folder.write("data/info.js", info_script(runs, written, words, live=live))
     folder.write("index.html", index_html(runs, figures).encode())
