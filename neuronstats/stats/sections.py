@@ -1,6 +1,6 @@
 """The paper's sections, in the order of their columns, and every column for the documents."""
 
-from neuronstats.stats import dead, ngrams, positions, suppression, vocabulary
+from neuronstats.stats import dead, matches, ngrams, positions, suppression, vocabulary
 from neuronstats.stats.view import LAYER, NEURON, Column, Statistic
 
 SECTIONS: tuple[Statistic, ...] = (
@@ -46,5 +46,6 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
     ),
     "suppression": ("token detector", (LAYER, NEURON, *suppression.ROW_COLUMNS)),
     "dead_curve": ("layer and amount of text", dead.CURVE_COLUMNS),
+    "matches": ("neuron and other run, beside run.yaml", matches.COLUMNS),
 }
-"""Each table of the paper's sections: what a row is of, and its columns; n stands for a length."""
+"""Each table of the sections, and that of several runs: what a row is of, and its columns; n stands for a length."""
