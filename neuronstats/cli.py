@@ -12,6 +12,7 @@ import itertools
 import os
 import runpy
 import sys
+import tempfile
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
@@ -89,8 +90,12 @@ def job(
 def _finish(function: Callable[[Settings], int | None], name: str, schema: type[Settings]) -> int:
     """Call a job's function; turn what it raises into a message and an exit code."""
     try:
-        config = _compose(name, schema)
-        return DONE if config is None else function(to_settings(config, schema)) or DONE
+        found = [to_settings(config, schema) for config in _compose(name, schema)]
+        for settings in found:  # all are looked at before the first is touched
+            code = function(settings) or DONE
+            if code != DONE:
+                return code
+        return DONE
     except SettingsError as error:
         return _complain(error, WRONG_SETTINGS)
     except GoneError as error:
@@ -118,27 +123,39 @@ def _complain(error: Exception, code: int) -> int:
     return code
 
 
-def _compose(name: str, schema: type[Any]) -> Any:
-    """Let Hydra read conf/ and the command line; None where it only prints, as with --cfg job.
+def _compose(name: str, schema: type[Any]) -> list[Any]:
+    """Let Hydra read conf/ and the command line.
+
+    Returns:
+        The configuration; with --multirun those of all combinations of values separated by commas;
+        none where Hydra only prints, as with --cfg job.
 
     Raises:
         SettingsError: the command line is refused.
     """
-    arguments = sys.argv[1:]
-    if {"--multirun", "-m"} & set(arguments):
-        raise SettingsError("--multirun: a command does one run; give one command for each.")
     ConfigStore.instance().store(name=f"base_{name}", node=schema)
     found: list[Any] = []
-
-    def keep(config: Any) -> None:
-        found.append(config)
-
     try:
-        with _errors_let_through():
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(keep)()
-    except (HydraException, OmegaConfBaseException) as error:
+        with _errors_let_through(), _no_file_of_the_sweep():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(found.append)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # flags at odds: the last
         raise SettingsError(_refusal(error, schema)) from error
-    return found[0] if found else None
+    return found
+
+
+@contextlib.contextmanager
+def _no_file_of_the_sweep() -> Iterator[None]:
+    """Have Hydra write what it keeps of a --multirun into a folder that is then removed."""
+    before = sys.argv
+    if not {"--multirun", "-m"} & set(before[1:]):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        sys.argv = [*before, f"hydra.sweep.dir={folder}"]
+        try:
+            yield
+        finally:
+            sys.argv = before
 
 
 @contextlib.contextmanager
@@ -182,9 +199,12 @@ def _unknown(key: str, value: str, schema: type[Any]) -> str | None:
     """Return what there is instead, if there is no such setting or choice of a group."""
     choices = _groups(schema).get(key)
     if choices is not None:
-        if not value or value in choices or "," in value:
+        missing = [part for part in value.split(",") if part not in ("", *choices)]
+        if not missing:
             return None
-        return f"{key}={value}: there is none of that name; choose one of {', '.join(choices)}."
+        return (
+            f"{key}={missing[0]}: there is none of that name; choose one of {', '.join(choices)}."
+        )
     at, prefix = schema, ""
     for part in key.split("."):
         there = [item.name for item in fields(at)]
@@ -261,7 +281,8 @@ def explain(name: str, schema: type[Any]) -> str:
         text = f"{group}= {', '.join(names)}"
         lines += ["", *textwrap.wrap(text, 100, subsequent_indent="    ")]
     lines += ["", "--cfg job prints the settings as they stand; --config-dir DIR adds a folder of"]
-    lines += ["your own beside conf/, such as DIR/model/mine.yaml for model=mine."]
+    lines += ["your own beside conf/, such as DIR/model/mine.yaml for model=mine; -m runs once for"]
+    lines += ["each of several values separated by commas, such as model.path=DIR,DIR2."]
     return "\n".join(lines) + "\n"
 
 

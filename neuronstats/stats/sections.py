@@ -48,4 +48,6 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
     "dead_curve": ("layer and amount of text", dead.CURVE_COLUMNS),
     "matches": ("neuron and other run, beside run.yaml", matches.COLUMNS),
 }
-"""Each table of the sections, and that of several runs: what a row is of, and its columns; n stands for a length."""
+"""Each table of the sections, and that of several runs: what a row is of, and its columns.
+
+n stands for a length."""

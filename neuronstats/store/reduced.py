@@ -299,13 +299,16 @@ def matches_of(runs: Sequence[ReducedRun], number: int, other: int) -> pa.Table 
 
 
 def labels(runs: Sequence[ReducedRun]) -> list[str]:
-    """Name runs so that no two share a name: the model, else its data too, else its folder."""
+    """Name runs so that no two share a name: the model, else its data too, else its folders."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [f"{run.name} ({run.data})" for run in runs]
     if len(set(names)) < len(names):
         folders = [run.location.rstrip("/").rsplit("/", 1)[-1] for run in runs]
         names = [f"{run.name} ({folder})" for run, folder in zip(runs, folders, strict=True)]
+    if len(set(names)) < len(names):
+        places = [run.location.rstrip("/").split("/")[-2:] for run in runs]
+        names = [f"{run.name} ({'/'.join(place)})" for run, place in zip(runs, places, strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} #{index + 1}" for index, name in enumerate(names)]
     return names
