@@ -80,8 +80,8 @@ def dynamics(runs: Sequence[NamedRun]) -> Drawing:
     notes = [
         "The step is the number in the checkpoint's name: tokens in those of jobs/train.py, steps"
         " of the optimiser in most others. Detectors are of layers with bitmaps alone.",
-        "Published (sec. 5.4): strong positional patterns from 50k batches on, oscillatory ones only"
-        " at 300k; without positional encoding many strong ones, none oscillatory.",
+        "Published (sec. 5.4): strong positional patterns from 50k batches on, oscillatory ones"
+        " only at 300k; without positional encoding many strong ones, none oscillatory.",
     ]
     made_by = (*DETECTED_BY, *TYPED_BY)
     return Drawing("dynamics", TITLE, caption, notes, figure=figure, settings=made_by)
