@@ -47,7 +47,9 @@ def test_the_report_orders_them_by_step(runs, monkeypatch):
     monkeypatch.chdir(folder)
     named = open_runs(places)
     assert [each.label for each in named] == [f"checkpoint-{step}" for step in STEPS]
-    assert [each.run.run.about.training for each in named] == [("small/", s) for s in STEPS]
+    assert [each.run.run.about.training for each in named] == [
+        (f"{folder}/small/", s) for s in STEPS
+    ]
     page = (folder / "report" / "index.html").read_text()
     heads = [page.index(f"<th>checkpoint-{step}</th>") for step in STEPS]
     assert heads == sorted(heads)
