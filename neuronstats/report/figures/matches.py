@@ -44,7 +44,8 @@ def matches(runs: Sequence[NamedRun]) -> Drawing:
     for panel, (named, other, table) in zip(axes, pairs, strict=True):
         for index, column in enumerate(("correlation", "control")):
             _draw_quantiles(panel, named, table, column, COLOURS[index])
-        panel.set(xlabel=DEPTH, ylabel="highest correlation", ylim=(-0.03, 1.03))
+        limits = (-0.03, 1.03)
+        panel.set(xlabel=DEPTH, ylabel="highest correlation", xlim=limits, ylim=limits)
         wrapped(panel, f"{named.label} in {other.label}")
         panel.legend()
         known = table.filter(pc.is_valid(table["correlation"]))
