@@ -51,8 +51,7 @@ def test_the_report_orders_them_by_step(runs, monkeypatch):
         (f"{folder}/small/", s) for s in STEPS
     ]
     page = (folder / "report" / "index.html").read_text()
-    heads = [page.index(f"<th>checkpoint-{step}</th>") for step in STEPS]
-    assert heads == sorted(heads)
+    assert f"<title>neuronstats: {', '.join(f'checkpoint-{step}' for step in STEPS)}" in page
     assert (folder / "report" / "figures" / "fig_dynamics.svg").is_file()
 
 
