@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from helpers import models
 from helpers.serial import collect_job, quiet, save_tokens, serial
 
+from benchmarks.page import browser_is_here, start_browser
 from neuronstats.collect.job import collect
 from neuronstats.errors import SettingsError
 from neuronstats.reduce.job import reduce
@@ -16,7 +18,7 @@ from neuronstats.reduce.match import compared_sequences
 from neuronstats.reduce.settings import ReduceJob
 from neuronstats.report.figures.frame import NamedRun, NoDataError
 from neuronstats.report.figures.matches import matches
-from neuronstats.report.job import report
+from neuronstats.report.job import open_runs, report
 from neuronstats.report.notebook import LoadedRun
 from neuronstats.report.settings import ReportJob
 
@@ -145,3 +147,26 @@ def test_match_tokens_needs_several_runs(settings):
     number = 1 << 31 if len(settings.get("runs", [])) > 1 else 5
     with pytest.raises(SettingsError, match=f"match_tokens={number}"):
         ReduceJob(**settings, match_tokens=number)
+
+
+@pytest.mark.skipif(not browser_is_here(), reason="no selenium, chromium and chromedriver here")
+def test_a_neuron_s_panel_links_to_its_match(pair, tmp_path):
+    assert report(ReportJob(runs=list(pair), out=str(tmp_path / "report")), quiet()) == 0
+    table = pq.read_table(f"{pair[0]}/matches.parquet").to_pylist()
+    known = next(r for r in table if r["match"] is not None)  # of the first run's first layer
+    labels = [named.label for named in open_runs(pair)]
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    driver = start_browser(tmp_path / "profile")
+    try:
+        address = (tmp_path / "report" / "index.html").as_uri()
+        driver.get(f"{address}#{quote(labels[0], safe='')}/{known['layer']}/{known['neuron']}")
+        wait = WebDriverWait(driver, 60)
+        link = wait.until(lambda d: d.find_element("css selector", "#why a"))
+        assert link.text == f"neuron {known['match']}"
+        assert f"correlate by {known['correlation']:.2f}" in driver.find_element("id", "why").text
+        driver.execute_script("arguments[0].click()", link)
+        name = f"{labels[1]}: layer {known['layer']}, neuron {known['match']}"
+        wait.until(lambda d: d.find_element("id", "name").text == name)
+    finally:
+        driver.quit()
