@@ -68,7 +68,8 @@ def job(
     Args:
         name: its file in conf/.
         schema: the job's settings.
-        several: whether -m (--multirun) may ask for several runs, each an argument of the function.
+        several: whether the function takes all runs that -m (--multirun) asks for, as arguments;
+            else it is called for each, up to the first that does not end well.
 
     Returns:
         A decorator; what it returns reads the command line and ends the process with the
@@ -79,7 +80,7 @@ def job(
     def decorate(function: Callable[..., int | None]) -> Callable[[], None]:
         def main() -> None:
             if {"--help", "-h"} & set(sys.argv[1:]):
-                sys.stdout.write(explain(name, schema, several=several))
+                sys.stdout.write(explain(name, schema))
                 sys.exit(DONE)
             sys.exit(_finish(function, name, schema, several=several))
 
@@ -93,9 +94,13 @@ def _finish(
 ) -> int:
     """Call a job's function; turn what it raises into a message and an exit code."""
     try:
-        configs = _compose(name, schema, several=several)
-        runs = [to_settings(config, schema) for config in configs]
-        return (function(*runs) or DONE) if runs else DONE
+        runs = [to_settings(config, schema) for config in _compose(name, schema)]
+        if several and runs:
+            return function(*runs) or DONE
+        for settings in runs:  # all were looked at before the first is touched
+            if code := function(settings):
+                return code
+        return DONE
     except SettingsError as error:
         return _complain(error, WRONG_SETTINGS)
     except GoneError as error:
@@ -123,33 +128,43 @@ def _complain(error: Exception, code: int) -> int:
     return code
 
 
-def _compose(name: str, schema: type[Any], *, several: bool) -> list[Any]:
-    """Let Hydra read conf/ and the command line; nothing where it only prints, as with --cfg job.
+def _compose(name: str, schema: type[Any]) -> list[Any]:
+    """Let Hydra read conf/ and the command line.
+
+    Returns:
+        The configuration; with --multirun those of all combinations of values separated by commas;
+        none where Hydra only prints, as with --cfg job.
 
     Raises:
         SettingsError: the command line is refused.
     """
-    given = [argument for argument in sys.argv[1:] if argument not in ("--multirun", "-m")]
-    multirun = len(given) < len(sys.argv) - 1
-    if multirun and not several:
-        raise SettingsError("--multirun: this job does one run; give one command for each.")
     ConfigStore.instance().store(name=f"base_{name}", node=schema)
     found: list[Any] = []
-
-    def keep(config: Any) -> None:
-        found.append(config)
-
     try:
-        with _errors_let_through(), tempfile.TemporaryDirectory() as notes:
-            if multirun:
-                # Hydra keeps a file of its own there; its flags must not stand between overrides.
-                own = f"hydra.sweep.dir={notes}"
-                at = next((i for i, word in enumerate(given) if "=" in word), len(given))
-                sys.argv[1:] = ["--multirun", *given[:at], own, *given[at:]]
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(keep)()
-    except (HydraException, OmegaConfBaseException) as error:
+        with _errors_let_through(), _no_file_of_the_sweep():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(found.append)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # flags at odds: the last
         raise SettingsError(_refusal(error, schema)) from error
     return found
+
+
+@contextlib.contextmanager
+def _no_file_of_the_sweep() -> Iterator[None]:
+    """Have Hydra write what it keeps of a --multirun into a folder that is then removed."""
+    before = sys.argv
+    given = [argument for argument in before[1:] if argument not in ("--multirun", "-m")]
+    if len(given) == len(before) - 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        # Hydra's flags must not stand between overrides.
+        at = next((i for i, word in enumerate(given) if "=" in word), len(given))
+        own = f"hydra.sweep.dir={folder}"
+        sys.argv = [before[0], "--multirun", *given[:at], own, *given[at:]]
+        try:
+            yield
+        finally:
+            sys.argv = before
 
 
 @contextlib.contextmanager
@@ -266,7 +281,7 @@ def to_settings(config: Any, schema: type[Settings]) -> Settings:
     return settings
 
 
-def explain(name: str, schema: type[Any], *, several: bool = False) -> str:
+def explain(name: str, schema: type[Any]) -> str:
     """Write the help of a job: every setting with its default and meaning, and the groups."""
     how = f"neuronstats {name} [SETTING=VALUE ...], or python jobs/{name}.py in a checkout"
     lines = [how, "", inspect.getdoc(schema) or "", ""]
@@ -275,9 +290,8 @@ def explain(name: str, schema: type[Any], *, several: bool = False) -> str:
         text = f"{group}= {', '.join(names)}"
         lines += ["", *textwrap.wrap(text, 100, subsequent_indent="    ")]
     lines += ["", "--cfg job prints the settings as they stand; --config-dir DIR adds a folder of"]
-    lines += ["your own beside conf/, such as DIR/model/mine.yaml for model=mine."]
-    if several:
-        lines += ["-m model=A,B,C does several runs, one after another."]
+    lines += ["your own beside conf/, such as DIR/model/mine.yaml for model=mine; -m runs once for"]
+    lines += ["each of several values separated by commas, such as model.path=DIR,DIR2."]
     return "\n".join(lines) + "\n"
 
 

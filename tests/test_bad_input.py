@@ -169,7 +169,6 @@ SAMPLE_DATA = "local, paper, sample, tokens"
         ("collect.shard_sequences=abc", ["collect.shard_sequences=abc", "a number from 1"]),
         ("collect.shard_sequences=0", ["collect.shard_sequences=0", "a number from 1"]),
         ("run=a(1)", ["run=a(1)", "cannot be read", "quotes"]),
-        ("-m", ["one run"]),
         ("model=local", ["model.path is not set", "a hub id"]),
         ("model.path=nope", ["model.path=nope does not exist", "config.json"]),
         ("data=tokens", ["data.path", ".npy"]),

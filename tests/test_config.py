@@ -114,6 +114,47 @@ def test_default_run_folder(monkeypatch):
     assert home.location == str(Path.home() / "a")
 
 
+def all_settings(monkeypatch, *arguments):
+    """What a job is called with, one time after another, and how it ends."""
+    found = []
+    monkeypatch.setattr(sys, "argv", ["collect.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        config.job("collect", CollectJob)(found.append)()
+    return found, end.value.code
+
+
+def test_multirun_is_one_run_for_each_value(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    several = ["-m", "model=local", "model.path=a/checkpoint-1,a/checkpoint-2"]
+    found, code = all_settings(monkeypatch, *several, "run=runs/${model.path}")
+    assert [settings.location for settings in found] == [
+        "runs/a/checkpoint-1",
+        "runs/a/checkpoint-2",
+    ]
+    assert code == 0
+    assert list(tmp_path.iterdir()) == []  # Hydra would write a multirun.yaml
+    for wrong, says in (
+        ("model=opt-mini,nope", "model=nope: there is none of that name"),
+        ("data.max_tokens=2,z", "data.max_tokens=z"),
+        ("data.max_tokens=2,-1", "data.max_tokens=-1"),
+        ("--cfg=job", "Only one of"),
+    ):
+        assert all_settings(monkeypatch, "-m", wrong) == ([], 2), wrong  # not one was run
+        assert says in capsys.readouterr().err
+
+
+def test_multirun_ends_with_the_first_failure(monkeypatch):
+    def function(settings):
+        asked.append(settings.run)
+        return 130 if settings.run == "b" else 0
+
+    asked = []
+    monkeypatch.setattr(sys, "argv", ["collect.py", "--multirun", "run=a,b,c"])
+    with pytest.raises(SystemExit) as end:
+        config.job("collect", CollectJob)(function)()
+    assert (asked, end.value.code) == (["a", "b"], 130)
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "message"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from neuronstats.errors import SettingsError, UserError
@@ -212,11 +213,27 @@ class Decoder:
         return torch.equal(self._weight(names[0]), self._weight(names[1]))
 
     def updates(self, index: int) -> Tensor:
-        """Return what a layer's neurons write, as stored: [channel, neuron]."""
-        name = self.ffns[index].down
+        """Return what a layer's neurons write, as stored: [channel, neuron].
+
+        Where a norm follows, in float32 after its weight; what it divides by changes no direction.
+        """
+        name, norm = self.ffns[index].down, self.ffns[index].norm
         weight = self._weight(f"{self._path}.{index}.{name}.weight")
-        is_transposed = isinstance(self._layers[index].get_submodule(name), Conv1D)
-        return weight.T if is_transposed else weight
+        if isinstance(self._layers[index].get_submodule(name), Conv1D):
+            weight = weight.T
+        return weight if norm is None else self._norm_weight(index, norm)[:, None] * weight.float()
+
+    def _norm_weight(self, index: int, name: str) -> Tensor:
+        """Return what a norm multiplies each channel by, float32: some add 1 to what is stored."""
+        module = self._layers[index].get_submodule(name)
+        stored = {
+            key: self._weight(f"{self._path}.{index}.{name}.{key}").float()
+            for key, _ in module.named_parameters()
+        }
+        ones = torch.ones(self.shape.hidden)
+        signs = ones * (-1) ** torch.arange(len(ones))  # of length 1 in each channel, and mean 0
+        up, down = (functional_call(module, stored, (side * signs,)) for side in (1, -1))
+        return (up - down) / 2 * signs
 
     # Sizes.
 

@@ -36,6 +36,8 @@ class Ffn:
     """The activation's output is multiplied by another projection."""
     in_place: bool
     """A ReLU between two projections: it may be applied to its input's own memory."""
+    norm: str | None
+    """A norm that the projection's output alone goes through on its way to the residual stream."""
 
 
 def find_ffn(layer: nn.Module, call: Call, hidden: Tensor) -> Ffn:
@@ -81,12 +83,15 @@ def find_ffn(layer: nn.Module, call: Call, hidden: Tensor) -> Ffn:
     [(leaf, down)] = found
     gated = down.input is not leaf.output
     made_by = [o for o in outputs if o.output is leaf.input and isinstance(o.module, nn.Linear)]
+    after = [o for o in outputs if o.input is down.output]
+    norms = [o.name for o in after if "Norm" in type(o.module).__name__]
     return Ffn(
         activation=leaf.name,
         down=down.name,
         neurons=leaf.output.shape[-1],
         gated=gated,
         in_place=type(leaf.module) is nn.ReLU and not gated and bool(made_by),
+        norm=norms[0] if norms else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ from neuronstats.corpus.token_texts import TokenTexts
 from neuronstats.errors import UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator, peak_host_bytes
 from neuronstats.model.settings import ModelSettings
+from neuronstats.model.shape import Shape
 from neuronstats.model.source import tokenizer_folder
 from neuronstats.reduce.ngram_cache import NgramStore
 from neuronstats.reduce.rows import block_tables
+from neuronstats.reduce.weights import ModelWeights, embedding_terms, update_terms
 from neuronstats.stats import ngram_counts
 from neuronstats.stats.curves import CURVE_BLOCK
 from neuronstats.stats.sections import SECTIONS
 from neuronstats.stats.settings import ReduceSettings
-from neuronstats.stats.view import BlockView, Section, Statistic
+from neuronstats.stats.view import BlockView, Section, Statistic, Weights
 from neuronstats.store.faults import storage_errors
 from neuronstats.store.layout import PARTIAL, POSITIONS, ZARR, Layout, Shard
 from neuronstats.store.run import REPAIR, Run
@@ -77,6 +80,7 @@ def memory_terms(
     num_neurons: int,
     settings: ReduceSettings,
     ngram_bytes: int,
+    shape: Shape,
 ) -> tuple[Term, ...]:
     """Bound the memory of a worker, by what it is for.
 
@@ -86,6 +90,7 @@ def memory_terms(
         num_neurons: of the largest block.
         settings: lengths and thresholds.
         ngram_bytes: of the n-gram ids.
+        shape: the model's.
     """
     num_sequences = sum(shard.num_sequences for shard in shards)
     longest = max(shard.num_sequences for shard in shards)
@@ -103,6 +108,8 @@ def memory_terms(
             num_neurons, num_sequences, layout.num_positions, settings
         )
         terms.append(Term("counting n-grams", sum(counting.values())))
+    if settings.vocabulary:
+        terms += [*embedding_terms(shape), *update_terms(shape, num_neurons)]
     return (*terms, allocator(terms))
 
 
@@ -170,7 +177,7 @@ class BlockWorker:
         self._ids = {}
         if self._run.layout.num_bitmaps:
             self._ids = NgramStore(self._run, shards).read(settings.ngrams)
-        self._texts = TokenTexts(tokenizer_folder(model))
+        self._model, self._texts = model, TokenTexts(tokenizer_folder(model))
         store = self._run.folder.zarr_store(f"{PARTIAL}/{POSITIONS}", read_only=False)
         self._positions = zarr.open_group(store, mode="r+", use_consolidated=False)
 
@@ -223,7 +230,26 @@ class BlockWorker:
             read_bits=(lambda: self._read_bits(block, by_shard)) if has_bits else None,
             ngram_ids=self._ids if has_bits else {},
             text=self._texts,
+            read_weights=lambda: Weights(
+                self._weights.embedding,
+                self._weights.updates(block.layer, slice(block.first, block.last)),
+            ),
         )
+
+    @cached_property
+    def _weights(self) -> ModelWeights:
+        """The model's weights, if a section asks for them.
+
+        Raises:
+            UserError: they are not to be had.
+        """
+        try:
+            return ModelWeights(self._model, self._run.about.weights_fingerprint)
+        except UserError as error:
+            raise type(error)(
+                f"{error} reduce.vocabulary=false leaves out what is told from the weights of all"
+                " neurons."
+            ) from error
 
     def _merge_counts(self, block: Block) -> tuple[Counts, Counts]:
         """Add up position counts: int64 [domain, position, neuron], and int64 [shard, neuron]."""

@@ -21,6 +21,7 @@ from neuronstats.reduce.block import memory_terms as block_memory
 from neuronstats.reduce.compare import compare
 from neuronstats.reduce.gather import Gather, in_order
 from neuronstats.reduce.gather import memory_terms as gather_memory
+from neuronstats.reduce.match import match, num_layers_to_match
 from neuronstats.reduce.ngram_cache import NgramStore
 from neuronstats.reduce.project import SuppressionWorker, no_rows
 from neuronstats.reduce.project import memory_terms as projection_memory
@@ -88,6 +89,8 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
             " runs=[DIR,DIR2] to compare."
         )
     reductions = [_Reduction(Run.open(place), settings, console, sections) for place in locations]
+    if settings.match_tokens:
+        num_layers_to_match([reduction.opened for reduction in reductions])
     for reduction in reductions:  # all are looked at before the first is touched
         reduction.show_plan()
     if settings.plan:
@@ -97,6 +100,13 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
             return INTERRUPTED
     if len(reductions) > 1:
         compare([reduction.opened.folder for reduction in reductions], console)
+    if settings.match_tokens and not match(
+        [reduction.opened for reduction in reductions],
+        settings.match_tokens,
+        lambda worker: connect(settings.ray, tell=console.say, worker_bytes=worker),
+        console,
+    ):
+        return INTERRUPTED
     return DONE
 
 
@@ -124,7 +134,8 @@ class _Reduction:
         layout, reduce = self.opened.layout, self._settings.reduce
         ids = ngram_ids.projected_bytes(self._num_sequences, layout.num_positions, reduce.ngrams)
         num_neurons, ids_bytes = self._blocks[0].last, ids["n-gram ids"]
-        terms = {"merging": block_memory(layout, self._shards, num_neurons, reduce, ids_bytes)}
+        sizes = (num_neurons, reduce, ids_bytes, self._shape)
+        terms = {"merging": block_memory(layout, self._shards, *sizes)}
         if layout.num_bitmaps:
             terms["projecting"] = projection_memory(self._shape)
         return terms

@@ -8,16 +8,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from neuronstats.errors import UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator
-from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import Decoder
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape
-from neuronstats.model.source import locate
 from neuronstats.reduce.rows import to_table
+from neuronstats.reduce.weights import ModelWeights, embedding_terms, update_terms
 from neuronstats.stats import suppression
-from neuronstats.stats.output_embedding import TOKEN_BLOCK_BYTES, OutputEmbedding, Triggers
+from neuronstats.stats.output_embedding import Triggers
 from neuronstats.stats.suppression import JUDGE_BLOCK, draw_controls, judge, mean_projections
 from neuronstats.stats.view import LAYER, NEURON, Column, Lists
 
@@ -78,12 +75,11 @@ def layer_tokens(
 
 def memory_terms(shape: Shape) -> tuple[Term, ...]:
     """Bound the memory of a worker, by what it is for."""
-    block = min(TOKEN_BLOCK_BYTES, 8 * shape.vocabulary * shape.embedding)
     terms = [
         Term("process", PROCESS_BYTES),
-        Term("output embedding", 2 * 4 * shape.vocabulary * shape.embedding),  # as stored, too
-        Term("fc2", 2 * 4 * shape.hidden * shape.neurons),
-        Term("projections", 8 * shape.vocabulary * min(shape.neurons, JUDGE_BLOCK) + 3 * block),
+        *embedding_terms(shape),
+        *update_terms(shape, shape.neurons),
+        Term("projections", 8 * shape.vocabulary * min(shape.neurons, JUDGE_BLOCK)),
     ]
     return (*terms, allocator(terms))
 
@@ -101,39 +97,20 @@ class SuppressionWorker:
     """
 
     def __init__(self, model: ModelSettings, fingerprint: str, centred: bool) -> None:  # noqa: FBT001
-        self._checkpoint = Checkpoint(locate(model))
-        if self._checkpoint.fingerprint() != fingerprint:
-            raise UserError(
-                f"{self._checkpoint.folder} holds other weights than the run was made with:"
-                " suppression cannot be told from them."
-            )
-        self._decoder = Decoder(self._checkpoint)
-        embedding, project = self._decoder.output_embedding()
-        self._embedding = OutputEmbedding(
-            embedding.float().numpy(),
-            None if project is None else project.float().numpy(),
-            centred=centred,
-        )
-
-    def _updates(self, layer: int) -> NDArray[np.float32]:
-        """Read what a layer's neurons write: float32 [channel, neuron]."""
-        updates: NDArray[np.float32] = self._decoder.updates(layer).float().numpy()
-        return updates
-
-    def project(self, layer: int, neurons: Sequence[int]) -> NDArray[np.float64]:
-        """Project some neurons' updates on the vocabulary, float64 [token, neuron]."""
-        return self._embedding.project(self._updates(layer)[:, list(neurons)])
+        self._weights = ModelWeights(model, fingerprint, centred=centred)
 
     def __call__(self, task: LayerTokens) -> LayerSuppression:
         """Judge one layer's detectors and controls."""
-        fc2 = self._updates(task.layer)
+        embedding, layer = self._weights.embedding, task.layer
         neurons = sorted(task.detected)
         triggers = _triggers(task.detected)
-        found = judge(self._embedding, fc2[:, neurons], triggers, num_top=NUM_TOP)
+        updates = self._weights.updates(layer, neurons)
+        found = judge(embedding, updates, triggers, num_top=NUM_TOP)
         controls = mean_projections(
-            self._embedding, fc2[:, sorted(task.controls)], _triggers(task.controls)
+            embedding,
+            self._weights.updates(layer, sorted(task.controls)),
+            _triggers(task.controls),
         )
-        self._checkpoint.release()
         order = np.argsort(triggers.neuron, kind="stable")
         lengths = np.bincount(triggers.neuron, minlength=len(neurons))
         columns: dict[Column, Any] = {

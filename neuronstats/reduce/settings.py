@@ -20,6 +20,9 @@ class ReduceJob:
     ray: RaySettings = field(default_factory=RaySettings)
     layers: int | str = "all"
     """Layers to reduce, of those collected: all, first_half or a number of first layers."""
+    match_tokens: int = 0
+    """Of several runs over the same tokens: find the first one's neurons in the others by the
+    correlation of their bits, over at most so many tokens; 0: do not."""
     partial: bool = False
     """Go on although shards are missing; the tables are marked."""
     plan: bool = False
@@ -35,3 +38,6 @@ class ReduceJob:
         different = {Path(place).expanduser().resolve() for place in self.runs}
         met = len(different) == len(self.runs)
         expect("runs", self.runs, "different runs to compare, [DIR,DIR2]", met=met)
+        met = self.match_tokens == 0 or (0 < self.match_tokens < 1 << 31 and len(self.runs) > 1)
+        words = "0, or up to 2147483647 with runs=[DIR,DIR2]"
+        expect("match_tokens", self.match_tokens, words, met=met)

@@ -24,7 +24,7 @@ PICTURES = ("svg", "png")
 
 
 def open_runs(locations: Sequence[str]) -> list[NamedRun]:
-    """Open the runs to report on.
+    """Open the runs to report on; checkpoints of one training are put in the order of their steps.
 
     Raises:
         SettingsError: none is named, one is named twice, or one is no run.
@@ -39,7 +39,16 @@ def open_runs(locations: Sequence[str]) -> list[NamedRun]:
     twice = {place for place in places if places.count(place) > 1}
     if twice:
         raise SettingsError(f"runs names {', '.join(sorted(twice))} more than once.")
+    runs = by_step(runs)
     return [NamedRun(label, run) for label, run in zip(labels(runs), runs, strict=True)]
+
+
+def by_step(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
+    """Sort by training, in the order of first mention, and by step."""
+    keys = [run.run.about.training or (run.location, 0) for run in runs]
+    first = {name: place for place, (name, _) in reversed(list(enumerate(keys)))}
+    order = sorted(range(len(runs)), key=lambda place: (first[keys[place][0]], keys[place][1]))
+    return [runs[place] for place in order]
 
 
 def write_figures(folder: Output, figures: Sequence[Drawing]) -> None:
@@ -53,7 +62,7 @@ def write_figures(folder: Output, figures: Sequence[Drawing]) -> None:
 def report(settings: ReportJob, console: Console) -> int:
     """Write the report of some runs, and serve it where asked; return the exit code."""
     runs = open_runs(settings.runs)
-    location = settings.out or f"{runs[0].run.location.rstrip('/')}/report"
+    location = settings.out or f"{settings.runs[0].rstrip('/')}/report"
     if settings.serve and "://" in location:
         raise SettingsError(f"serve=true needs a local folder to serve from, not out={location}.")
     folder = Output(location, [named.run.location for named in runs])

@@ -71,10 +71,11 @@ class LoadedRun(ReducedRun):
     @cached_property
     def _projector(self) -> Any:
         locate(self._model)  # raises before the import
-        from neuronstats.reduce.project import SuppressionWorker  # with torch, which takes seconds
+        from neuronstats.reduce.weights import ModelWeights  # with torch, which takes seconds
 
         weights = self.run.about.weights_fingerprint
-        return SuppressionWorker(self._model, weights, bool(self.setting("centred", default=False)))
+        centred = bool(self.setting("centred", default=False))
+        return ModelWeights(self._model, weights, centred=centred)
 
     @cached_property
     def texts(self) -> "VisibleTexts":

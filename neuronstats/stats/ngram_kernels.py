@@ -57,7 +57,7 @@ def _popcount_code(_context: Any, _word: Any) -> Any:
 
 
 _trailing_zeros: Callable[[Any], Any] = intrinsic(_trailing_zeros_code)
-_popcount: Callable[[Any], Any] = intrinsic(_popcount_code)
+popcount: Callable[[Any], Any] = intrinsic(_popcount_code)
 
 
 @compiled
@@ -103,7 +103,7 @@ def decode_positions(words: Any, first: int, left_out: Any, positions: Any, offs
                 i = filled[k]
                 word = block[i]
                 base = np.uint32((start + i) << 6)
-                num_set = np.int64(_popcount(word))
+                num_set = np.int64(popcount(word))
                 k_bit = 0
                 while k_bit < num_set:
                     for j in range(4):
@@ -260,7 +260,7 @@ def count_bits(words: Any) -> Any:
         row = words[neuron]
         active = np.uint64(0)
         for i in range(row.shape[0]):
-            active += _popcount(row[i])
+            active += popcount(row[i])
         counts[neuron] = active
     return counts
 
@@ -270,5 +270,5 @@ def common_bits(words: Any, others: Any) -> Any:
     """Count the bits that are set in both of two bitmaps uint64 [word]."""
     common = np.uint64(0)
     for i in range(words.shape[0]):
-        common += _popcount(words[i] & others[i])
+        common += popcount(words[i] & others[i])
     return np.int64(common)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,20 +90,50 @@ class OutputEmbedding:
         Raises:
             UserError: the columns have another number of channels, or NaN or infinity in them.
         """
+        num_neurons = columns.shape[-1]  # `parts` refuses other shapes
+        projection = np.empty((len(self._embedding), num_neurons))
+        for tokens, neurons, values in self.parts(columns):
+            projection[tokens, neurons] = values[:, : num_neurons - neurons.start]
+        return projection
+
+    def parts(self, columns: AnyFloats) -> Iterator[tuple[slice, slice, Floats]]:
+        """Project updates, some tokens and `NEURON_BLOCK` neurons at a time; see `project`.
+
+        Yields:
+            Tokens, neurons, and float64 [token, neuron] of them. The last neurons' part is as wide
+            as the others, with zeros: sums over tokens, too, must not depend on the company.
+        """
         updates = self._updates(columns)
         num_neurons = updates.shape[1]
         width = -(-num_neurons // NEURON_BLOCK) * NEURON_BLOCK
         padded = np.zeros((len(updates), width))
         padded[:, :num_neurons] = updates
-        projection = np.empty((len(self._embedding), num_neurons))
         for first, block in self._token_blocks():
             centred = block - self._mean
+            tokens = slice(first, first + len(block))
             for start in range(0, num_neurons, NEURON_BLOCK):
-                part = np.ascontiguousarray(padded[:, start : start + NEURON_BLOCK])
-                values = (centred @ part)[:, : num_neurons - start]
-                rows = slice(first, first + len(block))
-                projection[rows, start : start + values.shape[1]] = values
-        return projection
+                neurons = slice(start, start + NEURON_BLOCK)
+                yield tokens, neurons, centred @ np.ascontiguousarray(padded[:, neurons])
+
+    def random_variances(self, columns: AnyFloats) -> Floats:
+        """Return what the variance over the vocabulary would be in random directions.
+
+        Args:
+            columns: updates [channel, neuron]; their lengths count alone.
+
+        Returns:
+            float64 [neuron]: the squared length of the update as the embedding reads it, times the
+            mean over the embedding's channels of their variance over the vocabulary.
+        """
+        lengths = (np.ascontiguousarray(self._updates(columns).T) ** 2).sum(axis=1)
+        return np.asarray(lengths * self._channel_variance)
+
+    @cached_property
+    def _channel_variance(self) -> float:
+        """The mean over channels of the embedding's variance over the vocabulary."""
+        mean = sum(block.sum(axis=0) for _, block in self._token_blocks()) / len(self._embedding)
+        squares = sum(((block - mean) ** 2).sum() for _, block in self._token_blocks())
+        return float(squares / self._embedding.size)
 
     def project_tokens(self, columns: AnyFloats, triggers: Triggers) -> Floats:
         """Project updates on some tokens only: float64 [row of the triggers]; see `project`."""

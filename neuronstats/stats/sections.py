@@ -1,6 +1,6 @@
 """The paper's sections, in the order of their columns, and every column for the documents."""
 
-from neuronstats.stats import dead, ngrams, positions, suppression
+from neuronstats.stats import dead, matches, ngrams, positions, suppression, vocabulary
 from neuronstats.stats.view import LAYER, NEURON, Column, Statistic
 
 SECTIONS: tuple[Statistic, ...] = (
@@ -8,6 +8,7 @@ SECTIONS: tuple[Statistic, ...] = (
     ngrams.section,
     suppression.section,
     positions.section,
+    vocabulary.section,
 )
 
 TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
@@ -20,6 +21,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             *ngrams.columns("n"),
             *suppression.COLUMNS,
             *positions.COLUMNS,
+            *vocabulary.COLUMNS,
         ),
     ),
     "ngrams": (
@@ -39,9 +41,13 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             *ngrams.layer_columns("n"),
             *suppression.LAYER_COLUMNS,
             *positions.LAYER_COLUMNS,
+            *vocabulary.LAYER_COLUMNS,
         ),
     ),
     "suppression": ("token detector", (LAYER, NEURON, *suppression.ROW_COLUMNS)),
     "dead_curve": ("layer and amount of text", dead.CURVE_COLUMNS),
+    "matches": ("neuron and other run, beside run.yaml", matches.COLUMNS),
 }
-"""Each table of the paper's sections: what a row is of, and its columns; n stands for a length."""
+"""Each table of the sections, and that of several runs: what a row is of, and its columns.
+
+n stands for a length."""

@@ -137,7 +137,36 @@ class PositionSettings:
 
 
 @dataclass(kw_only=True)
-class ReduceSettings(NgramSettings, PositionSettings):
+class VocabularySettings:
+    """Which neurons are prediction, suppression or partition neurons.
+
+    Source: Gurnee et al. 2024, sec. 5. The bound of the kurtosis is their code's, 10 where a normal
+    distribution has 3; for "high variance" they give no number, ours is by the ratio below.
+    """
+
+    vocabulary: bool = True
+    """Project every neuron's update on the vocabulary; false: the checkpoint is then read for token
+    detectors alone, and the columns are null."""
+    vocabulary_kurtosis: float = 7.0
+    """Excess kurtosis of a projection above which it is about few tokens: prediction neurons where
+    the skewness is above 0, suppression neurons where it is below."""
+    vocabulary_variance: float = 4.0
+    """Of the others: variance above which a neuron is a partition neuron, in multiples of what an
+    update of its length in a random direction has."""
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds that mean nothing.
+
+        Raises:
+            SettingsError: names the setting, its value and what was expected.
+        """
+        for name in ("vocabulary_kurtosis", "vocabulary_variance"):
+            value = getattr(self, name)
+            expect(f"reduce.{name}", value, "a number of at least 0", met=value >= 0)
+
+
+@dataclass(kw_only=True)
+class ReduceSettings(NgramSettings, PositionSettings, VocabularySettings):
     """Thresholds: they can be changed without running the model again."""
 
     few_occurrences: int = 10
@@ -149,6 +178,7 @@ class ReduceSettings(NgramSettings, PositionSettings):
         """Refuse thresholds that cannot be meant."""
         NgramSettings.__post_init__(self)
         PositionSettings.__post_init__(self)
+        VocabularySettings.__post_init__(self)
         few = self.few_occurrences
         expect("reduce.few_occurrences", few, "at least 0", met=few >= 0)
 

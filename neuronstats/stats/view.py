@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuronstats.stats.ngram_ids import NgramIds
+from neuronstats.stats.output_embedding import AnyFloats, OutputEmbedding
 
 Integers = npt.NDArray[np.int64]
 
@@ -39,6 +40,15 @@ class Lists:
 
 
 @dataclass(frozen=True, eq=False)
+class Weights:
+    """What some neurons write, and what logits are made with."""
+
+    embedding: OutputEmbedding
+    updates: AnyFloats
+    """[channel, neuron]: each neuron's column of the FFN's down projection, as stored."""
+
+
+@dataclass(frozen=True, eq=False)
 class BlockView:
     """Some neurons of one layer over the whole text, for a statistic to read."""
 
@@ -63,6 +73,8 @@ class BlockView:
     """The n-grams of the text, by length; empty in a layer without bitmaps."""
     text: Callable[[list[int]], str]
     """Writes token ids as text."""
+    read_weights: Callable[[], Weights]
+    """For `weights`."""
 
     @property
     def num_neurons(self) -> int:
@@ -106,6 +118,11 @@ class BlockView:
     def tokens(self) -> npt.NDArray[np.integer]:
         """Token ids [sequence, position], sequences as in the bits; read when used."""
         return self.read_tokens()
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The output embedding and the neurons' updates; the checkpoint is read when used."""
+        return self.read_weights()
 
 
 def unknown(num_neurons: int, dtype: npt.DTypeLike) -> Any:

@@ -1,10 +1,13 @@
 """What made a run, read from its run.yaml: the one place that knows its keys."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from neuronstats.model.settings import Dtype, ModelSettings
+
+STEP = re.compile(r"(?P<before>(?:.*[/_-])?)(?:checkpoint|step)[-_]?(?P<step>\d+)")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,22 @@ class RunInfo:
     def model_name(self) -> str:
         """The model's name."""
         return str(self.raw["settings"]["model"]["name"])
+
+    @property
+    def training(self) -> tuple[str, int] | None:
+        """Of a checkpoint on the way: its training, and the step; None where no name has a step.
+
+        The step is the number behind checkpoint- or step- in the revision, the last part of the
+        model's path, or its name: tokens in jobs/train.py's checkpoints, steps in others'. What is
+        left of the three names the training.
+        """
+        model = self.model
+        for text in (model.revision, model.path, model.name):
+            found = STEP.fullmatch((text or "").rstrip("/"))
+            if found:
+                parts = [model.path, model.name] if text == model.revision else [found["before"]]
+                return " ".join(map(str, parts)), int(found["step"])
+        return None
 
     @property
     def data_name(self) -> str:

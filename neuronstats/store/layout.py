@@ -14,6 +14,8 @@ PARTIAL = "tables.partial"  # written here, then put in the place of the old one
 POSITIONS = "positions.zarr"
 MANIFEST = "manifest.json"  # of the tables: written last
 
+MATCHES = "matches.parquet"  # of this run's neurons and other runs', where it was asked for
+
 LOCK = "run.lock"
 
 LOGS = "logs"

@@ -1,5 +1,6 @@
 """A reduced run, opened for reading: its tables, curves, tokens and bits, each when asked for."""
 
+import io
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
 from neuronstats import bits
 from neuronstats.errors import UserError
 from neuronstats.store import tables
-from neuronstats.store.layout import POSITIONS, TABLES, Shard
+from neuronstats.store.layout import MATCHES, POSITIONS, TABLES, Shard
 from neuronstats.store.manifest import Manifest
 from neuronstats.store.run import Run
 
@@ -155,6 +157,12 @@ class ReducedRun:
         file = self._file(name)
         return None if file is None else file.read()
 
+    @cached_property
+    def matches(self) -> pa.Table | None:
+        """The table of this run's neurons and other runs', as reduce left it; None without one."""
+        found = self.run.folder.read(MATCHES)
+        return None if found is None else pq.read_table(io.BytesIO(found))
+
     def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield a table in pieces, in order; nothing where the run has none of this name."""
         file = self._file(name)
@@ -269,14 +277,38 @@ class ReducedRun:
         return counts / self.num_sequences
 
 
+def matches_of(runs: Sequence[ReducedRun], number: int, other: int) -> pa.Table | None:
+    """Return what is known of one run's neurons in another, a row a neuron, sorted.
+
+    Args:
+        runs: the runs that may have the table.
+        number: the run whose neurons the rows are.
+        other: the run that their matches are of.
+    """
+    names = [run.run.fingerprint for run in runs]
+    for run in runs:
+        if run.matches is not None:
+            is_pair = pc.and_(
+                pc.equal(run.matches["run"], names[number]),
+                pc.equal(run.matches["other"], names[other]),
+            )
+            found = run.matches.filter(is_pair)
+            if len(found):
+                return found
+    return None
+
+
 def labels(runs: Sequence[ReducedRun]) -> list[str]:
-    """Name runs so that no two share a name: the model, else its data too, else its folder."""
+    """Name runs so that no two share a name: the model, else its data too, else its folders."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [f"{run.name} ({run.data})" for run in runs]
     if len(set(names)) < len(names):
         folders = [run.location.rstrip("/").rsplit("/", 1)[-1] for run in runs]
         names = [f"{run.name} ({folder})" for run, folder in zip(runs, folders, strict=True)]
+    if len(set(names)) < len(names):
+        places = [run.location.rstrip("/").split("/")[-2:] for run in runs]
+        names = [f"{run.name} ({'/'.join(place)})" for run, place in zip(runs, places, strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} #{index + 1}" for index, name in enumerate(names)]
     return names

@@ -34,6 +34,8 @@ class Settings:
     positional_mi: float = 0.05
     few_occurrences: int = 10
     centred: bool = False
+    vocabulary_kurtosis: float = 7.0
+    vocabulary_variance: float = 4.0
 
 
 def tables(
@@ -47,6 +49,7 @@ def tables(
     embedding=None,
     fc2=None,
     project_out=None,
+    vocabulary: bool = False,
 ) -> dict[str, list[Row]]:
     """Count everything.
 
@@ -61,6 +64,7 @@ def tables(
         embedding: the output embedding [token, channel].
         fc2: for each layer the second FFN matrix [channel, neuron], as PyTorch stores it.
         project_out: [embedding channel, channel] where the model has one.
+        vocabulary: the moments of all neurons' projections too; slow.
 
     Without `embedding`, what needs it (suppression) is None.
     """
@@ -113,6 +117,10 @@ def tables(
                         row |= {"suppresses": mean < 0, "trigger_projection": mean}
                         triggers = [ids[0] for ids in result.detected]
                         found["suppression"].append(key | suppression_row(projection, triggers))
+            if vocabulary:
+                column = [r[neuron] for r in _lists(fc2[number])]
+                out = None if project_out is None else _lists(project_out)
+                row |= vocabulary_row(column, _lists(embedding), out, settings)
             rows.append(row)
         found["neurons"] += rows
         summary = {"layer": number} | layer_row(rows, settings)
@@ -126,6 +134,10 @@ def tables(
                 summary[f"cover_bins_{n}"] = cover_bins([row[f"cover_{n}"] for row in alive])
             else:
                 summary |= dict.fromkeys(_summary_names(n))
+        if vocabulary:
+            kinds = [row["vocabulary_type"] for row in rows]
+            for kind in ("prediction", "suppression", "partition"):
+                summary[f"{kind}_neurons"] = kinds.count(kind)
         detected_before.append(detected_here)
         found["layers"].append(summary)
     return found
@@ -335,6 +347,46 @@ def suppression_row(projection: list[float], triggers: list[int], num_top: int =
         "suppressed": suppressed,
         "suppressed_projection": [projection[token] for token in suppressed],
     }
+
+
+# Prediction, suppression and partition neurons.
+
+
+def vocabulary_row(
+    column: list[float],
+    embedding: list[list[float]],
+    project_out: list[list[float]] | None,
+    settings: Settings,
+) -> Row:
+    """The moments of a neuron's projection, and what kind of neuron they make it."""
+    values = project(column, embedding, project_out)
+    mean, variance = _mean_and_variance(values)
+    if project_out is not None:
+        column = [math.fsum(a * b for a, b in zip(row, column, strict=True)) for row in project_out]
+    channels = [_mean_and_variance(channel)[1] for channel in zip(*embedding, strict=True)]
+    random = math.fsum(x * x for x in column) * math.fsum(channels) / len(channels)
+    third, fourth = (
+        math.fsum((value - mean) ** power for value in values) / len(values) for power in (3, 4)
+    )
+    skewness, kurtosis = third / variance**1.5, fourth / variance**2 - 3
+    ratio, kind = variance / random, None
+    if kurtosis > settings.vocabulary_kurtosis and skewness:
+        kind = "prediction" if skewness > 0 else "suppression"
+    elif kurtosis <= settings.vocabulary_kurtosis and ratio > settings.vocabulary_variance:
+        kind = "partition"
+    return {
+        "vocabulary_mean": mean,
+        "vocabulary_variance": variance,
+        "vocabulary_skewness": skewness,
+        "vocabulary_kurtosis": kurtosis,
+        "vocabulary_variance_ratio": ratio,
+        "vocabulary_type": kind,
+    }
+
+
+def _mean_and_variance(values) -> tuple[float, float]:
+    mean = math.fsum(values) / len(values)
+    return mean, math.fsum((value - mean) ** 2 for value in values) / len(values)
 
 
 # Layers.

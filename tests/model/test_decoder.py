@@ -182,3 +182,21 @@ def test_weights_with_and_without_the_base_prefix(prefix, tmp_path):
     tokens = np.array([[3, 4, 5]])
     hidden = decoder.front(torch.from_numpy(tokens))
     assert torch.equal(hidden, model.model.embed_tokens.weight[tokens])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2", "llama", "gpt2"])
+def test_what_neurons_write_goes_through_the_norm_after_it(family, tmp_path):
+    kind, settings, _, down = families.FAMILIES[family]
+    model = families.build(kind, settings)
+    model.save_pretrained(tmp_path)
+    decoder = Decoder(Checkpoint(tmp_path))
+    for index, layer in enumerate(families.layers_of(model)):
+        projection = layer.get_submodule(down)
+        zeros = torch.zeros(families.NEURONS)
+        with torch.no_grad():  # what each neuron alone writes, without the bias
+            written = projection(torch.eye(families.NEURONS)) - projection(zeros)
+            if hasattr(layer, "post_feedforward_layernorm"):
+                written = layer.post_feedforward_layernorm(written)
+        found = decoder.updates(index).T
+        cosine = nn.functional.cosine_similarity(found.float(), written)
+        torch.testing.assert_close(cosine, torch.ones(families.NEURONS))

@@ -182,6 +182,7 @@ def test_random_models_equal_the_oracle(order, positions, tiny_model, tiny_check
         collect__batch_sequences=2,
     )
     settings = {"ngrams": [1, 2], "min_count": 2, "detect_rate": 0.4, "cover_share": 0.6}
+    settings |= {"vocabulary_kurtosis": 0.2, "vocabulary_variance": 1.1}
     settings["max_cover"] = {1: 8, 2: 20}
     with pytest.MonkeyPatch.context() as patch:
         run = run_jobs(patch, job, **settings)
@@ -198,7 +199,10 @@ def test_random_models_equal_the_oracle(order, positions, tiny_model, tiny_check
         embedding=decoder.embed_tokens.weight.detach().numpy(),
         fc2=[layer.fc2.weight.detach().numpy() for layer in decoder.layers],
         project_out=project,
+        vocabulary=True,
     )
+    kinds = {row["vocabulary_type"] for row in expected["neurons"]}
+    assert kinds == {"prediction", "suppression", "partition", None}
     assert any(row["detector_1"] for row in expected["neurons"])
     assert_equals_oracle(run, expected, skip=("positional",))
 

@@ -147,10 +147,12 @@ def test_the_table_filters_sorts_and_searches(page, run):
 
 @browser_missing
 def test_key_numbers_link_to_the_neurons_that_they_count(page, run):
-    for name, row in (("dead", "dead"), ("positional", "position_type")):
+    kinds = {kind: (lambda r, kind=kind: r["vocabulary_type"] == kind) for kind in WRITES}
+    kinds |= {"dead": lambda r: r["dead"], "positional": lambda r: r["position_type"]}
+    for name, counted in kinds.items():
         page.open()
         page.js("document.querySelector(`a[href$='class=${arguments[0]}']`).click()", name)
-        count = sum(bool(r[row]) for r in run.neurons.to_pylist())
+        count = sum(bool(counted(r)) for r in run.neurons.to_pylist())
         page.wait(
             "document.getElementById('count').textContent === arguments[0]", f"{count} neurons"
         )
@@ -200,6 +202,7 @@ def test_a_neuron_without_detail_says_so(page, report):
 # The job without its figures, which take most of its time.
 SERVE = """
 import runpy, sys
+from neuronstats.report.page.html import WRITES
 from neuronstats.report import job
 job.all_figures = lambda runs: []
 runpy.run_path(sys.argv.pop(1), run_name="__main__")

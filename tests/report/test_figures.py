@@ -17,6 +17,7 @@ from neuronstats.report.figures import layers as figures_layers
 from neuronstats.report.figures import neurons as figures_neurons
 from neuronstats.report.figures import published
 from neuronstats.report.figures import suppression as figures_suppression
+from neuronstats.report.figures import vocabulary as figures_vocabulary
 from neuronstats.report.figures.frame import (
     Drawing,
     NamedRun,
@@ -287,6 +288,19 @@ def test_every_figure_is_drawn_or_says_why(named):
             assert 1 <= len([end for end in sentences if end != ":"]) <= 2, drawing.caption
             assert any("tokens (tokens)" in note for note in drawing.notes)  # how many, of which
     assert {d.name: d.reason for d in found}["10"].startswith("it sets runs of one architecture")
+
+
+def test_neurons_by_what_they_write_are_the_tables(named, monkeypatch):
+    drawing = figures_vocabulary.vocabulary([named])
+    for panel, kind in zip(drawing.figure.axes, figures_vocabulary.TYPES, strict=True):
+        counts = Counter(r["layer"] for r in rows(named) if r["vocabulary_type"] == kind)
+        shares = [100 * counts[k] / planted.WIDTH for k in range(planted.NUM_LAYERS)]
+        assert panel.lines[0].get_ydata() == pytest.approx(shares)
+        assert f"{sum(counts.values())} {kind}" in drawing.caption
+    old = named.run.layers.drop_columns([f"{k}_neurons" for k in figures_vocabulary.TYPES])
+    monkeypatch.setattr(named.run, "layers", old)
+    with pytest.raises(NoDataError, match="reduce again"):
+        figures_vocabulary.vocabulary([named])
 
 
 def test_a_run_without_bitmaps_says_so(named, monkeypatch):

@@ -45,6 +45,8 @@ def test_flags_say_what_the_table_says(run):
         assert bool(flag & pieces.STRONG) == bool(row["position_strong"])
         kind = (flag >> pieces.TYPE_SHIFT) & 7
         assert (pieces.TYPES[kind - 1] if kind else None) == row["position_type"]
+        kind = flag >> pieces.WRITES_SHIFT
+        assert (pieces.vocabulary.TYPES[kind - 1] if kind else None) == row["vocabulary_type"]
 
 
 def test_trigger_tokens_are_those_of_the_top_ngrams(run):

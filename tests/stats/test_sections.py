@@ -9,11 +9,12 @@ from helpers import columns, models
 
 from neuronstats.errors import UserError
 from neuronstats.reduce.rows import block_tables
-from neuronstats.stats import dead, ngrams, positions, suppression
+from neuronstats.stats import dead, ngrams, positions, suppression, vocabulary
 from neuronstats.stats.ngram_ids import build_ngram_ids
+from neuronstats.stats.output_embedding import OutputEmbedding
 from neuronstats.stats.sections import SECTIONS, TABLES
 from neuronstats.stats.settings import ReduceSettings
-from neuronstats.stats.view import BlockView, Column, LayerTotals, Section
+from neuronstats.stats.view import BlockView, Column, LayerTotals, Section, Weights
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [1, 2, 3]
@@ -39,6 +40,9 @@ def make_view(seed=0, has_bits=True):
         read_bits=(lambda: np.packbits(active, axis=2, bitorder="little")) if has_bits else None,
         ngram_ids=build_ngram_ids(tokens, models.BOS, LENGTHS) if has_bits else {},
         text=lambda ids: " ".join(map(str, ids)),
+        read_weights=lambda: Weights(
+            OutputEmbedding(rng.normal(size=(40, 6))), rng.normal(size=(6, 5))
+        ),
     )
 
 
@@ -51,6 +55,7 @@ def test_what_sections_return_is_what_they_declare(has_bits):
         (ngrams.columns(LENGTHS), ngrams.layer_columns(LENGTHS)),
         (suppression.COLUMNS, suppression.LAYER_COLUMNS),
         (positions.COLUMNS, positions.LAYER_COLUMNS),
+        (vocabulary.COLUMNS, vocabulary.LAYER_COLUMNS),
     ]
     for section, (own, by_layer) in zip(found, declared, strict=True):
         assert tuple(section.columns) == own
@@ -67,7 +72,8 @@ def test_nothing_is_read_unless_asked_for():
     view = make_view()
     dead.section(view, ReduceSettings())
     positions.section(view, ReduceSettings())
-    assert {"bits", "tokens"} & set(vars(view)) == set()
+    vocabulary.section(view, ReduceSettings(vocabulary=False))
+    assert {"bits", "tokens", "weights"} & set(vars(view)) == set()
 
 
 def test_columns_say_what_they_mean():

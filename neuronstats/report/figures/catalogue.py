@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 
 from neuronstats.report.figures import curves as figures_curves
+from neuronstats.report.figures import dynamics as figures_dynamics
 from neuronstats.report.figures import examples as figures_examples
 from neuronstats.report.figures import layers as figures_layers
+from neuronstats.report.figures import matches as figures_matches
 from neuronstats.report.figures import neurons as figures_neurons
 from neuronstats.report.figures import suppression as figures_suppression
+from neuronstats.report.figures import vocabulary as figures_vocabulary
 from neuronstats.report.figures.frame import Drawing, NamedRun, draw
 
 CATALOGUE = (
@@ -15,9 +18,13 @@ CATALOGUE = (
     | figures_curves.CATALOGUE
     | figures_examples.CATALOGUE
     | figures_suppression.CATALOGUE
+    | figures_vocabulary.CATALOGUE
+    | figures_matches.CATALOGUE
+    | figures_dynamics.CATALOGUE
 )
 ORDER = ("1a", "1b", "2", "12", "13", "3", "14", "4", "15", "5", "7", "8", "9", "10", "dead_curve",
-         "suppression", "domains")  # fmt: skip
+         "suppression", "domains", "vocabulary", "matches",
+         "dynamics")  # fmt: skip
 
 
 def all_figures(runs: Sequence[NamedRun]) -> list[Drawing]:

@@ -5,7 +5,7 @@ data/rR/dNNNNN.js a few neurons' details: curves, n-grams, updates, contexts
 and what search.py writes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from neuronstats.report.output import Output
 from neuronstats.report.page.detail import details
 from neuronstats.report.page.search import encoded, script, write_search
 from neuronstats.report.settings import ReportSettings
+from neuronstats.stats import vocabulary
 from neuronstats.stats.curves import TYPES
 
 PIECE_NEURONS = 16  # details loaded together
@@ -26,6 +27,7 @@ GROUP_NEURONS = 256  # details computed together: a whole number of pieces
 GOLDEN = (5**0.5 - 1) / 2
 DEAD, SUPPRESS_KNOWN, SUPPRESSES, POSITIONAL, STRONG, COVERED = 1, 16, 32, 64, 1024, 2048
 TYPE_SHIFT = 7  # three bits: 0 untyped, then TYPES from 1
+WRITES_SHIFT = 12  # two bits: 0 none, then vocabulary.TYPES from 1
 
 Ints = NDArray[np.int64]
 Advance = Callable[[int, str], None]
@@ -42,9 +44,15 @@ def flags(neurons: pa.Table) -> NDArray[np.uint16]:
             return np.zeros(len(neurons), np.uint16)
         return pc.fill_null(neurons[name], False).to_numpy().astype(np.uint16)  # noqa: FBT003
 
-    kinds = pc.index_in(neurons["position_type"], pa.array(TYPES))
-    kind = pc.add(pc.fill_null(kinds, -1), 1).to_numpy().astype(np.uint16)
-    found = column("dead") * DEAD + (kind << TYPE_SHIFT) + column("position_strong") * STRONG
+    def kind(name: str, kinds: Sequence[str]) -> NDArray[np.uint16]:
+        if name not in neurons.column_names:
+            return np.zeros(len(neurons), np.uint16)
+        index = pc.fill_null(pc.index_in(neurons[name], pa.array(kinds)), -1)
+        return pc.add(index, 1).to_numpy().astype(np.uint16)
+
+    found = column("dead") * DEAD + column("position_strong") * STRONG
+    found += kind("position_type", TYPES) << TYPE_SHIFT
+    found += kind("vocabulary_type", vocabulary.TYPES) << WRITES_SHIFT
     for n in (1, 2, 3):
         found += column(f"detector_{n}") << n
     found += pc.is_valid(neurons["suppresses"]).to_numpy().astype(np.uint16) * SUPPRESS_KNOWN

@@ -12,12 +12,18 @@ import pyarrow.compute as pc
 
 from neuronstats.report.figures.frame import Drawing, NamedRun, share_words
 from neuronstats.report.output import Output
+from neuronstats.report.page import matches
 from neuronstats.report.page.data import Advance, Budget, planned_files, write_run
 from neuronstats.report.settings import ReportSettings
 from neuronstats.stats.dead import NEVER_SEEN_BOUND
 from neuronstats.units import short
 
 ASSETS = "assets"
+WRITES = {
+    "prediction": "prediction neurons: raise a few tokens",
+    "suppression": "suppression neurons: lower a few tokens",
+    "partition": "partition neurons: split the vocabulary",
+}
 VENDORED = ("tabulator.min.js", "tabulator.min.css", "tabulator.LICENSE",
             "uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE")  # fmt: skip
 ASSET_FILES = ("page.css", "page.js", *(f"vendor/{name}" for name in VENDORED))
@@ -56,6 +62,10 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
         rows["token detectors that suppress what they detect"] = KeyNumber(
             share_words(count, judged), "suppresses"
         )
+    for kind, words in WRITES.items():
+        if run.column(f"{kind}_neurons") is not None:
+            count = pc.sum(run.layers[f"{kind}_neurons"]).as_py()
+            rows[words] = KeyNumber(f"{count:,}", kind)
     positional = len(neurons) - neurons["position_type"].null_count
     rows["positional: tell the position"] = KeyNumber(f"{positional:,}", "positional")
     rows |= {
@@ -182,7 +192,8 @@ def page_files(runs: Sequence[NamedRun], settings: ReportSettings) -> set[str]:
     """Return every file that write_page may write."""
     names = {"index.html", "data/info.js", *(f"assets/{name}" for name in ASSET_FILES)}
     return names.union(
-        *(planned_files(named.run, number, settings) for number, named in enumerate(runs))
+        matches.planned_files([named.run for named in runs]),
+        *(planned_files(named.run, number, settings) for number, named in enumerate(runs)),
     )
 
 
@@ -215,6 +226,10 @@ def write_page(
         write_run(folder, named.run, number, settings, budget, advance)
         for number, named in enumerate(runs)
     ]
+    for pieces, layers in zip(
+        written, matches.write_matches(folder, [named.run for named in runs]), strict=True
+    ):
+        pieces["matches"] = layers
     words = left_out_words(runs, written, budget, settings, live=live)
     folder.write("data/info.js", info_script(runs, written, words, live=live))
     folder.write("index.html", index_html(runs, figures).encode())

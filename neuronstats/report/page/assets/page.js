@@ -5,6 +5,7 @@
 const NS = (() => {
   const info = window.NS_INFO;
   const KINDS = ["untyped", "oscillatory", "both extremes", "one extreme", "other"];
+  const WRITES = ["", "prediction", "suppression", "partition"];
   const DEAD = 1, KNOWN = 16, SUPPRESSES = 32, POSITIONAL = 64, STRONG = 1024, COVERED = 2048;
   const WORDS = { 1: "token", 2: "bigram", 3: "trigram" };
   const layers = info.runs.map(() => []);      // [run][layer] -> columns
@@ -13,6 +14,7 @@ const NS = (() => {
   const texts = info.runs.map(() => new Map()); // [run] key -> detected texts
   const triggers = info.runs.map(() => []);    // [run][layer] -> {start, token}: tokens of top triggers
   const words = info.runs.map(() => ({}));     // [run] token -> its text
+  const twins = info.runs.map(() => []);       // [run][layer] -> [other run, columns] of each
   const scripts = new Map();
   const NOTHING = [];
   const at = (id) => document.getElementById(id);
@@ -70,6 +72,11 @@ const NS = (() => {
     triggers[run][index] = { start, token: decode(columns.token) };
   }
 
+  function matched(run, index, found) {
+    twins[run][index] = Object.entries(found).map(([other, columns]) => (
+      [Number(other), Object.fromEntries(Object.entries(columns).map(([k, v]) => [k, decode(v)]))]));
+  }
+
   function texted(run, found) {
     words[run] = found;
   }
@@ -78,6 +85,9 @@ const NS = (() => {
 
   const pad = (number, width) => String(number).padStart(width, "0");
   const needLayer = (run, index) => load(`data/r${run}/n${pad(index, 3)}.js`);
+
+  const needTwins = async (run, index) => (info.runs[run].matches || []).includes(index)
+    && load(`data/r${run}/m${pad(index, 3)}.js`);
 
   async function needDetail(run, index, neuron) {
     const key = index + "/" + neuron;
@@ -109,11 +119,15 @@ const NS = (() => {
 
   const some = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
+  // What a neuron writes on the vocabulary, in a word; nothing where it is no such neuron.
+  const writes = (flags) => WRITES[(flags >> 12) & 3];
+
   function classes(flags) {
     const found = [];
     if (flags & DEAD) found.push("dead");
     for (const n of [1, 2, 3]) if (flags & (1 << n)) found.push(WORDS[n] + " detector");
     if (flags & SUPPRESSES) found.push("suppresses");
+    if (writes(flags)) found.push(writes(flags) + " neuron");
     if (flags & POSITIONAL) {
       const kind = KINDS[(flags >> 7) & 7];
       found.push("positional, " + kind + (kind === "untyped" ? "" : flags & STRONG ? ", strong" : ", weak"));
@@ -170,6 +184,18 @@ const NS = (() => {
     return lines;
   }
 
+  // Which neuron of another run it is, for each other run: a line with a link.
+  function matchLines(run, index, neuron) {
+    return (twins[run][index] || []).map(([other, columns]) => {
+      const match = columns.neuron[neuron], label = info.runs[other].label;
+      if (match < 0) return [`In ${label} nothing can be matched with it: its activations never change.`];
+      const link = make("a", { href: address(other, index, match), textContent: `neuron ${match}` });
+      return [`In ${label} it is most like `, link, ` of this layer: their activations correlate by`
+        + ` ${columns.correlation[neuron].toFixed(2)} (at most ${columns.control[neuron].toFixed(2)} with sequences`
+        + ` shuffled)${columns.mutual[neuron] ? ", and the other way round" : ""}.`];
+    });
+  }
+
   // ---- building elements; text is only ever set as text
 
   function make(tag, properties = {}, ...children) {
@@ -197,6 +223,9 @@ const NS = (() => {
     bigram: (f) => f & 4,
     trigram: (f) => f & 8,
     suppresses: (f) => f & SUPPRESSES,
+    prediction: (f) => writes(f) === "prediction",
+    suppression: (f) => writes(f) === "suppression",
+    partition: (f) => writes(f) === "partition",
     positional: (f) => f & POSITIONAL,
     oscillatory: (f) => ((f >> 7) & 7) === 1,
     "both extremes": (f) => ((f >> 7) & 7) === 2,
@@ -430,14 +459,15 @@ const NS = (() => {
     const panel = at("panel");
     at("name").textContent = `${info.runs[run].label}: layer ${index}, neuron ${neuron}`;
     document.title = at("name").textContent;
-    await needLayer(run, index);
+    await Promise.all([needLayer(run, index), needTwins(run, index)]);
     const entry = await needDetail(run, index, neuron);
     if (!current || current.run !== run || current.layer !== index || current.neuron !== neuron) return;
     const columns = layers[run][index];
     const tags = classes(columns.flags[neuron]);
     at("tags").replaceChildren(...(tags.length ? tags : ["not classified"]).map((tag) => (
       make("span", { className: "tag", textContent: tag }))));
-    at("why").replaceChildren(...reasons(run, index, neuron).map((line) => make("li", { textContent: line })));
+    const lines = [...reasons(run, index, neuron).map((line) => [line]), ...matchLines(run, index, neuron)];
+    at("why").replaceChildren(...lines.map((parts) => make("li", {}, ...parts)));
     panel.classList.toggle("bare", !entry);
     if (entry) {
       draw(entry);
@@ -571,7 +601,7 @@ const NS = (() => {
     route();
   }
 
-  return { layer, detail, search: searchable, triggers: triggering, words: texted, problem: (text) => fail(new Error(text)), start };
+  return { layer, detail, search: searchable, triggers: triggering, words: texted, matched, problem: (text) => fail(new Error(text)), start };
 })();
 
 NS.start();
