@@ -341,3 +341,12 @@ def test_labels_tell_runs_apart(named):
     run = named.run
     assert labels([run]) == [run.name]
     assert len(set(labels([run, run]))) == 2
+
+
+def test_a_dozen_runs_are_drawn_without_a_warning(run_folder):
+    run = LoadedRun(str(run_folder))
+    many = [NamedRun(f"a-rather-long-name-{index}", run) for index in range(12)]
+    for name in ("1a", "3", "suppression"):
+        function, title = figures.CATALOGUE[name]
+        drawing = draw(function, name, title, many)
+        assert any("12 runs, each of" in note for note in drawing.notes), name

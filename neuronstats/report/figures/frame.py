@@ -26,6 +26,7 @@ from neuronstats.units import short
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MANY = 6  # runs or legend entries that are named one under another
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -183,7 +184,7 @@ def intervals(
 
 def basis(runs: Sequence[NamedRun]) -> str:
     """Return which runs a figure is of, with their tokens, data and whether they are complete."""
-    words = []
+    words: dict[str, list[str]] = {}
     for named in runs:
         run = named.run
         part = (
@@ -191,8 +192,11 @@ def basis(runs: Sequence[NamedRun]) -> str:
             if run.metadata["complete"]
             else (f", partial: {run.metadata['shards']} of {len(run.layout.shards)} shards")
         )
-        words.append(f"{named.label}: {short(run.tokens)} tokens ({run.data}{part})")
-    return "; ".join(words) + "."
+        words.setdefault(f"{short(run.tokens)} tokens ({run.data}{part})", []).append(named.label)
+    if len(runs) > MANY and len(words) == 1:
+        return f"{len(runs)} runs, each of {next(iter(words))}."
+    each = (f"{label}: {made_of}" for made_of, labels in words.items() for label in labels)
+    return "; ".join(each) + "."
 
 
 def settings_words(runs: Sequence[NamedRun], names: Sequence[str]) -> str:
@@ -239,7 +243,10 @@ def legend(panel: Axes, runs: Sequence[NamedRun], *more: Line2D | None) -> None:
         for index, named in enumerate(runs)
         if any(label == named.label or label.startswith(f"{named.label}, ") for label in labels)
     ]
-    panel.legend(handles=[*handles, *(entry for entry in more if entry is not None)])
+    entries = [*handles, *(entry for entry in more if entry is not None)]
+    columns = 1 + len(entries) // MANY
+    small = {"fontsize": 5, "labelspacing": 0.2} if columns > 1 else {}
+    panel.legend(handles=entries, ncols=columns, **small)
 
 
 def line_kind(line: str, words: str) -> Line2D:
