@@ -65,7 +65,8 @@ def test_equals_its_own_forward(name, tmp_path):
     assert shape.layer_weights == sum(p.numel() for p in layer.parameters())
     weight = layer.get_submodule(down).weight
     expected = weight if weight.shape == (families.HIDDEN, shape.neurons) else weight.T
-    assert torch.equal(decoder.updates(0), expected)
+    if ffn.norm is None:  # else the update is what the norm makes of it: test_decoder
+        assert torch.equal(decoder.updates(0), expected)
     embedding, project = decoder.output_embedding()
     assert torch.equal(embedding, model.get_output_embeddings().weight)
     assert (project is not None) is (name == "opt_350m")

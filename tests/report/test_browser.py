@@ -13,6 +13,7 @@ from helpers.reported import MARKUP, piece
 from helpers.run_job import JOBS
 
 from benchmarks.page import browser_is_here, start_browser
+from neuronstats.report.page.html import WRITES
 
 browser_missing = pytest.mark.skipif(
     not browser_is_here(),
