@@ -17,7 +17,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(kw_only=True, slots=True)
 class TrainSettings:
-    """What to train: the defaults are the recipe of the embedded opt-mini."""
+    """What to train; the embedded models' own settings are in their training.json."""
 
     tokens: int = 8_000_000
     """Tokens to train on, over as many epochs as that takes; rounded up to whole steps."""
