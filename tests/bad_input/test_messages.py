@@ -1,11 +1,8 @@
 """Bad input to the jobs: the message, the exit code, and that nothing is made or lost."""
 
 import contextlib
-import hashlib
 import importlib.util
 import json
-import logging
-import os
 import pickle
 import shutil
 import subprocess
@@ -19,135 +16,17 @@ import pytest
 import torch
 import yaml
 from helpers import models
-from helpers.run_job import run_job
-from helpers.serial import SerialPool, save_tokens, serial
-
-DONE, FAILED, WRONG_SETTINGS, INTERRUPTED = 0, 1, 2, 130
-OWN_TRACES = {"run.lock", "logs", "ngrams"}  # what a job leaves in a run folder beside results
-GB = 1 << 30
-
-
-def contents(folder):
-    """Every file below a folder with a hash of its bytes, and every folder."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if OWN_TRACES & set(name.parts) or "tables.partial" in name.parts:
-            continue
-        found[str(name)] = hashlib.sha256(path.read_bytes()).digest() if path.is_file() else None
-    return found
-
-
-class Desk:
-    """A current folder with a checkpoint and tokens, to try things in."""
-
-    def __init__(self, folder, checkpoint):
-        self.folder, self.checkpoint = folder, checkpoint
-        self.run = folder / "run"
-        self.tokens = folder / "tokens.npy"
-
-    @property
-    def model(self):
-        return ["model=local", f"model.path={self.checkpoint}"]
-
-    @property
-    def settings(self):
-        """Good settings: two domains, three shards."""
-        return [
-            *self.model,
-            "data=tokens",
-            f"data.path={self.tokens}",
-            "collect.shard_sequences=3",
-            f"run={self.run}",
-        ]
-
-    def job(self, name, *overrides):
-        return run_job(name, *overrides, cwd=self.folder)
-
-    def fails(self, code, *words, settings, job="collect"):
-        """One error in plain words, this exit code, and nothing made, changed or lost."""
-        before = contents(self.folder)
-        found, out, err = self.job(job, *settings)
-        assert found == code, (found, out, err)
-        assert err.startswith("error: "), err
-        assert "Traceback" not in err
-        assert "defect" not in err
-        assert [line.startswith("error: ") for line in err.split("\n")].count(True) == 1
-        assert len(err) < 1000, err
-        for word in words:
-            assert str(word) in err, (word, err)
-        assert contents(self.folder) == before
-        return err
-
-
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch):
-    with serial(monkeypatch):
-        yield
-    close_logs()
-
-
-def close_logs():
-    """Take back what a worker in this process has done to the logging."""
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if type(h) is logging.FileHandler]:
-        root.removeHandler(handler)
-        handler.close()
-
-
-@pytest.fixture
-def desk(tmp_path, tiny_checkpoint):
-    desk = Desk(tmp_path, tiny_checkpoint("pre"))
-    save_tokens(desk.tokens, models.random_tokens(8, 16), ["a"] * 3 + ["b"] * 5)
-    return desk
-
-
-@pytest.fixture
-def own_checkpoint(desk):
-    """A copy of the checkpoint, to be damaged."""
-    desk.checkpoint = shutil.copytree(desk.checkpoint, desk.folder / "checkpoint")
-    return desk.checkpoint
-
-
-@pytest.fixture(scope="module")
-def collected(tmp_path_factory, tiny_checkpoint):
-    """A finished run, reduced, with what made it."""
-    desk = Desk(tmp_path_factory.mktemp("collected"), tiny_checkpoint("pre"))
-    save_tokens(desk.tokens, models.random_tokens(8, 16), ["a"] * 3 + ["b"] * 5)
-    with pytest.MonkeyPatch.context() as patch, serial(patch):
-        for job, settings in (("collect", desk.settings), ("reduce", [f"run={desk.run}"])):
-            code, out, err = desk.job(job, *settings)
-            assert (code, err) == (DONE, ""), out + err
-    return desk
-
-
-@pytest.fixture
-def done(desk, collected):
-    """A copy of the finished run, to be damaged."""
-    shutil.copytree(collected.run, desk.run)
-    return desk
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """disk(size=..., read_only=...): a small file system, or skip."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(*options):
-        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
-        if (
-            os.geteuid() != 0
-            or subprocess.run(command, capture_output=True, check=False).returncode
-        ):
-            pytest.skip("only root can mount a file system")
-        return folder
-
-    yield mount
-    close_logs()  # a worker in this process keeps its log open
-    if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
-
+from helpers.desk import (
+    DONE,
+    FAILED,
+    GB,
+    INTERRUPTED,
+    WRONG_SETTINGS,
+    contents,
+    cut,
+    edit_config,
+)
+from helpers.serial import SerialPool, save_tokens
 
 # Settings: exit code 2, before anything is looked at.
 
@@ -234,15 +113,6 @@ def test_ports(desk, port):
 
 
 # Models.
-
-
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def cut(path, keep=0.6):
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
 
 
 @pytest.mark.parametrize(
