@@ -29,10 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from neuronstats.errors import (
     DONE,
     FAILED,
-    GONE,
     INTERRUPTED,
-    WRONG_SETTINGS,
-    GoneError,
     SettingsError,
     UserError,
 )
@@ -55,7 +52,7 @@ def command() -> None:
         sys.exit(DONE)
     if name not in names:
         got = "no job was named" if name is None else f"{name}: there is no such job"
-        sys.exit(_complain(SettingsError(f"{got}; expected {usage}"), WRONG_SETTINGS))
+        sys.exit(_complain(SettingsError(f"{got}; expected {usage}")))
     del sys.argv[1]
     runpy.run_path(str(JOBS / f"{name}.py"), run_name="__main__")
 
@@ -101,12 +98,8 @@ def _finish(
             if code := function(settings):
                 return code
         return DONE
-    except SettingsError as error:
-        return _complain(error, WRONG_SETTINGS)
-    except GoneError as error:
-        return _complain(error, GONE)
     except UserError as error:
-        return _complain(error, FAILED)
+        return _complain(error)
     except KeyboardInterrupt:
         sys.stderr.write(
             "interrupted: what was committed stays. The same command goes on where it stopped.\n"
@@ -123,9 +116,9 @@ def _finish(
         return FAILED
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: UserError) -> int:
     sys.stderr.write(f"error: {error}\n")
-    return code
+    return error.code
 
 
 def _compose(name: str, schema: type[Any]) -> list[Any]:

@@ -24,15 +24,7 @@ from neuronstats.collect.settings import CollectJob
 from neuronstats.collect.show import show_plan
 from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, product_rate
 from neuronstats.console import Console
-from neuronstats.errors import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    WRONG_SETTINGS,
-    GoneError,
-    SettingsError,
-    UserError,
-)
+from neuronstats.errors import DONE, INTERRUPTED, GoneError, SettingsError, UserError
 from neuronstats.machine import free_disk_bytes, probe
 from neuronstats.model.source import absolute, is_here
 from neuronstats.store.create import put_right
@@ -76,13 +68,11 @@ def collect_all(jobs: Sequence[CollectJob], console: Console) -> int:
         for job in jobs:
             try:
                 codes.append(_collect(job, pool, console))
-            except (GoneError, KeyboardInterrupt):
-                raise
             except UserError as error:
-                if len(jobs) == 1:
+                if len(jobs) == 1 or isinstance(error, GoneError):
                     raise
                 console.say(f"error: {job.location}: {error}")
-                codes.append(WRONG_SETTINGS if isinstance(error, SettingsError) else FAILED)
+                codes.append(error.code)
             if codes[-1] == INTERRUPTED:
                 break
     if len(jobs) > 1 and not jobs[0].plan and not any(codes):

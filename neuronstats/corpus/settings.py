@@ -85,8 +85,10 @@ class DataSettings:
             raise SettingsError(f"data={self.name} needs data.path: {what}")
         if self.path and not own:
             raise SettingsError(f"data.path={self.path} is for data=local and data=tokens")
-        if self.kind == "tokens" and self.packing != "concat":
-            raise SettingsError("data.packing is for text; an array's sequences stay as they are")
+        for name, default in (("packing", "concat"), ("separator", "auto")):
+            if self.kind == "tokens" and getattr(self, name) != default:
+                words = "is for text; an array's sequences stay as they are"
+                raise SettingsError(f"data.{name} {words}")
         for name, least in (("sequence_length", 2), ("max_tokens", 1)):
             value = getattr(self, name)
             met = value is None or value >= least

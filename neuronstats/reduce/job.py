@@ -89,8 +89,8 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
             " runs=[DIR,DIR2] to compare."
         )
     reductions = [_Reduction(Run.open(place), settings, console, sections) for place in locations]
-    if settings.match_tokens:
-        num_layers_to_match([reduction.opened for reduction in reductions])
+    runs = [reduction.opened for reduction in reductions]
+    to_match = num_layers_to_match(runs) if settings.match_tokens else 0
     for reduction in reductions:  # all are looked at before the first is touched
         reduction.show_plan()
     if settings.plan:
@@ -99,9 +99,10 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
         if not reduction.run():
             return INTERRUPTED
     if len(reductions) > 1:
-        compare([reduction.opened.folder for reduction in reductions], console)
-    if settings.match_tokens and not match(
-        [reduction.opened for reduction in reductions],
+        compare([run.folder for run in runs], console)
+    if to_match and not match(
+        runs,
+        to_match,
         settings.match_tokens,
         lambda worker: connect(settings.ray, tell=console.say, worker_bytes=worker),
         console,

@@ -56,7 +56,7 @@ def num_layers_to_match(runs: Sequence[Run]) -> int:
                 f"match_tokens: {where} has no bitmaps, which neurons are matched by: collect with"
                 " collect.bitmaps=all, or leave match_tokens out."
             )
-        if len(run.records()) < len(run.layout.shards):
+        if len(run.record_keys()) < len(run.layout.shards):
             raise SettingsError(
                 f"match_tokens: {where} is not finished: run collect again to the end, or leave"
                 " match_tokens out."
@@ -66,6 +66,7 @@ def num_layers_to_match(runs: Sequence[Run]) -> int:
 
 def match(
     runs: Sequence[Run],
+    num_layers: int,
     num_tokens: int,
     connect: Callable[[int], AbstractContextManager[Pool]],
     console: Console,
@@ -73,7 +74,8 @@ def match(
     """Write the matches of the first run's neurons in the others, and back, into its folder.
 
     Args:
-        runs: over the same tokens, see `num_layers_to_match`.
+        runs: over the same tokens.
+        num_layers: see `num_layers_to_match`.
         num_tokens: compare at most so many, whole sequences spread evenly.
         connect: starts workers of so many bytes.
         console: for progress and what was found.
@@ -81,7 +83,7 @@ def match(
     Returns:
         Whether all was done.
     """
-    layers = range(num_layers_to_match(runs))
+    layers = range(num_layers)
     tasks = [MatchTask(other, layer) for other in range(1, len(runs)) for layer in layers]
     args = ([run.folder.location for run in runs], num_tokens)
     found: dict[MatchTask, pa.Table] = {}

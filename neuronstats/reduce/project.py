@@ -85,32 +85,20 @@ def memory_terms(shape: Shape) -> tuple[Term, ...]:
 
 
 class SuppressionWorker:
-    """Projects updates of one model; reads a layer's fc2 at a time.
-
-    Args:
-        model: where the checkpoint is.
-        fingerprint: of the weights that the run was made with.
-        centred: take each update's mean over the vocabulary off.
-
-    Raises:
-        UserError: the checkpoint is not to be had, or holds other weights.
-    """
+    """Judges one model's token detectors, a layer at a time; built as `ModelWeights` is."""
 
     def __init__(self, model: ModelSettings, fingerprint: str, centred: bool) -> None:  # noqa: FBT001
         self._weights = ModelWeights(model, fingerprint, centred=centred)
 
     def __call__(self, task: LayerTokens) -> LayerSuppression:
         """Judge one layer's detectors and controls."""
-        embedding, layer = self._weights.embedding, task.layer
+        embedding = self._weights.embedding
         neurons = sorted(task.detected)
         triggers = _triggers(task.detected)
-        updates = self._weights.updates(layer, neurons)
-        found = judge(embedding, updates, triggers, num_top=NUM_TOP)
-        controls = mean_projections(
-            embedding,
-            self._weights.updates(layer, sorted(task.controls)),
-            _triggers(task.controls),
-        )
+        updates = self._weights.updates(task.layer, [*neurons, *sorted(task.controls)])
+        own, others = np.split(updates, [len(neurons)], axis=1)
+        found = judge(embedding, own, triggers, num_top=NUM_TOP)
+        controls = mean_projections(embedding, others, _triggers(task.controls))
         order = np.argsort(triggers.neuron, kind="stable")
         lengths = np.bincount(triggers.neuron, minlength=len(neurons))
         columns: dict[Column, Any] = {

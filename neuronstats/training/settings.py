@@ -167,4 +167,6 @@ def check(settings: TrainJob) -> Path:
             raise SettingsError(f"data.{name} has no meaning here: use {instead}")
     if data.shares is not None or data.packing != "concat":
         raise SettingsError("data.shares and data.packing have no meaning here: leave them out")
+    if data.separator != "auto":
+        raise SettingsError("data.separator has no meaning here: leave it out")
     return Path(settings.out).expanduser()

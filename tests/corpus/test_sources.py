@@ -33,6 +33,7 @@ def write_jsonl(path: Path, rows: list[object]) -> Path:
         ({"kind": "tokens"}, r"data=sample needs data.path: an .npy file"),
         ({"path": "a.txt"}, r"data.path=a.txt is for data=local and data=tokens"),
         ({"kind": "tokens", "path": "a.npy", "packing": "document"}, "data.packing is for text"),
+        ({"kind": "tokens", "path": "a.npy", "separator": "x"}, "data.separator is for text"),
         ({"sequence_length": 1}, "data.sequence_length=1: expected 2 or more"),
         ({"max_tokens": 0}, "data.max_tokens=0: expected 1 or more"),
         ({"shares": {"a": 1.0}}, "data.shares are shares of data.max_tokens"),

@@ -89,6 +89,7 @@ def test_job_ends_with_130_on_sigterm_and_goes_on(train_job, text_file, tmp_path
         (["out=OUT", "data.max_tokens=5"], "data.max_tokens has no meaning here: use train.tokens"),
         (["out=OUT", "data.sequence_length=64"], "use train.sequence_length"),
         (["out=OUT", "data.packing=document"], "data.packing have no meaning"),
+        (["out=OUT", "data.separator=x"], "data.separator has no meaning"),
         (["out=OUT", "data=news"], "news"),
     ],
 )
