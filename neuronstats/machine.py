@@ -3,6 +3,7 @@
 Made for Linux; elsewhere what /proc, control groups and the like would say is asked of psutil.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ SPARE = 0.9  # of the memory that is free may be planned with
 
 CGROUP = Path("/sys/fs/cgroup")
 STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,12 @@ def peak_host_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes where there is no /proc
 
 
+def reset_peak() -> None:
+    """Let `peak_host_bytes` begin anew, where the system can."""
+    with contextlib.suppress(OSError):
+        CLEAR_REFS.write_text("5")
+
+
 @dataclass(frozen=True)
 class Term:
     """One named part of a sum."""
@@ -128,6 +136,11 @@ def allocator(host: Sequence[Term]) -> Term:
     return Term("allocator", SLACK_BYTES + int(SLACK_SHARE * sum(term.bytes for term in host[1:])))
 
 
+def total(terms: Sequence[Term]) -> int:
+    """Return the sum of terms, in bytes."""
+    return sum(term.bytes for term in terms)
+
+
 def written(terms: Sequence[Term]) -> str:
     """Write a sum of terms for people, the largest first."""
     parts = [
@@ -135,4 +148,4 @@ def written(terms: Sequence[Term]) -> str:
         for term in sorted(terms, key=lambda term: -term.bytes)
         if term.bytes
     ]
-    return f"{size(sum(term.bytes for term in terms))} = {' + '.join(parts)}"
+    return f"{size(total(terms))} = {' + '.join(parts)}"

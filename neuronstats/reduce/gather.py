@@ -38,7 +38,6 @@ class _Layer:
     width: int = 0
     sections: list[Section] = field(default_factory=list)
     """Sums and sets of each section."""
-    activations: Counts | int = 0
     detected: dict[int, list[int]] = field(default_factory=dict)
     """Detected tokens of each token detector."""
     top_tokens: dict[int, list[int]] = field(default_factory=dict)
@@ -57,7 +56,6 @@ class Gather:
     def __init__(self, files: TableFiles, layout: Layout, tokens_seen: Counts) -> None:
         self._files, self._num_neurons, self._tokens_seen = files, layout.num_neurons, tokens_seen
         self._layer = _Layer()
-        self._activations: list[Counts] = []
         self._previous: list[Sets] = []
         self._below: list[Sets] = []
         self._rows: list[dict[Column, Any]] = []
@@ -73,7 +71,6 @@ class Gather:
         for name, table in result.tables.items():
             self._files.append(BY_BLOCK if name == "neurons" else name, table)
         self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
-        layer.activations = layer.activations + result.activations
         layer.sections = (
             [_added(*pair) for pair in zip(layer.sections, result.sections, strict=True)]
             if layer.sections
@@ -103,7 +100,6 @@ class Gather:
         self._previous = [section.layer_sets for section in layer.sections]
         self._below = [_united(*pair) for pair in zip(below, self._previous, strict=True)]
         self._rows.append(row)
-        self._activations.append(np.asarray(layer.activations))
         self._layer = _Layer()
 
     def add_suppression(self, found: LayerSuppression) -> None:
@@ -112,11 +108,6 @@ class Gather:
             self._files.append(name, table)
         self._rows[found.layer] |= found.columns
         self._suppression[found.layer] = replace(found, tables={})
-
-    @property
-    def activations(self) -> Counts:
-        """Activations of each shard and layer, int64 [shard, layer]."""
-        return np.stack(self._activations, axis=1)
 
     def finish(self) -> None:
         """Write the tables that need all blocks: neurons and layers."""

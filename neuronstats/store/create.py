@@ -22,7 +22,7 @@ from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import UserError
 from neuronstats.hashing import checksum
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.layout import OBJECT_BYTES, RUN_FILE, ZARR, Layout
+from neuronstats.store.layout import RUN_FILE, ZARR, Layout
 from neuronstats.store.run import FORMAT, Run, info_checksum
 
 
@@ -112,14 +112,13 @@ def _create_layers(root: Any, layout: Layout) -> None:
             shards=(whole, 1, *tail) if whole > chunk else None,
         )
     for layer in range(layout.num_layers):
-        block = max(1, min(layout.num_neurons, OBJECT_BYTES // 4 // layout.num_positions))
         _array(
             root,
             f"position_counts/{layer:03d}",
             (len(layout.shards), layout.num_positions, layout.num_neurons),
             layout.count_dtype,
             ("shard", "position", "neuron"),
-            chunks=(1, layout.num_positions, block),
+            chunks=(1, layout.num_positions, layout.neurons_per_count_object),
         )
 
 

@@ -75,6 +75,11 @@ class Layout:
         return np.dtype(np.min_scalar_type(self.shard_sequences))
 
     @property
+    def neurons_per_count_object(self) -> int:
+        """Neurons whose position counts are stored together."""
+        return max(1, min(self.num_neurons, OBJECT_BYTES // 4 // self.num_positions))
+
+    @property
     def neurons_per_chunk(self) -> int:
         """Neurons read together at least."""
         return max(1, min(self.num_neurons, CHUNK_BYTES // self.row_bytes))

@@ -231,6 +231,10 @@ class ReducedRun:
         """Return activations by domain and position, int64 [domain, position, neuron]."""
         return np.asarray(self._positions["counts_by_domain"][:, layer, :, neurons])
 
+    def shard_counts(self, layer: int, neurons: slice) -> NDArray[np.uint32]:
+        """Return the activations of each shard, uint32 [shard, neuron], shards as in `shards`."""
+        return np.asarray(self._positions["counts_by_shard"][:, layer, neurons])
+
     @cached_property
     def domain_sequences(self) -> dict[str, int]:
         """Sequences of each domain behind the tables."""

@@ -17,10 +17,11 @@ import yaml
 import zarr
 from numpy.typing import NDArray
 
-from neuronstats import bits
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.hashing import checksum
+from neuronstats.store.bitmaps import BitmapReader
+from neuronstats.store.faults import LAID_DOWN, REPAIR, damage
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.info import RunInfo
 from neuronstats.store.layout import RUN_FILE, ZARR, Layout, Record, Shard
@@ -41,6 +42,7 @@ class Run:
     def __init__(self, folder: RunFolder, info: Mapping[str, Any]) -> None:
         self.folder = folder
         self.info = info
+        self._seen: set[tuple[str, int]] = set()
         try:
             raw = dict(info["layout"])
             raw["domains"] = tuple(raw["domains"])
@@ -88,7 +90,7 @@ class Run:
     def zarr(self, *, writable: bool = False, on_write: Any = None) -> Any:
         """Return the Zarr group activations.zarr."""
         store = self.folder.zarr_store(ZARR, read_only=not writable, on_write=on_write)
-        with _damage(f"{self.folder.location}/{ZARR}/zarr.json", LAID_DOWN):
+        with damage(f"{self.folder.location}/{ZARR}/zarr.json", LAID_DOWN):
             return zarr.open_group(store, mode="r+" if writable else "r", use_consolidated=False)
 
     def corpus(self) -> Corpus:
@@ -98,7 +100,7 @@ class Run:
             UserError: the stored tokens are not those of the run.
         """
         root = self.zarr()
-        with _damage(f"{self.folder.location}/{ZARR}/tokens", LAID_DOWN):
+        with damage(f"{self.folder.location}/{ZARR}/tokens", LAID_DOWN):
             corpus = Corpus(
                 tokens=root["tokens"][:],
                 domain=root["domain"][:],
@@ -215,8 +217,22 @@ class Run:
             UserError: its metadata cannot be read.
         """
         name = f"{kind}/{layer:03d}"
-        with _damage(f"the metadata of {self.folder.location}/{ZARR}/{name}", LAID_DOWN):
+        with damage(f"the metadata of {self.folder.location}/{ZARR}/{name}", LAID_DOWN):
             return root[name]
+
+    def require(self, kind: str, layer: int) -> None:
+        """Read a layer's array's metadata, which says what the layout says, once.
+
+        Raises:
+            UserError: it does not.
+        """
+        if (kind, layer) not in self._seen:
+            array, layout = self.array(self.zarr(), kind, layer), self.layout
+            with damage(f"the metadata of {self.folder.location}/{ZARR}/{array.path}", LAID_DOWN):
+                chunk = (layout.neurons_per_chunk, 1), (1, layout.num_positions)
+                if array.chunks[:2] != chunk[kind != "bitmaps"]:
+                    raise ValueError(f"chunks of {array.chunks}")
+            self._seen.add((kind, layer))
 
     def read_bits(self, layer: int, neurons: slice, shards: Sequence[Shard]) -> UInt8:
         """Read bitmaps.
@@ -224,17 +240,8 @@ class Run:
         Returns:
             uint8 [neuron, sequence, byte], the shards' sequences one after another.
         """
-        array = self.array(self.zarr(), "bitmaps", layer)
-        width = bits.packed_bytes(self.layout.num_positions)
-        first, last = neurons.indices(self.layout.num_neurons)[:2]
-        out = np.empty((last - first, sum(s.num_sequences for s in shards), width), np.uint8)
-        start = 0
-        for shard in shards:
-            end = start + shard.num_sequences
-            with _damage(f"layer {layer} of {shard}", REPAIR):
-                out[:, start:end] = array[neurons, shard.index, : shard.num_sequences]
-            start = end
-        return out
+        self.require("bitmaps", layer)
+        return BitmapReader(self.folder, self.layout).read(layer, neurons, shards)
 
     def read_position_counts(
         self, layer: int, neurons: slice, shards: Sequence[Shard]
@@ -242,28 +249,9 @@ class Run:
         """Yield each shard's int64 [position, neuron] counts of one layer."""
         array = self.array(self.zarr(), "position_counts", layer)
         for shard in shards:
-            with _damage(f"position counts of layer {layer} of {shard}", REPAIR):
+            with damage(f"position counts of layer {layer} of {shard}", REPAIR):
                 counts = array[shard.index, :, neurons]
             yield shard, counts.astype(np.int64)
-
-
-REPAIR = "collect again with repair=true computes it again"
-LAID_DOWN = "collect again with repair=true puts it right"
-
-
-class _damage:
-    """Say which stored thing cannot be read, and the way out."""
-
-    def __init__(self, what: str, cure: str) -> None:
-        self._what, self._cure = what, cure
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise UserError(f"{self._what} cannot be read ({reason}): {self._cure}.") from error
 
 
 def read_info(folder: RunFolder) -> dict[str, Any] | None:
