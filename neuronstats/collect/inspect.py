@@ -23,6 +23,7 @@ from neuronstats.model.settings import Dtype
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.model.source import is_here, locate
 from neuronstats.store import run as store
+from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import LOCK, LOGS, NGRAMS, PARTIAL, TABLES, ZARR
 
@@ -163,8 +164,9 @@ def is_small(settings: CollectJob) -> bool:
 
 
 def _existing_run(location: str) -> Mapping[str, Any] | None:
-    if "://" not in location and not Path(location).exists():
-        return None
+    with storage_errors("open", location):
+        if "://" not in location and not Path(location).exists():
+            return None
     folder = RunFolder(location)
     info = store.read_info(folder)
     if info is None and (foreign := folder.names() - OWN_NAMES):
@@ -184,7 +186,7 @@ def _model_folder(
     except SettingsError:
         raise
     except UserError as error:
-        if not settings.plan or settings.model.sizes is None:
+        if not settings.plan or not settings.model.sizes:
             raise
         say(f"planned by model.sizes: {error}")
     (spare / "config.json").write_text(json.dumps(settings.model.sizes))

@@ -92,7 +92,7 @@ def identity(inputs: Inputs, plan: Plan) -> dict[str, Any]:
         "data.packing": data.packing,
         "data.bos": None if data.bos == "auto" else data.bos,
         "data.separator": None if data.separator == "auto" else data.separator,
-        "data.shares": data.shares,
+        "data.shares": data.shares or None,
         "collect.layers": work.num_layers,
         "collect.bitmaps": work.num_bitmaps,
         "collect.shard_sequences": work.shard_sequences,

@@ -107,7 +107,7 @@ def _read_array(settings: DataSettings, vocab_size: int, max_positions: int) -> 
         vocab_size=vocab_size,
         max_positions=max_positions,
         max_tokens=settings.max_tokens,
-        shares=settings.shares,
+        shares=settings.shares or None,
     )
     length = corpus.tokens.shape[1]
     if settings.sequence_length not in (None, length):
