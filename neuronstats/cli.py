@@ -134,11 +134,33 @@ def _compose(name: str, schema: type[Any]) -> list[Any]:
     ConfigStore.instance().store(name=f"base_{name}", node=schema)
     found: list[Any] = []
     try:
-        with _errors_let_through(), _no_file_of_the_sweep():
+        with _errors_let_through(), _new_keys_allowed(schema), _no_file_of_the_sweep():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(found.append)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # flags at odds: the last
         raise SettingsError(_refusal(error, schema)) from error
     return found
+
+
+@contextlib.contextmanager
+def _new_keys_allowed(schema: type[Any]) -> Iterator[None]:
+    """Have Hydra set keys of a dictionary, such as data.shares={a: 1}, that are not there yet."""
+    before = sys.argv
+    sys.argv = [
+        f"++{word}" if "=" in word and _in_dictionary(word.partition("=")[0], schema) else word
+        for word in before
+    ]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _in_dictionary(key: str, schema: type[Any]) -> bool:
+    """Tell whether a setting is a dictionary, or a key of one."""
+    at: Any = schema()
+    for part in key.split("."):
+        at = at if isinstance(at, dict) else getattr(at, part, None)
+    return isinstance(at, dict)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from neuronstats.cluster.settings import RaySettings
+from neuronstats.errors import expect
 
 
 @dataclass(kw_only=True, slots=True)
@@ -14,3 +15,11 @@ class CheckJob:
     repair: bool = False
     """Put right what can be computed again: from the run's inputs, and by reducing again."""
     ray: RaySettings = field(default_factory=RaySettings)
+
+    def __post_init__(self) -> None:
+        """Refuse a run without a name.
+
+        Raises:
+            SettingsError: it is empty.
+        """
+        expect("run", "''", "a run folder or an object-store URL", met=self.run != "")

@@ -184,12 +184,25 @@ def _init(ray: Any, settings: RaySettings, address: str | None) -> None:
         # container's) then reaches this process alone, which lets the shards in flight finish.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            ray.init(**options)
+            with _loopback_alone(ray) if address is None else contextlib.nullcontext():
+                ray.init(**options)
         except Exception as error:
             where = "on this machine" if address is None else f"at ray.address={settings.address}"
             raise UserError(f"Ray could not be started {where}: {summary(error)}.") from error
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+@contextlib.contextmanager
+def _loopback_alone(ray: Any) -> Iterator[None]:
+    """Have Ray listen on 127.0.0.1 and nowhere else, as it does by itself on macOS."""
+    constants = ray._private.ray_constants  # not public; without it Ray listens on all addresses
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager

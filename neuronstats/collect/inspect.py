@@ -14,7 +14,7 @@ from neuronstats.collect.plan import CorpusSize
 from neuronstats.collect.settings import CollectJob
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.corpus.files import find_files
-from neuronstats.corpus.packing import read_corpus
+from neuronstats.corpus.packing import Keeper, read_corpus
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.config import BOS_ALWAYS, bos_id, separator_id
@@ -23,10 +23,11 @@ from neuronstats.model.settings import Dtype
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.model.source import is_here, locate
 from neuronstats.store import run as store
+from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.layout import LOCK, LOGS, NGRAMS, PARTIAL, TABLES, ZARR
+from neuronstats.store.layout import LOCK, LOGS, NGRAMS, PARTIAL, TABLES, TOKENS, ZARR
 
-OWN_NAMES = {LOCK, LOGS, ZARR, NGRAMS, TABLES, PARTIAL, "report"}
+OWN_NAMES = {LOCK, LOGS, ZARR, NGRAMS, TABLES, PARTIAL, TOKENS, "report"}
 ESTIMATE_FROM_BYTES = 64 << 20  # a plan of more text than this guesses its tokens
 LONG = 8192  # positions; of a model with more, the length of sequences must be given
 NO_LIMIT = 1 << 20  # positions of a model that sets none
@@ -107,8 +108,12 @@ def fetch_weights(inputs: Inputs, say: Callable[[str], None]) -> Inputs:
     return dataclasses.replace(inputs, decoder=decoder)
 
 
-def read_text(inputs: Inputs) -> Corpus:
+def read_text(inputs: Inputs, keeper: Keeper | None = None) -> Corpus:
     """Read the corpus that the settings ask for.
+
+    Args:
+        inputs: with the model's tokenizer.
+        keeper: keeps the domains that are done.
 
     Raises:
         SettingsError: the length of sequences has to be given.
@@ -130,6 +135,7 @@ def read_text(inputs: Inputs) -> Corpus:
         vocab_size=config.vocab_size,
         max_positions=longest,
         bos_always=config.model_type in BOS_ALWAYS,
+        keeper=keeper,
     )
 
 
@@ -163,8 +169,9 @@ def is_small(settings: CollectJob) -> bool:
 
 
 def _existing_run(location: str) -> Mapping[str, Any] | None:
-    if "://" not in location and not Path(location).exists():
-        return None
+    with storage_errors("open", location):
+        if "://" not in location and not Path(location).exists():
+            return None
     folder = RunFolder(location)
     info = store.read_info(folder)
     if info is None and (foreign := folder.names() - OWN_NAMES):
@@ -184,7 +191,7 @@ def _model_folder(
     except SettingsError:
         raise
     except UserError as error:
-        if not settings.plan or settings.model.sizes is None:
+        if not settings.plan or not settings.model.sizes:
             raise
         say(f"planned by model.sizes: {error}")
     (spare / "config.json").write_text(json.dumps(settings.model.sizes))

@@ -18,12 +18,14 @@ from neuronstats.collect.inspect import (
     is_small,
     read_text,
 )
+from neuronstats.collect.kept import KeptTokens
 from neuronstats.collect.plan import Plan
-from neuronstats.collect.prepare import make_choices, open_run
+from neuronstats.collect.prepare import make_choices, open_run, text_key
 from neuronstats.collect.settings import CollectJob
 from neuronstats.collect.show import show_plan
 from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, product_rate
 from neuronstats.console import Console
+from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import DONE, INTERRUPTED, GoneError, SettingsError, UserError
 from neuronstats.machine import free_disk_bytes, probe
 from neuronstats.model.source import absolute, is_here
@@ -85,7 +87,7 @@ def _collect(settings: CollectJob, connected: Callable[[], Pool], console: Conso
     settings = dataclasses.replace(settings, model=absolute(settings.model))
     inputs = inspect(settings, console.say)
     exact = inputs.info is not None or not settings.plan or is_small(settings)
-    corpus = read_text(inputs) if inputs.info is None and exact else None
+    corpus = _read_or_go_on(inputs) if inputs.info is None and exact else None
     local = settings.ray.address is None
     pool = None if local else connected()
     nodes = [this_node(settings.ray, probe())] if pool is None else pool.nodes
@@ -104,11 +106,22 @@ def _collect(settings: CollectJob, connected: Callable[[], Pool], console: Conso
     folder = RunFolder(settings.location, create=True)
     with folder.lock():
         run = open_run(inputs, folder, plan, corpus)
+        KeptTokens.clear(folder)  # they are in the run now
         check_layout(run, inputs, console)
         todo = remaining(run, settings, console)
         if todo and pool is None:
             pool = connected()
         return _run_shards(run, todo, pool, settings, plan, console)
+
+
+def _read_or_go_on(inputs: Inputs) -> Corpus:
+    """Read the text; of much of it keep the domains that are done, and go on where it stopped."""
+    settings = inputs.settings
+    if settings.plan or is_small(settings):
+        return read_text(inputs)
+    folder = RunFolder(settings.location, create=True)
+    with folder.lock():
+        return read_text(inputs, KeptTokens(folder, text_key(inputs)))
 
 
 def check_layout(run: Run, inputs: Inputs, console: Console) -> None:

@@ -18,6 +18,7 @@ from neuronstats.corpus.corpus import Corpus
 from neuronstats.corpus.documents import content_fingerprint
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError
+from neuronstats.model.config import bos_id, separator_id
 from neuronstats.store import run as store
 from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
@@ -92,12 +93,20 @@ def identity(inputs: Inputs, plan: Plan) -> dict[str, Any]:
         "data.packing": data.packing,
         "data.bos": None if data.bos == "auto" else data.bos,
         "data.separator": None if data.separator == "auto" else data.separator,
-        "data.shares": data.shares,
+        "data.shares": data.shares or None,
         "collect.layers": work.num_layers,
         "collect.bitmaps": work.num_bitmaps,
         "collect.shard_sequences": work.shard_sequences,
         "collect.batch_sequences": work.batch_sequences,
     }
+
+
+def text_key(inputs: Inputs) -> str:
+    """Return all that decides the tokens, as text."""
+    data, config = inputs.settings.data, inputs.checkpoint.config
+    decisive = (dataclasses.asdict(data), _content(data), _tokenizer_hash(inputs.checkpoint.folder))
+    model = (bos_id(config), separator_id(config), config.vocab_size, inputs.shape.positions)
+    return json.dumps([decisive, model], sort_keys=True)
 
 
 def open_run(inputs: Inputs, folder: RunFolder, plan: Plan, corpus: Corpus | None) -> Run:

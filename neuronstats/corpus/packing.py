@@ -9,7 +9,7 @@ piece is dropped. No sequence mixes domains.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -41,6 +41,16 @@ BATCH_CHARACTERS = 1 << 20
 PLENTY_CHARACTERS = 16  # for each token that is wanted; text has some 4
 
 
+class Keeper(Protocol):
+    """Keeps the tokens of domains that are done while others are still made."""
+
+    def load(self, domain: str) -> bytes | None:
+        """Return what was kept of a domain; None where nothing was, or not whole."""
+
+    def keep(self, domain: str, tokens: bytes) -> None:
+        """Keep all of a domain's tokens that are wanted."""
+
+
 def read_corpus(
     settings: DataSettings,
     *,
@@ -51,6 +61,7 @@ def read_corpus(
     vocab_size: int,
     max_positions: int,
     bos_always: bool = True,
+    keeper: Keeper | None = None,
 ) -> Corpus:
     """Make the corpus that the settings ask for.
 
@@ -63,6 +74,7 @@ def read_corpus(
         vocab_size: the model's vocabulary.
         max_positions: the model's positions.
         bos_always: with data.bos=auto sequences start with it, whatever the tokenizer does.
+        keeper: keeps what is done; see `tokenize`.
 
     Returns:
         The corpus.
@@ -97,6 +109,7 @@ def read_corpus(
         packing=settings.packing,
         shares=shares,
         full=full,
+        keeper=keeper,
     )
 
 
@@ -107,7 +120,7 @@ def _read_array(settings: DataSettings, vocab_size: int, max_positions: int) -> 
         vocab_size=vocab_size,
         max_positions=max_positions,
         max_tokens=settings.max_tokens,
-        shares=settings.shares,
+        shares=settings.shares or None,
     )
     length = corpus.tokens.shape[1]
     if settings.sequence_length not in (None, length):
@@ -143,6 +156,7 @@ def tokenize(
     shares: Mapping[str, float] | None = None,
     full: set[str] | None = None,
     batch_characters: int = BATCH_CHARACTERS,
+    keeper: Keeper | None = None,
 ) -> Corpus:
     """Turn documents into sequences.
 
@@ -162,6 +176,8 @@ def tokenize(
             left out. None: in proportion to what there is.
         full: grows by the domains that need no more documents, for the reader to look at.
         batch_characters: text that is tokenised at once; has no influence on the result.
+        keeper: keeps each domain as soon as there is enough of it, where shares are known; what
+            it has already is not tokenised again.
 
     Returns:
         The corpus; its rows are its own sequences.
@@ -179,9 +195,12 @@ def tokenize(
         limit=limit,
         quotas=None if shares is None or limit is None else allot(limit, shares),
         full=set() if full is None else full,
+        keeper=keeper,
     )
+    streams.take_up()
     for piece, ids in encode(streams.needed(texts), tokenizer, vocab_size, batch_characters):
         streams.add(piece, ids)
+    streams.keep_rest()
     return streams.corpus(bos_id, shares)
 
 
@@ -231,10 +250,33 @@ class _Streams:
     limit: int | None  # sequences in all
     quotas: dict[str, int] | None  # sequences of each domain, where they are known beforehand
     full: set[str]  # domains that need no more documents
+    keeper: Keeper | None = None
     streams: dict[str, _Stream] = field(default_factory=dict)
+
+    def take_up(self) -> None:
+        """Take up the domains that were done before."""
+        for domain in self.quotas or ():
+            tokens = None if self.keeper is None else self.keeper.load(domain)
+            if tokens is not None:
+                self._open(domain)
+                stream = self.streams[domain]
+                stream.held += tokens
+                stream.num_read = stream.num_streamed = len(tokens) // self.dtype.itemsize
+                self.full.add(domain)
+
+    def keep_rest(self) -> None:
+        """Keep the domains of which there was less than is wanted: all is read now."""
+        for domain in set(self.streams) - self.full if self.quotas is not None else ():
+            self._keep(domain)
+
+    def _keep(self, domain: str) -> None:
+        if self.keeper is not None and self.streams[domain].held:
+            self.keeper.keep(domain, bytes(self.streams[domain].held))
 
     def needed(self, texts: Iterable[tuple[str, str]]) -> Iterator[Piece]:
         """Pass on the text that is needed, and end when no more is."""
+        if self.quotas is not None and self.full.issuperset(self.quotas):
+            return
         for number, (domain, text) in enumerate(texts, start=1):
             if domain not in self.streams:
                 self._open(domain)
@@ -254,8 +296,10 @@ class _Streams:
     def _note_full(self, domain: str) -> None:
         stream = self.streams[domain]
         # Without quotas, what cannot be held is still counted.
-        if self.quotas is not None and len(stream.held) == stream.cap_bytes:
-            self.full.add(domain)
+        if self.quotas is None or len(stream.held) != stream.cap_bytes or domain in self.full:
+            return
+        self.full.add(domain)
+        self._keep(domain)
 
     def add(self, piece: Piece, ids: Ids) -> None:
         """Add a piece's token ids to its domain's stream."""

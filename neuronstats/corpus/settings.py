@@ -61,9 +61,9 @@ class DataSettings:
     separator: str = "auto"
     """Between joined documents: a token, as text or as id; auto: the model's end-of-sequence token.
     Of a chat model that is the end of a turn: give what ended documents in pre-training."""
-    shares: dict[str, float] | None = None
+    shares: dict[str, float] | None = field(default_factory=dict)
     """A domain's share of max_tokens, relative to the others; domains without one are left out.
-    Null: in proportion to what there is (whole sequences, or characters where these are more than
+    Empty: in proportion to what there is (whole sequences, or characters where these are more than
     16 times max_tokens)."""
     sources: list[Source] = field(default_factory=list)
     """hub: the domains, in their order."""
@@ -95,6 +95,8 @@ class DataSettings:
             expect(f"data.{name}", value, f"{least} or more, or null", met=met)
         if self.kind == "hub":
             _check_sources(self)
+        elif self.sources:
+            raise SettingsError(f"data.sources is for data=paper, not for data={self.name}")
         _check_shares(self)
 
 
@@ -103,7 +105,7 @@ def _check_sources(settings: DataSettings) -> None:
         raise SettingsError(f"data={settings.name} reads the hub, but data.sources is empty")
     if settings.max_tokens is None:
         raise SettingsError(f"data={settings.name} reads the hub: set data.max_tokens")
-    if settings.shares is not None:
+    if settings.shares:
         raise SettingsError("data.shares is for local data; a hub source has its own share")
     for source in settings.sources:
         if not source.domain or not source.path:
@@ -118,7 +120,7 @@ def _check_sources(settings: DataSettings) -> None:
 
 
 def _check_shares(settings: DataSettings) -> None:
-    if settings.shares is not None and settings.max_tokens is None:
+    if settings.shares and settings.max_tokens is None:
         raise SettingsError("data.shares are shares of data.max_tokens: set that as well")
     shares = domain_shares(settings)
     if shares is None:
@@ -140,7 +142,7 @@ def domain_shares(settings: DataSettings) -> dict[str, float] | None:
     """
     if settings.kind == "hub":
         return {source.domain: source.share for source in settings.sources}
-    if settings.shares is not None:
+    if settings.shares:
         return dict(settings.shares)
     if settings.kind == "local" and settings.domain is None:
         return {NO_COLUMN: 1.0}

@@ -1,6 +1,6 @@
 """Which model: settings of the group `model`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -26,5 +26,5 @@ class ModelSettings:
     """The hub's branch, tag or commit; null: its main."""
     dtype: Dtype = Dtype.auto
     """auto: the checkpoint's on a GPU, float32 on a CPU."""
-    sizes: dict[str, Any] | None = None
+    sizes: dict[str, Any] | None = field(default_factory=dict)
     """What config.json says: for plan=true where the hub cannot be reached."""

@@ -34,7 +34,7 @@ def open_runs(locations: Sequence[str]) -> list[NamedRun]:
         raise SettingsError("runs is not set: give one run folder or several, runs=[DIR,DIR2].")
     runs = [LoadedRun(location) for location in locations]
     for run in runs:
-        _ = run.domain_sequences  # so that damaged positions are said before anything is written
+        run.verify_tables()  # so that damage is said before anything is written
     places = [run.location for run in runs]
     twice = {place for place in places if places.count(place) > 1}
     if twice:

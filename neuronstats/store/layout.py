@@ -20,6 +20,8 @@ LOCK = "run.lock"
 
 LOGS = "logs"
 
+TOKENS = "tokens"  # of domains that are done, until the run is laid down
+
 NGRAMS = "ngrams"
 
 ZARR = "activations.zarr"

@@ -200,6 +200,17 @@ class ReducedRun:
         here = pc.and_(pc.equal(found["layer"], layer), pc.greater_equal(found["neuron"], first))
         return found.filter(pc.and_(here, pc.less(found["neuron"], last)))
 
+    def verify_tables(self) -> None:
+        """Compare every table with what was written, and look at the positions' metadata.
+
+        Raises:
+            UserError: one is not what was written.
+        """
+        for name in self._manifest.objects or ():
+            if name.endswith(".parquet"):
+                self._file(name.removesuffix(".parquet"))
+        _ = self.domain_sequences
+
     def _file(self, name: str) -> Any:
         if name not in self._files:
             self._manifest.verify(f"{name}.parquet")

@@ -165,7 +165,7 @@ def check(settings: TrainJob) -> Path:
     for name, instead in replaced.items():
         if getattr(data, name) is not None:
             raise SettingsError(f"data.{name} has no meaning here: use {instead}")
-    if data.shares is not None or data.packing != "concat":
+    if data.shares or data.packing != "concat":
         raise SettingsError("data.shares and data.packing have no meaning here: leave them out")
     if data.separator != "auto":
         raise SettingsError("data.separator has no meaning here: leave it out")

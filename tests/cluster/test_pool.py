@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from neuronstats.cluster.settings import RaySettings
@@ -55,6 +56,21 @@ def pool(said):
         patch.setenv("PYTHONPATH", path)  # the workers import this module
         with connect(RaySettings(workers=2, cpus_per_worker=1), tell=said.append) as pool:
             yield pool
+
+
+def test_a_local_run_listens_on_loopback_alone(pool):
+    """The driver, its workers, and all that Ray starts: no other machine reaches a port of it."""
+    places = set()
+    for _ in pool.run(Nothing, (), range(2)):
+        driver = psutil.Process()
+        for process in (driver, *driver.children(recursive=True)):
+            for found in process.net_connections("tcp"):
+                if found.status == psutil.CONN_LISTEN:
+                    places.add((process.name(), found.laddr.ip.removeprefix("::ffff:")))
+    names = {name for name, _ in places}
+    assert {"raylet", "gcs_server"} <= names
+    assert len(names) > 3  # a worker and the agent, too
+    assert {ip for _, ip in places} == {"127.0.0.1"}, places
 
 
 def test_a_task_costs_the_driver_the_same_however_many_there_were(pool):
