@@ -7,7 +7,7 @@ piece is dropped. No sequence mixes domains.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,9 +85,10 @@ def read_corpus(
     if shares is None and settings.max_tokens is not None:
         shares = _plentiful_shares(settings, settings.max_tokens)
     full: set[str] = set()
+    gone: set[str] = set()
     loaded = load_tokenizer(tokenizer, revision)
     return tokenize(
-        documents(settings, full),
+        documents(settings, full, gone),
         loaded,
         bos_id=first_token(loaded, settings.bos, bos_id, always=bos_always),
         separator_id=separator_token(loaded, settings.separator, separator_id),
@@ -97,6 +98,7 @@ def read_corpus(
         packing=settings.packing,
         shares=shares,
         full=full,
+        gone=gone,
     )
 
 
@@ -142,6 +144,7 @@ def tokenize(
     packing: str = "concat",
     shares: Mapping[str, float] | None = None,
     full: set[str] | None = None,
+    gone: Collection[str] = frozenset(),
     batch_characters: int = BATCH_CHARACTERS,
 ) -> Corpus:
     """Turn documents into sequences.
@@ -161,6 +164,7 @@ def tokenize(
         shares: each domain's share of max_tokens, relative to the others; domains without one are
             left out. None: in proportion to what there is.
         full: grows by the domains that need no more documents, for the reader to look at.
+        gone: grows, while texts are read, by the domains that have none; their share stays empty.
         batch_characters: text that is tokenised at once; has no influence on the result.
 
     Returns:
@@ -182,7 +186,7 @@ def tokenize(
     )
     for piece, ids in encode(streams.needed(texts), tokenizer, vocab_size, batch_characters):
         streams.add(piece, ids)
-    return streams.corpus(bos_id, shares)
+    return streams.corpus(bos_id, shares, gone)
 
 
 class _Stream:
@@ -266,12 +270,14 @@ class _Streams:
             stream.cut(ids, last=piece.last, body=self.body)
         self._note_full(piece.domain)
 
-    def corpus(self, bos_id: int | None, shares: Mapping[str, float] | None) -> Corpus:
+    def corpus(
+        self, bos_id: int | None, shares: Mapping[str, float] | None, gone: Collection[str]
+    ) -> Corpus:
         """Choose the sequences and put the begin-of-sequence token before each."""
         available = {
             name: stream.num_streamed // self.body for name, stream in self.streams.items()
         }
-        taken = choose_sequences(available, self.limit, shares)
+        taken = choose_sequences(available, self.limit, shares, gone)
         if not taken:
             found = {name: stream.num_read for name, stream in self.streams.items()}
             unit = "domain" if self.packing == "concat" else "document"

@@ -14,6 +14,7 @@ from neuronstats.cluster.start import connect
 from neuronstats.console import Console
 from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
 from neuronstats.machine import PROCESS_BYTES, SPARE, Term, allocator, probe, written
+from neuronstats.model.fetch import fetch_here, fetch_on_nodes
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.reduce.block import BlockWorker, corrupt, create_positions, cut_blocks
@@ -141,6 +142,11 @@ class _Reduction:
             terms["projecting"] = projection_memory(self._shape)
         return terms
 
+    @property
+    def _is_projected(self) -> bool:
+        """Whether detectors are judged by what they write, which takes the model's weights."""
+        return bool(self.opened.layout.num_bitmaps) and self._shape.activation.is_relu_like
+
     def _driver_terms(self) -> dict[str, tuple[Term, ...]]:
         """Bound the memory of this process, before the workers' time and beside them."""
         layout, reduce = self.opened.layout, self._settings.reduce
@@ -205,6 +211,8 @@ class _Reduction:
             **manifest.MARK,
         }
         with run.folder.lock(), contextlib.ExitStack() as stack:
+            if self._is_projected and self._settings.ray.address is None:
+                fetch_here(model, self._console)
             if run.layout.num_bitmaps:
                 NgramStore(run, self._shards).prepare(lengths)
             files = stack.enter_context(contextlib.closing(tables.TableFiles(run.folder, metadata)))
@@ -214,6 +222,8 @@ class _Reduction:
             with connect(
                 self._settings.ray, tell=self._console.say, worker_bytes=self._worker_bytes
             ) as pool:
+                if self._is_projected and self._settings.ray.address is not None:
+                    fetch_on_nodes(model, pool, self._console)
                 if not self._merge(pool, model, files, merged):
                     self._console.say(
                         "stopped; the old tables are as they were. The same command starts again."
