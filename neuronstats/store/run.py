@@ -37,7 +37,8 @@ DAMAGED_JSON = (ValueError, KeyError, TypeError, IndexError, AttributeError, Rec
 UInt8 = NDArray[np.uint8]
 READERS, PAGE = 16, 256  # an object store answers many at a time as fast as one
 
-Key, Answer = TypeVar("Key"), TypeVar("Answer")
+Key = TypeVar("Key")
+Answer = TypeVar("Answer")
 
 
 def in_pages(call: Callable[[Key], Answer], keys: Iterable[Key]) -> Iterator[tuple[Key, Answer]]:

@@ -145,6 +145,39 @@ def test_one_code_everywhere_and_what_is_broken_is_left_out(network, cluster, al
         assert mine.equals(theirs), name
 
 
+HUB = """
+import time
+from helpers.hub import Hub
+with Hub(("0.0.0.0", 8000)) as hub:
+    hub.add("facebook/opt-125m", "/mnt/model")
+    while True:
+        time.sleep(0.2)
+        asked = [" ".join(map(str, request)) for request in list(hub.requests)]
+        open("/mnt/asked", "w").write("\\n".join(asked))
+"""
+
+
+def test_a_model_of_the_hub_is_fetched_once_by_each_machine(network, cluster):
+    head = cluster[0]
+    alive = [head, *cluster[2:]]
+    script = f"PYTHONPATH={ROOT}:{ROOT}/tests python -c '{HUB}'"
+    hub = head.start(SHELL + script)
+    more = f"{LENGTH} data.max_tokens=10000"
+    line = (
+        readme()[3].replace("HEAD", head.ip).replace("opt-66b data=paper", "opt-125m data=tokens")
+    )
+    line = line.replace("run=s3://bucket/opt-66b", f"run=/mnt/hub data.path=/mnt/tokens.npy {more}")
+    job = head.start(SHELL + line, HF_ENDPOINT=f"http://{head.ip}:8000")
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == DONE, (out, err)
+    time.sleep(0.5)
+    asked = (network.shared / "asked").read_text().splitlines()
+    fetched = [line for line in asked if line.startswith("GET") and "model.safetensors" in line]
+    assert len(fetched) == len(alive), asked
+    hub.kill()
+    hub.communicate()
+
+
 def test_folders_that_a_machine_does_not_see(network, cluster):
     head = cluster[0]
     say(head, "mkdir -p /tmp/private && cp -r /mnt/model /tmp/private/model")

@@ -58,11 +58,11 @@ class Repository:
 class Hub:
     """The server; `requests` holds all that it was asked."""
 
-    def __init__(self):
+    def __init__(self, address=("127.0.0.1", 0)):
         self.repositories, self.requests = {}, []
         self.cut = {}
         """Of a file's name, how many of its bytes are sent before the connection is dropped."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {}))
+        self._server = ThreadingHTTPServer(address, type("Handler", (_Handler,), {}))
         self._server.RequestHandlerClass.hub = self
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -184,7 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             linked = {"X-Linked-Size": str(size), "X-Linked-ETag": f'"{digest}"'}
             place = self.path.replace("/resolve/", "/cdn/", 1)
-            self._end(about | linked | {"Location": self.hub.url + place, "Content-Length": "0"})
+            host = f"http://{self.headers['Host']}"
+            self._end(about | linked | {"Location": host + place, "Content-Length": "0"})
             return
         content, status = path.read_bytes(), 200
         if asked := self.headers.get("Range"):
