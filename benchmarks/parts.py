@@ -18,6 +18,7 @@ from benchmarks.start import starting
 from benchmarks.store import Written
 from benchmarks.stream import measure
 from benchmarks.subject import Subject
+from benchmarks.workers import scaling
 from neuronstats import bits
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.units import size
@@ -158,6 +159,7 @@ PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "merge": lambda sizes, _, rounds, scratch: merging(rounds, sizes, _fresh(scratch, "merge")),
     "stream": lambda _, subject, rounds, scratch: measure(subject, rounds, scratch / "stream"),
     "start": start,
+    "workers": lambda sizes, _, rounds, scratch: scaling(rounds, scratch, sizes.workers_tokens),
     "flips": flip,
     "page": lambda sizes, _, rounds, scratch: page(
         rounds, sizes.page_layers, _fresh(scratch, "page")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from neuronstats.errors import expect
 from neuronstats.model.settings import ModelSettings
 
-PARTS = ("forward", "pack", "reduce", "merge", "stream", "start", "flips", "page")
+PARTS = ("forward", "pack", "reduce", "merge", "stream", "start", "workers", "flips", "page")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -35,6 +35,8 @@ class Sizes:
     """Of each of its layers."""
     start_tokens: int = 200_000
     """Of the embedded text."""
+    workers_tokens: int = 900_000
+    """Of the embedded text."""
     page_layers: int = 20
     """Of the run whose page is opened, of 25 000 neurons each."""
 
@@ -48,6 +50,7 @@ SHORT = Sizes(
     merge_tokens=50_000,
     merge_neurons=120,
     start_tokens=50_000,
+    workers_tokens=50_000,
     page_layers=2,
 )
 GPU_TIMES = 32
@@ -61,8 +64,9 @@ class BenchSettings:
     parts: list[str] = field(default_factory=lambda: list(PARTS[:6]))
     """forward: bare models, hooks, the sweep, the store; pack: packing and counting alone; reduce:
     the n-grams; merge: a whole synthetic run reduced; stream: weights that do not fit in memory;
-    start: jobs/collect.py on the embedded model; flips: bits that float16 and bfloat16 flip against
-    float32; page: a report of half a million neurons, opened in a browser."""
+    start: jobs/collect.py on the embedded model; workers: two workers against one, on a machine at
+    rest; flips: bits that float16 and bfloat16 flip against float32; page: a report of half a
+    million neurons, opened in a browser."""
     run: str | None = None
     """A collected run: its model and sequences from all over its text are taken instead."""
     short: bool = False

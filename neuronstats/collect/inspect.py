@@ -93,17 +93,16 @@ def inspect(settings: CollectJob, say: Callable[[str], None]) -> Inputs:
     return Inputs(settings, info, decoder, num_layers, min(num_bitmaps, num_layers))
 
 
-def fetch_weights(inputs: Inputs, say: Callable[[str], None]) -> Inputs:
-    """Return the inputs with the model's weights, fetched from the hub where they are not here.
+def with_weights(inputs: Inputs) -> Inputs:
+    """Return the inputs with the model's weights, which were fetched before.
 
     Raises:
-        UserError: the hub does not give them, or they are not the model's.
+        UserError: they are not there, or are not the model's.
     """
     model = inputs.settings.model
     if is_here(model):
         return inputs
-    say(f"fetching the weights of {model.path}")
-    decoder = Decoder(Checkpoint(locate(model)))
+    decoder = Decoder(Checkpoint(locate(model, cached=True)))
     check_weights(decoder, inputs.num_layers)
     return dataclasses.replace(inputs, decoder=decoder)
 

@@ -170,7 +170,9 @@ def refuse_differences(location: str, old: Mapping[str, Any], new: Mapping[str, 
 
 def _content(data: DataSettings) -> Any:
     if data.kind == "hub":
-        return [dataclasses.asdict(source) for source in data.sources]
+        sources = [dataclasses.asdict(source) for source in data.sources]
+        # Runs of before there was this setting have no word of it.
+        return [{k: v for k, v in s.items() if k != "files" or v is not None} for s in sources]
     return json.loads(json.dumps(content_fingerprint(data)))
 
 

@@ -46,6 +46,9 @@ class CollectJob:
     """Print what it would take, and run nothing."""
     repair: bool = False
     """Compute committed shards again whose bytes have changed."""
+    report: str | None = None
+    """Then reduce the run, or with -m all runs, and report on them together in this folder, with
+    the defaults of both jobs; null: do not."""
 
     def __post_init__(self) -> None:
         """Refuse a run folder without a name.

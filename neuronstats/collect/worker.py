@@ -64,7 +64,7 @@ class ShardWorker:
                 f"{error} The worker on {platform.node()} looked for it: on a cluster the run must"
                 " be an object-store URL, or a folder that every machine sees."
             ) from error
-        checkpoint = Checkpoint(locate(model))
+        checkpoint = Checkpoint(locate(model, cached=True))
         identity = self._run.info["identity"]
         if checkpoint.fingerprint() != identity["model.weights"]:
             raise UserError(

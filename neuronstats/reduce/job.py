@@ -14,6 +14,7 @@ from neuronstats.cluster.start import connect
 from neuronstats.console import Console
 from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
 from neuronstats.machine import PROCESS_BYTES, SPARE, Term, allocator, probe, total, written
+from neuronstats.model.fetch import fetch_here, fetch_on_nodes
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.reduce.block import cut_blocks
 from neuronstats.reduce.block import memory_terms as block_memory
@@ -145,6 +146,11 @@ class _Reduction:
             terms["projecting"] = projection_memory(self._shape)
         return terms
 
+    @property
+    def _is_projected(self) -> bool:
+        """Whether detectors are judged by what they write, which takes the model's weights."""
+        return bool(self.opened.layout.num_bitmaps) and self._shape.activation.is_relu_like
+
     def _driver_terms(self) -> dict[str, tuple[Term, ...]]:
         """Bound the memory of this process, before the workers' time and beside them."""
         layout, reduce = self.opened.layout, self._settings.reduce
@@ -204,6 +210,10 @@ class _Reduction:
             **manifest.MARK,
         }
         with run.folder.lock(), contextlib.ExitStack() as stack:
+            if self._is_projected and self._settings.ray.address is None:
+                fetch_here(run.about.model, self._console)
+            elif self._is_projected:
+                fetch_on_nodes(run.about.model, pool, self._console)
             if run.layout.num_bitmaps:
                 NgramStore(run, self._shards).prepare(lengths)
             files = stack.enter_context(contextlib.closing(tables.TableFiles(run.folder, metadata)))

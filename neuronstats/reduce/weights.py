@@ -28,7 +28,7 @@ class ModelWeights:
     """
 
     def __init__(self, model: ModelSettings, fingerprint: str, *, centred: bool = False) -> None:
-        self._checkpoint = Checkpoint(locate(model))
+        self._checkpoint = Checkpoint(locate(model, cached=True))
         if self._checkpoint.fingerprint() != fingerprint:
             raise UserError(
                 f"{self._checkpoint.folder} holds other weights than the run was made with: what"

@@ -8,9 +8,11 @@ RUN/activations.zarr/position_counts/LLL       [shard, position, neuron]
 RUN/activations.zarr/records/SSSSS.json        one shard's commit
 """
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -34,6 +36,21 @@ REQUIRED = {"fingerprint": (), "identity": ("data.tokens",), "layout": ()}
 DAMAGED_JSON = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
 UInt8 = NDArray[np.uint8]
+READERS, PAGE = 16, 256  # an object store answers many at a time as fast as one
+
+Key = TypeVar("Key")
+Answer = TypeVar("Answer")
+
+
+def in_pages(call: Callable[[Key], Answer], keys: Iterable[Key]) -> Iterator[tuple[Key, Answer]]:
+    """Call a function for each key, several at a time; yield both in their order.
+
+    At most PAGE answers are held.
+    """
+    left = iter(keys)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as pool:
+        while page := list(itertools.islice(left, PAGE)):
+            yield from zip(page, pool.map(call, page), strict=True)
 
 
 class Run:
@@ -125,9 +142,9 @@ class Run:
             UserError: a record is unreadable or of another run.
         """
         records = {}
-        for key in self.record_keys():
+        for key, data in in_pages(self.folder.read, self.record_keys()):
             try:
-                record = Record.loads(self.folder.read(key) or b"")
+                record = Record.loads(data or b"")
                 known = record.shard == self.layout.shards[record.shard.index]
                 whole = len(record.activations) == self.layout.num_layers
                 whole = whole and key.endswith(Record.key(record.shard.index))
@@ -184,15 +201,17 @@ class Run:
             The first thing wrong with each damaged shard, by index.
         """
         sizes = self.folder.sizes(ZARR)
-        damage: dict[int, str] = {}
-        for record in records:
-            for key, (size, digest) in record.objects.items():
+
+        def first_wrong(record: Record) -> str | None:
+            for key, written in record.objects.items():
                 path = f"{ZARR}/{key}"
-                wrong = self._difference(sizes, path, (size, digest), contents=contents)
+                wrong = self._difference(sizes, path, written, contents=contents)
                 if wrong:
-                    damage[record.shard.index] = f"{path} {wrong}"
-                    break
-        return damage
+                    return f"{path} {wrong}"
+            return None
+
+        looked_at = in_pages(first_wrong, records)
+        return {record.shard.index: wrong for record, wrong in looked_at if wrong}
 
     def _difference(
         self, sizes: Mapping[str, int], path: str, written: tuple[int, str], *, contents: bool
