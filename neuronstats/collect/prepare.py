@@ -135,6 +135,7 @@ def _new_info(inputs: Inputs, identity: Mapping[str, Any], corpus: Corpus) -> di
         "identity": identity,
         "model": {
             **dataclasses.asdict(inputs.shape),
+            "family": inputs.checkpoint.config.model_type,
             "bos_token_id": corpus.bos_id,
             "separator_id": corpus.separator_id,
             "has_positions": inputs.decoder.has_positions(),

@@ -234,6 +234,7 @@ class BlockWorker:
                 self._weights.embedding,
                 self._weights.updates(block.layer, slice(block.first, block.last)),
             ),
+            first_position=self._run.about.first_position,
         )
 
     @cached_property

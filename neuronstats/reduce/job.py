@@ -202,6 +202,7 @@ class _Reduction:
             "shards": len(self._shards),
             "layers": self._num_layers,
             "complete": len(self._shards) == num_shards,
+            **({"first_position": first} if (first := run.about.first_position) else {}),
             **manifest.MARK,
         }
         with run.folder.lock(), contextlib.ExitStack() as stack:

@@ -75,6 +75,8 @@ class BlockView:
     """Writes token ids as text."""
     read_weights: Callable[[], Weights]
     """For `weights`."""
+    first_position: int = 0
+    """Positions before it are left out of what is said of positions."""
 
     @property
     def num_neurons(self) -> int:

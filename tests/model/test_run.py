@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import families, models, serial
+from helpers import families, models, oracle, serial
 
 from neuronstats.collect.inspect import inspect, read_text
 from neuronstats.collect.job import collect
@@ -13,6 +13,10 @@ from neuronstats.corpus.tokenizer import first_token
 from neuronstats.errors import SettingsError
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
+from neuronstats.report.figures.frame import NamedRun
+from neuronstats.report.notebook import LoadedRun
+from neuronstats.report.page.html import key_numbers
+from neuronstats.store import tables
 from neuronstats.store.run import Run
 
 
@@ -37,6 +41,16 @@ def test_a_gated_model_without_a_begin_of_sequence_token(tmp_path, monkeypatch):
     counts = np.concatenate([(gate > 0).sum((0, 1)) for gate in gates])
     assert table["activations"].to_numpy().tolist() == counts.tolist()
     assert table["suppresses"].null_count == len(table)
+    assert tables.table_metadata(table)["first_position"] == 1
+    fires = [row for gate in gates for row in (gate > 0).transpose(2, 0, 1).tolist()]
+    wanted = [oracle.position_information([row[1:] for row in neuron]) for neuron in fires]
+    np.testing.assert_allclose(table["position_mi"].to_numpy(), wanted, atol=1e-12)
+    corrected = np.array(wanted) - 14 / (2 * 4 * 15)
+    np.testing.assert_allclose(table["position_mi_corrected"].to_numpy(), corrected, atol=1e-12)
+    domains = pq.read_table(tmp_path / "run" / "tables" / "domains.parquet")
+    np.testing.assert_allclose(domains["position_mi"].to_numpy(), wanted, atol=1e-12)
+    numbers = key_numbers(NamedRun("a", LoadedRun(str(tmp_path / "run"))))
+    assert "attention sink" in numbers["positions"].value
 
 
 def tokenizer_of(folder, *, prepends):

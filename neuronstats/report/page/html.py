@@ -82,6 +82,8 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
         ),
         "domains": KeyNumber(", ".join(run.layout.domains)),
     }
+    if run.metadata.get("first_position"):
+        rows["positions"] = KeyNumber("0, an attention sink, is left out of what is said of them")
     if not run.metadata["complete"]:
         shards = f"{run.metadata['shards']} of {len(run.layout.shards)} shards"
         rows["partial"] = KeyNumber(shards)
