@@ -174,6 +174,7 @@ class BlockWorker:
         self._run = Run.open(location, patient=True)
         self._shards, self._settings, self._sections = shards, settings, sections
         self._records = self._run.records()
+        self._activation = Shape.read(self._run.about.sizes).activation
         self._ids = {}
         if self._run.layout.num_bitmaps:
             self._ids = NgramStore(self._run, shards).read(settings.ngrams)
@@ -235,6 +236,7 @@ class BlockWorker:
                 self._weights.updates(block.layer, slice(block.first, block.last)),
             ),
             first_position=self._run.about.first_position,
+            activation=self._activation,
         )
 
     @cached_property

@@ -151,7 +151,7 @@ class Gather:
                 if column.kind == "int64":
                     totals[column.name] = totals.get(column.name, 0) + (value or 0)
         words = [("neurons", "neurons"), ("dead", "dead"), ("detectors_1", "token detectors")]
-        words.append(("positional", "positional"))
+        words += [("never_open", "never open"), ("positional", "positional")]
         return ", ".join(f"{totals[name]} {word}" for name, word in words if name in totals)
 
 

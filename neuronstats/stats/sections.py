@@ -18,6 +18,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             LAYER,
             NEURON,
             *dead.COLUMNS,
+            dead.NEVER_OPEN,
             *ngrams.columns("n"),
             *suppression.COLUMNS,
             *positions.COLUMNS,
@@ -38,6 +39,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
         (
             LAYER,
             *dead.LAYER_COLUMNS,
+            *dead.OPEN_LAYER_COLUMNS[1:],
             *ngrams.layer_columns("n"),
             *suppression.LAYER_COLUMNS,
             *positions.LAYER_COLUMNS,
@@ -45,7 +47,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
         ),
     ),
     "suppression": ("token detector", (LAYER, NEURON, *suppression.ROW_COLUMNS)),
-    "dead_curve": ("layer and amount of text", dead.CURVE_COLUMNS),
+    "dead_curve": ("layer and amount of text", (*dead.CURVE_COLUMNS, dead.NEVER_OPEN_SO_FAR)),
     "matches": ("neuron and other run, beside run.yaml", matches.COLUMNS),
 }
 """Each table of the sections, and that of several runs: what a row is of, and its columns.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuronstats.model.shape import Activation
 from neuronstats.stats.ngram_ids import NgramIds
 from neuronstats.stats.output_embedding import AnyFloats, OutputEmbedding
 
@@ -77,6 +78,9 @@ class BlockView:
     """For `weights`."""
     first_position: int = 0
     """Positions before it are left out of what is said of positions."""
+    activation: Activation = field(default_factory=Activation)
+    """The function whose input decides: where it has no exact zeros, or the FFN is gated, a bit
+    says less than in the paper (docs/method.md)."""
 
     @property
     def num_neurons(self) -> int:
