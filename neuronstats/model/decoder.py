@@ -7,7 +7,7 @@ layer's own module is run with weights that the caller holds. The neurons are fo
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.config import max_positions
-from neuronstats.model.ffn import META, Ffn, NotFound, find_ffn, has_exact_zeros
+from neuronstats.model.ffn import META, NotFound, find_ffn, has_exact_zeros
+from neuronstats.model.layer import Layer
 from neuronstats.model.record import Call, NotReplayable, first_hidden, record
 from neuronstats.model.shape import Activation, Shape
 from neuronstats.model.skeleton import build, find_layers, resolve_names, restore_buffers
@@ -172,7 +173,7 @@ class Decoder:
             self._size = tuple(tokens.shape)
         return first_hidden(self._base, self._layers, tokens)
 
-    def layer(self, index: int, weights: dict[str, Tensor]) -> "Layer":
+    def layer(self, index: int, weights: dict[str, Tensor]) -> Layer:
         """Return a layer that computes with whatever is written into these weights."""
         module = self._layers[index]
         module.load_state_dict(weights, assign=True)
@@ -281,58 +282,6 @@ class Decoder:
             and not self._is_inside(name)
         ]
         return not learned or any(bool(self._weight(f"{n}.weight").any()) for n in learned)
-
-
-class _Stop(Exception):
-    pass
-
-
-class Layer:
-    """One decoder layer, whose neurons' inputs are handed to whoever listens.
-
-    Args:
-        module: the layer, filled.
-        ffn: where its neurons are.
-        call: returns what it is called with.
-    """
-
-    def __init__(self, module: nn.Module, ffn: Ffn, call: Callable[[], Call]) -> None:
-        self._module, self._ffn, self._call = module, ffn, call
-        self._activation = module.get_submodule(ffn.activation)
-        self.in_place = ffn.in_place
-
-    def __call__(
-        self, hidden: Tensor, listen: Callable[[Tensor], None], *, with_output: bool = True
-    ) -> Tensor | None:
-        """Run the layer over a batch of the size that the model's front was last given.
-
-        Args:
-            hidden: [sequence, position, d].
-            listen: is called once with the activation's input, [sequence * position, neuron], rows
-                contiguous. Where the layer is `in_place` and has an output, it puts the ReLU's in
-                its place (a pass over memory less than a ReLU of its own); else it changes nothing.
-            with_output: False where no layer follows; what comes after the input is then left out.
-
-        Returns:
-            [sequence, position, d], or None without output.
-        """
-
-        def tap(gate: Tensor) -> Tensor:
-            rows = gate.reshape(-1, gate.shape[-1])
-            listen(rows if rows.stride(-1) == 1 else rows.contiguous())
-            if not with_output:
-                raise _Stop
-            return gate if self.in_place else type(self._activation).forward(self._activation, gate)
-
-        call = self._call()
-        self._activation.forward = tap
-        try:
-            output = self._module(hidden, *call.args, **call.kwargs)
-        except _Stop:
-            return None
-        finally:
-            del self._activation.forward
-        return output[0] if isinstance(output, tuple) else output
 
 
 def check_weights(decoder: Decoder, num_layers: int) -> None:
