@@ -35,6 +35,11 @@ _TILE = 1024  # neurons at a time: their sums stay in the second-level cache
 Integers = NDArray[np.int64]
 
 
+def first_position(num_positions: int) -> int:
+    """Return the first position that counts: 0 is an attention sink, and left out if others are."""
+    return min(1, num_positions - 1)
+
+
 def quantities(*, gated: bool) -> tuple[str, ...]:
     """Return the names of the rows of `Sums.values`."""
     return CASES[gated] + AMOUNTS

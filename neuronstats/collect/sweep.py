@@ -111,16 +111,13 @@ class Sweep:
             yield record
 
     def _slots(self, tokens: NDArray[np.integer[Any]]) -> Tensor | None:
-        """Return for each token where bits.sums adds it, int64 [sequence, position].
-
-        Position 0, an attention sink, is left out, where there are others.
-        """
+        """Return for each token where bits.sums adds it, int64 [sequence, position]."""
         if self._sum_tokens is None:
             return None
         slots = np.full(tokens.shape, sums_.NO_SLOT, np.int64)
         for slot, token in enumerate(self._sum_tokens.tolist()):
             slots[tokens == token] = slot
-        slots[:, : min(1, tokens.shape[1] - 1)] = sums_.LEFT_OUT
+        slots[:, : sums_.first_position(tokens.shape[1])] = sums_.LEFT_OUT
         return torch.from_numpy(slots).to(self._device)
 
     def _made(

@@ -22,7 +22,13 @@ from neuronstats.model.ffn import META, NotFound, find_ffn, has_exact_zeros
 from neuronstats.model.layer import Layer
 from neuronstats.model.record import Call, NotReplayable, first_hidden, record
 from neuronstats.model.shape import Activation, Shape
-from neuronstats.model.skeleton import build, find_layers, resolve_names, restore_buffers
+from neuronstats.model.skeleton import (
+    build,
+    find_layers,
+    norms_after,
+    resolve_names,
+    restore_buffers,
+)
 
 PROBE = (2, 7)  # sequences and positions of the tokens that show a model's structure
 CPU = torch.device("cpu")
@@ -57,7 +63,8 @@ class Decoder:
         self._calls: list[Call] = []
         self._size: tuple[int, ...] = ()
         with self._named():
-            hidden = self.front(torch.zeros(PROBE, dtype=torch.int64)).to(META)
+            with norms_after(self._model, self._layers) as self._final_norms:
+                hidden = self.front(torch.zeros(PROBE, dtype=torch.int64)).to(META)
             self.ffns = [
                 find_ffn(layer, call, hidden)
                 for layer, call in zip(self._layers, self._calls, strict=True)
@@ -222,19 +229,32 @@ class Decoder:
         weight = self._weight(f"{self._path}.{index}.{name}.weight")
         if isinstance(self._layers[index].get_submodule(name), Conv1D):
             weight = weight.T
-        return weight if norm is None else self._norm_weight(index, norm)[:, None] * weight.float()
+        if norm is None:
+            return weight
+        scale, _ = self._norm_effect(f"{self._path}.{index}.{norm}")
+        return scale[:, None] * weight.float()
 
-    def _norm_weight(self, index: int, name: str) -> Tensor:
-        """Return what a norm multiplies each channel by, float32: some add 1 to what is stored."""
-        module = self._layers[index].get_submodule(name)
+    def final_norm(self) -> tuple[Tensor, bool] | None:
+        """Return what the norm before the output embedding does to each channel; None without one.
+
+        Returns:
+            What it multiplies each channel by, float32 [channel], and whether it takes the
+            channels' mean off first.
+        """
+        return self._norm_effect(self._final_norms[0]) if self._final_norms else None
+
+    def _norm_effect(self, name: str) -> tuple[Tensor, bool]:
+        """Return what a norm multiplies channels by (some add 1 to their weight); if it centres."""
+        module = self._model.get_submodule(name)
         stored = {
-            key: self._weight(f"{self._path}.{index}.{name}.{key}").float()
-            for key, _ in module.named_parameters()
+            key: self._weight(f"{name}.{key}").float() for key, _ in module.named_parameters()
         }
         ones = torch.ones(self.shape.hidden)
         signs = ones * (-1) ** torch.arange(len(ones))  # of length 1 in each channel, and mean 0
         up, down = (functional_call(module, stored, (side * signs,)) for side in (1, -1))
-        return (up - down) / 2 * signs
+        scale = (up - down) / 2 * signs
+        same, less = (functional_call(module, stored, (side * ones,)) for side in (1, -1))
+        return scale, not torch.allclose((same - less) / 2, scale, atol=1e-3)
 
     # Sizes.
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from neuronstats import bits
+from neuronstats.bits import sums
 from neuronstats.corpus.token_texts import TokenTexts
 from neuronstats.errors import UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator, peak_host_bytes
@@ -237,6 +238,7 @@ class BlockWorker:
             ),
             first_position=self._run.about.first_position,
             activation=self._activation,
+            read_sums=(lambda: self._merge_sums(block, by_domain)) if layout.sums else None,
         )
 
     @cached_property
@@ -267,6 +269,27 @@ class BlockWorker:
             by_domain[layout.domains.index(shard.domain)] += counts
             by_shard[index] = counts.sum(axis=0)
         return by_domain, by_shard
+
+    def _merge_sums(self, block: Block, by_domain: Counts) -> Counts:
+        """Add up sums, int64 [domain, quantity, neuron], compared with the position counts.
+
+        Raises:
+            UserError: they differ, or are too large to be added up.
+        """
+        layout, neurons = self._run.layout, slice(block.first, block.last)
+        merged = np.zeros(
+            (len(layout.domains), len(layout.sums), block.last - block.first), np.int64
+        )
+        for shard, part in self._run.read_sums("sums", block.layer, neurons, self._shards):
+            domain = layout.domains.index(shard.domain)
+            if (abs(merged[domain]).max(initial=0) + abs(part).max(initial=0)) >= 1 << 62:
+                raise UserError(f"sums of {block} do not fit: reduce a run of less text.")
+            sums.merge(merged[domain], part)
+        is_open = [row for row, name in enumerate(layout.sums) if name.startswith("open")]
+        first = sums.first_position(layout.num_positions)
+        if (merged[:, is_open].sum(axis=1) != by_domain[:, first:].sum(axis=1)).any():
+            raise corrupt(f"sums of layer {block.layer}")
+        return merged
 
     def _read_tokens(self) -> NDArray[np.integer[Any]]:
         """Read the token ids [sequence, position] of the shards that count."""

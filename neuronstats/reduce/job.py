@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from neuronstats.reduce.ngram_cache import NgramStore
 from neuronstats.reduce.project import SuppressionWorker, no_rows
 from neuronstats.reduce.project import memory_terms as projection_memory
 from neuronstats.reduce.settings import ReduceJob
+from neuronstats.reduce.signed import SignedWorker
+from neuronstats.reduce.signed import memory_terms as signed_memory
 from neuronstats.stats import ngram_ids
 from neuronstats.stats.dead import interleave_domains
 from neuronstats.stats.sections import SECTIONS
@@ -138,7 +141,11 @@ class _Reduction:
         sizes = (num_neurons, reduce, ids_bytes, self._shape)
         terms = {"merging": block_memory(layout, self._shards, *sizes)}
         if layout.num_bitmaps:
-            terms["projecting"] = projection_memory(self._shape)
+            terms["projecting"] = (
+                signed_memory(self._shape, layout)
+                if layout.sums
+                else projection_memory(self._shape)
+            )
         return terms
 
     def _driver_terms(self) -> dict[str, tuple[Term, ...]]:
@@ -262,7 +269,7 @@ class _Reduction:
         """
         files.append("suppression", no_rows())
         activation = self._shape.activation
-        if not activation.is_relu_like:
+        if not activation.is_relu_like and not self.opened.layout.sums:
             gated = " gated" if activation.gated else ""
             self._console.say(
                 f"no neuron is called suppressing: behind a{gated} {activation.name} it writes in"
@@ -271,9 +278,13 @@ class _Reduction:
             return True
         tasks = merged.layer_tokens
         weights = self.opened.about.weights_fingerprint
-        args = (model, weights, self._settings.reduce.centred)
+        args: tuple[Any, ...] = (model, weights, self._settings.reduce.centred)
+        worker: Any = SuppressionWorker
+        if self.opened.layout.sums:
+            worker = SignedWorker
+            args = (self.opened.folder.location, self._shards, *args)
         done = 0
-        for _, found in in_order(pool.run(SuppressionWorker, args, tasks), tasks, files):
+        for _, found in in_order(pool.run(worker, args, tasks), tasks, files):
             merged.add_suppression(found)
             done += 1
         return done == len(tasks)

@@ -1,6 +1,15 @@
 """The paper's sections, in the order of their columns, and every column for the documents."""
 
-from neuronstats.stats import dead, matches, ngrams, positions, suppression, vocabulary
+from neuronstats.stats import (
+    contributions,
+    dead,
+    matches,
+    ngrams,
+    positions,
+    signed,
+    suppression,
+    vocabulary,
+)
 from neuronstats.stats.view import LAYER, NEURON, Column, Statistic
 
 SECTIONS: tuple[Statistic, ...] = (
@@ -9,6 +18,8 @@ SECTIONS: tuple[Statistic, ...] = (
     suppression.section,
     positions.section,
     vocabulary.section,
+    contributions.section,
+    signed.section,
 )
 
 TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
@@ -23,6 +34,8 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             *suppression.COLUMNS,
             *positions.COLUMNS,
             *vocabulary.COLUMNS,
+            *contributions.COLUMNS,
+            *signed.COLUMNS,
         ),
     ),
     "ngrams": (
@@ -44,6 +57,20 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
             *suppression.LAYER_COLUMNS,
             *positions.LAYER_COLUMNS,
             *vocabulary.LAYER_COLUMNS,
+            *contributions.LAYER_COLUMNS,
+            *signed.LAYER_COLUMNS,
+        ),
+    ),
+    "contributions": (
+        "neuron and domain, not of OPT",
+        (
+            LAYER,
+            NEURON,
+            contributions.DOMAIN,
+            contributions.TOKENS,
+            *contributions.CASES,
+            *contributions.PLAIN_CASES,
+            *contributions.SUMS,
         ),
     ),
     "suppression": ("token detector", (LAYER, NEURON, *suppression.ROW_COLUMNS)),

@@ -81,6 +81,8 @@ class BlockView:
     activation: Activation = field(default_factory=Activation)
     """The function whose input decides: where it has no exact zeros, or the FFN is gated, a bit
     says less than in the paper (docs/method.md)."""
+    read_sums: Callable[[], Integers] | None = None
+    """For `sums`; None where the run has none."""
 
     @property
     def num_neurons(self) -> int:
@@ -124,6 +126,15 @@ class BlockView:
     def tokens(self) -> npt.NDArray[np.integer]:
         """Token ids [sequence, position], sequences as in the bits; read when used."""
         return self.read_tokens()
+
+    @cached_property
+    def sums(self) -> Integers:
+        """What was summed beside the bits, int64 [domain, quantity, neuron]; see bits/sums.py.
+
+        The quantities are those of `bits.sums.quantities`, over all positions but the first.
+        """
+        assert self.read_sums is not None
+        return self.read_sums()
 
     @cached_property
     def weights(self) -> Weights:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import families, serial
+from helpers.hooked import hooked
 
 from neuronstats.bits import sums
 from neuronstats.collect.job import collect
@@ -18,35 +19,6 @@ NAMES = ("llama", "phi3", "llama_relu", "gemma2", "gpt2", "mpt", "falcon_rw")
 UP = {"phi3": "mlp.gate_up_proj"}
 
 
-def hooked(model, activation, down, up, tokens):
-    """Each layer's g, a and u (ones where nothing gates), from its own forward."""
-    layers = families.layers_of(model)
-    found = [{"g": [], "a": [], "u": []} for _ in layers]
-    handles = []
-    for here, layer in zip(found, layers, strict=True):
-
-        def keep(where, value):
-            where.append(value.detach().reshape(-1, POSITIONS, value.shape[-1]).clone())
-
-        places = {"g": activation, "a": down}
-        for name, place in places.items():
-            hook = layer.get_submodule(place).register_forward_pre_hook
-            handles.append(hook(lambda _, args, w=here[name]: keep(w, args[0])))
-        if up:
-            hook = layer.get_submodule(up).register_forward_hook
-            handles.append(hook(lambda _, args, output, w=here["u"]: keep(w, output)))
-    with torch.no_grad():
-        for start in range(0, len(tokens), BATCH):
-            model(input_ids=torch.from_numpy(tokens[start : start + BATCH]), use_cache=False)
-    for handle in handles:
-        handle.remove()
-    joined = [{k: torch.cat(v).numpy()[:SEQUENCES] for k, v in h.items() if v} for h in found]
-    for here in joined:
-        width = here["a"].shape[-1]
-        here["u"] = here["u"][..., -width:] if up else np.ones_like(here["a"])  # phi3: second half
-    return joined
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_sums_are_those_of_its_own_forward(name, tmp_path):
     kind, settings, activation, down = families.FAMILIES[name]
@@ -56,7 +28,7 @@ def test_sums_are_those_of_its_own_forward(name, tmp_path):
     up = UP.get(name, "mlp.up_proj") if gated else None
     tokens = np.random.default_rng(1).integers(3, families.VOCABULARY, (SEQUENCES, POSITIONS))
     full = np.concatenate([tokens, tokens[:1]])
-    wanted = hooked(model, activation, down, up, full)
+    wanted = hooked(model, activation, down, up, full, BATCH)
     for resident in (True, False):
         sweep = Sweep(
             Checkpoint(tmp_path),
@@ -69,7 +41,7 @@ def test_sums_are_those_of_its_own_forward(name, tmp_path):
             sum_tokens=np.array(SOME),
         )
         for record, want in zip(sweep(tokens), wanted, strict=True):
-            g, a, u = (want[key][:, 1:] for key in "gau")  # without position 0
+            g, a, u = (want[key][:SEQUENCES, 1:] for key in "gau")  # without position 0
             fixed = np.rint(a.astype(np.float64) * 2**24).astype(np.int64)
             rows = dict(zip(sums.quantities(gated=gated), record.sums, strict=True))
             is_open, positive = g > 0, u > 0
