@@ -57,6 +57,13 @@ class Inputs:
         """The model's sizes."""
         return self.decoder.shape
 
+    @property
+    def sum_tokens(self) -> int | None:
+        """Tokens whose values are summed by themselves; None where no sums are taken."""
+        collect = self.settings.collect
+        takes_sums = collect.sums and not self.shape.activation.is_relu_like
+        return collect.sum_tokens if takes_sums else None
+
     def dtype(self, *, on_gpu: bool) -> torch.dtype:
         """Resolve model.dtype."""
         chosen = self.settings.model.dtype

@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from neuronstats.bits.sums import quantities
 from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.collect.choose import choose
 from neuronstats.collect.inspect import Inputs, read_text
@@ -49,6 +50,7 @@ def make_choices(
         stored_bytes=inputs.checkpoint.dtype.itemsize,
         on_gpu=on_gpu,
         shards_left=_shards_left(inputs),
+        sum_tokens=inputs.sum_tokens,
     )
     return choose(
         work,
@@ -98,6 +100,7 @@ def identity(inputs: Inputs, plan: Plan) -> dict[str, Any]:
         "collect.bitmaps": work.num_bitmaps,
         "collect.shard_sequences": work.shard_sequences,
         "collect.batch_sequences": work.batch_sequences,
+        **({} if work.sum_tokens is None else {"collect.sum_tokens": work.sum_tokens}),
     }
 
 
@@ -122,6 +125,7 @@ def open_run(inputs: Inputs, folder: RunFolder, plan: Plan, corpus: Corpus | Non
         return Run(folder, info)
     corpus = corpus if corpus is not None else read_text(inputs)
     asked["data.tokens"] = corpus.fingerprint
+    number, gated = inputs.sum_tokens, inputs.shape.activation.gated
     layout = Layout(
         num_layers=inputs.num_layers,
         num_bitmaps=inputs.num_bitmaps,
@@ -130,6 +134,8 @@ def open_run(inputs: Inputs, folder: RunFolder, plan: Plan, corpus: Corpus | Non
         shard_sequences=plan.work.shard_sequences,
         domains=corpus.domains,
         shards=make_shards(corpus, plan.work.shard_sequences),
+        sums=() if number is None else quantities(gated=gated),
+        sum_tokens=() if number is None else corpus.most_frequent(number),
     )
     return new_run(folder, corpus, layout, _new_info(inputs, asked, corpus))
 
@@ -144,6 +150,7 @@ def _new_info(inputs: Inputs, identity: Mapping[str, Any], corpus: Corpus) -> di
         "identity": identity,
         "model": {
             **dataclasses.asdict(inputs.shape),
+            "family": inputs.checkpoint.config.model_type,
             "bos_token_id": corpus.bos_id,
             "separator_id": corpus.separator_id,
             "has_positions": inputs.decoder.has_positions(),
@@ -155,10 +162,11 @@ def _new_info(inputs: Inputs, identity: Mapping[str, Any], corpus: Corpus) -> di
 
 def refuse_differences(location: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise SettingsError naming every setting in which a run differs from what is asked for."""
+    known = [key for key in {**new, **old} if key != "data.tokens"]  # which are read later
     differences = [
-        f"{key}: {_difference(old.get(key), value)}"
-        for key, value in new.items()
-        if old.get(key) != value
+        f"{key}: {_difference(old.get(key), new.get(key))}"
+        for key in known
+        if old.get(key) != new.get(key)
     ]
     if differences:
         raise SettingsError(

@@ -9,6 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from neuronstats.collect.plan import WRITE_AHEAD, Work
@@ -75,6 +76,7 @@ class ShardWorker:
         dtype = getattr(torch, identity["model.dtype"])
         device = torch.device("cuda" if work.on_gpu else "cpu")
         self._product_rate = product_rate(dtype, device)
+        layout = self._run.layout
         self._sweep = Sweep(
             checkpoint,
             num_layers=work.num_layers,
@@ -84,6 +86,7 @@ class ShardWorker:
             device=device,
             resident=work.resident,
             hidden_on_device=work.hidden_on_device,
+            sum_tokens=np.array(layout.sum_tokens, np.int64) if layout.sums else None,
         )
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._weight_bytes = 0
@@ -148,7 +151,12 @@ def write_layers(
                 waited += wait_for_first()
             pending.append(
                 thread.submit(
-                    writer.write_layer, record.layer, record.bitmap, record.position_counts
+                    writer.write_layer,
+                    record.layer,
+                    record.bitmap,
+                    record.position_counts,
+                    record.sums,
+                    record.token_sums,
                 )
             )
             layers = record.layer + 1

@@ -62,6 +62,18 @@ class Corpus:
             digest.update(self.tokens[start : start + step].astype("<u4").tobytes())
         return digest.hexdigest()
 
+    def most_frequent(self, number: int) -> tuple[int, ...]:
+        """Return the ids that occur most often, the begin-of-sequence token or separator aside.
+
+        Equal ones by ascending id; fewer than asked for where there are not so many.
+        """
+        counts = np.bincount(self.tokens.ravel())
+        aside = self.separator_id if self.bos_id is None else self.bos_id
+        if aside is not None and aside < len(counts):
+            counts[aside] = 0
+        order = np.argsort(-counts, kind="stable")[:number]
+        return tuple(order[counts[order] > 0].tolist())
+
 
 def block_sequences(num_positions: int) -> int:
     """Return the number of sequences to look at at once, at least 1."""

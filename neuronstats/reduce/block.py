@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from neuronstats import bits
+from neuronstats.bits import sums
 from neuronstats.corpus.token_texts import TokenTexts
 from neuronstats.errors import UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator, peak_host_bytes
@@ -136,6 +137,7 @@ class BlockMerger:
         self._run, self._shards, self._records = run, shards, records
         self._positions, self._settings, self._sections = positions, settings, sections
         self._read_weights = read_weights
+        self._activation = Shape.read(run.about.sizes).activation
         self._ids = {}
         if run.layout.num_bitmaps:
             self._ids = NgramStore(run, shards).read(settings.ngrams)
@@ -155,12 +157,15 @@ class BlockMerger:
         )
 
     def _verify(self, block: Block) -> None:
-        """Compare a part of the layer's bitmaps with their commits; its blocks compare them all."""
+        """Compare a part of the layer's objects with their commits; its blocks compare them all.
+
+        Position counts are compared where they are added up.
+        """
         committed = [
             (shard, key, written)
             for shard in self._shards
             for key, written in self._records[shard.index].objects.items()
-            if key.startswith(f"bitmaps/{block.layer:03d}/")
+            if int(key.split("/")[1]) == block.layer and not key.startswith("position_counts/")
         ]
         first, last = (
             len(committed) * neuron // self._run.layout.num_neurons
@@ -175,11 +180,12 @@ class BlockMerger:
         layout, positions = self._run.layout, self._positions
         neurons = slice(block.first, block.last)
         by_shard = positions["counts_by_shard"][:, block.layer, neurons].astype(np.int64)
+        by_domain = positions["counts_by_domain"][:, block.layer, :, neurons]
         has_bits = block.layer < layout.num_bitmaps
         return BlockView(
             layer=block.layer,
             neurons=range(block.first, block.last),
-            counts=positions["counts_by_domain"][:, block.layer, :, neurons],
+            counts=by_domain,
             domains=layout.domains,
             sequences=np.array(list(sequences_by_domain(self._run, self._shards).values())),
             shard_counts=by_shard,
@@ -189,6 +195,9 @@ class BlockMerger:
             ngram_ids=self._ids if has_bits else {},
             text=self._texts,
             read_weights=lambda: self._weights_of(block),
+            first_position=self._run.about.first_position,
+            activation=self._activation,
+            read_sums=(lambda: self._merge_sums(block, by_domain)) if layout.sums else None,
         )
 
     def _weights_of(self, block: Block) -> Weights:
@@ -206,6 +215,27 @@ class BlockMerger:
             ) from error
         updates = weights.updates(block.layer, slice(block.first, block.last))
         return Weights(weights.embedding, updates)
+
+    def _merge_sums(self, block: Block, by_domain: Counts) -> Counts:
+        """Add up sums, int64 [domain, quantity, neuron], compared with the position counts.
+
+        Raises:
+            UserError: they differ, or are too large to be added up.
+        """
+        layout, neurons = self._run.layout, slice(block.first, block.last)
+        merged = np.zeros(
+            (len(layout.domains), len(layout.sums), block.last - block.first), np.int64
+        )
+        for shard, part in self._run.read_sums("sums", block.layer, neurons, self._shards):
+            domain = layout.domains.index(shard.domain)
+            if (abs(merged[domain]).max(initial=0) + abs(part).max(initial=0)) >= 1 << 62:
+                raise UserError(f"sums of {block} do not fit: reduce a run of less text.")
+            sums.merge(merged[domain], part)
+        is_open = [row for row, name in enumerate(layout.sums) if name.startswith("open")]
+        first = sums.first_position(layout.num_positions)
+        if (merged[:, is_open].sum(axis=1) != by_domain[:, first:].sum(axis=1)).any():
+            raise corrupt(f"sums of layer {block.layer}")
+        return merged
 
     def _read_tokens(self) -> NDArray[np.integer[Any]]:
         """Read the token ids [sequence, position] of the shards that count."""

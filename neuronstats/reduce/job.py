@@ -29,6 +29,7 @@ from neuronstats.reduce.ngram_cache import NgramStore
 from neuronstats.reduce.project import memory_terms as projection_memory
 from neuronstats.reduce.project import no_rows
 from neuronstats.reduce.settings import ReduceJob
+from neuronstats.reduce.signed import memory_terms as signed_memory
 from neuronstats.reduce.worker import ReduceWorker, Result, Task
 from neuronstats.stats import ngram_ids
 from neuronstats.stats.dead import interleave_domains
@@ -143,7 +144,11 @@ class _Reduction:
             "merging": block_memory(layout, self._shards, *sizes),
         }
         if layout.num_bitmaps:
-            terms["projecting"] = projection_memory(self._shape)
+            terms["projecting"] = (
+                signed_memory(self._shape, layout)
+                if layout.sums
+                else projection_memory(self._shape)
+            )
         return terms
 
     @property
@@ -207,6 +212,7 @@ class _Reduction:
             "shards": len(self._shards),
             "layers": self._num_layers,
             "complete": len(self._shards) == num_shards,
+            **({"first_position": first} if (first := run.about.first_position) else {}),
             **manifest.MARK,
         }
         with run.folder.lock(), contextlib.ExitStack() as stack:
@@ -284,7 +290,7 @@ class _Reduction:
         """
         files.append("suppression", no_rows())
         activation = self._shape.activation
-        if not activation.is_relu_like:
+        if not activation.is_relu_like and not self.opened.layout.sums:
             gated = " gated" if activation.gated else ""
             self._console.say(
                 f"no neuron is called suppressing: behind a{gated} {activation.name} it writes in"

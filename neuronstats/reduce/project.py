@@ -42,9 +42,9 @@ class LayerSuppression:
 
     layer: int
     neurons: list[int]
-    """The detectors."""
-    trigger_projection: NDArray[np.float64]
-    """[detector]"""
+    """The detectors, or all neurons with triggers."""
+    neuron_columns: dict[Column, Any]
+    """Of neurons.parquet: values [neuron] of these."""
     columns: dict[Column, Any]
     """Of layers.parquet."""
     tables: dict[str, pa.Table]
@@ -108,7 +108,10 @@ def judge_layer(weights: ModelWeights, task: LayerTokens) -> LayerSuppression:
     return LayerSuppression(
         layer=task.layer,
         neurons=neurons,
-        trigger_projection=found.trigger_projection,
+        neuron_columns={
+            suppression.SUPPRESSES: found.suppresses,
+            suppression.TRIGGER_PROJECTION: found.trigger_projection,
+        },
         columns={
             suppression.SHARE: float(found.suppresses.mean()),
             suppression.SHUFFLED_SHARE: None if np.isnan(shuffled) else float(shuffled),

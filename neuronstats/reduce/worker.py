@@ -1,7 +1,7 @@
 """What one worker of the reduction does: layers' counts, blocks, then projections of detectors."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import zarr
 
@@ -9,6 +9,7 @@ from neuronstats.model.settings import ModelSettings
 from neuronstats.reduce.block import Block, BlockMerger, BlockResult
 from neuronstats.reduce.counts import Counts, LayerCounter, LayerCounts
 from neuronstats.reduce.project import LayerSuppression, LayerTokens, judge_layer
+from neuronstats.reduce.signed import SignedJudge
 from neuronstats.reduce.weights import ModelWeights
 from neuronstats.stats.settings import ReduceSettings
 from neuronstats.stats.view import Statistic
@@ -47,6 +48,7 @@ class ReduceWorker:
         def weights(*, centred: bool = False) -> ModelWeights:
             return ModelWeights(model, run.about.weights_fingerprint, centred=centred)
 
+        self._run, self._shards = run, shards
         self._weights, self._centred = weights, settings.centred
         self._add = LayerCounter(run, shards, records, positions)
         self._merge: BlockMerger | None = BlockMerger(
@@ -61,4 +63,10 @@ class ReduceWorker:
             assert self._merge is not None, "blocks come before projections"
             return self._merge(task)
         self._merge = None  # its bits and n-grams are not wanted any more
+        if self._run.layout.sums:
+            return self._signed(task)
         return judge_layer(self._weights(centred=self._centred), task)
+
+    @cached_property
+    def _signed(self) -> SignedJudge:
+        return SignedJudge(self._run, self._shards, self._weights(centred=self._centred))

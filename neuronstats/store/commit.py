@@ -33,7 +33,12 @@ class ShardWriter:
         return f"{ZARR}/{Record.key(self._shard.index)}"
 
     def write_layer(
-        self, layer: int, bitmap: UInt8 | None, position_counts: NDArray[np.integer[Any]]
+        self,
+        layer: int,
+        bitmap: UInt8 | None,
+        position_counts: NDArray[np.integer[Any]],
+        sums: NDArray[np.int64] | None = None,
+        token_sums: NDArray[np.int64] | None = None,
     ) -> None:
         """Write one layer's whole objects, unless the shard was committed meanwhile.
 
@@ -43,17 +48,26 @@ class ShardWriter:
             layer: the layer.
             bitmap: uint8 [neuron, sequence, byte], or None where the run keeps none.
             position_counts: integers [position, neuron].
+            sums: int64 [quantity, neuron], where the run has some.
+            token_sums: int64 [token, neuron], where the run has some.
         """
         layout, shard = self._run.layout, self._shard
         where = f"{shard}, layer {layer} of {self._run.folder.location}"
         total = int(position_counts.sum(dtype=np.int64))
         counts = self._array("position_counts", layer)
         bitmaps = self._array("bitmaps", layer) if bitmap is not None else None
+        beside = [
+            (self._array(kind, layer), values)
+            for kind, values in (("sums", sums), ("token_sums", token_sums))
+            if values is not None and len(values)
+        ]
         self._activations[layer] = total
         if self._run.folder.exists(self._key):
             return
         try:
             counts[shard.index] = position_counts.astype(layout.count_dtype)
+            for array, values in beside:
+                array[shard.index] = values
             if bitmap is not None and bitmaps is not None:
                 if shard.num_sequences < layout.shard_sequences:  # an object is written whole
                     short = layout.shard_sequences - shard.num_sequences

@@ -60,6 +60,8 @@ class Layout:
     shard_sequences: int
     domains: tuple[str, ...]
     shards: tuple[Shard, ...]
+    sums: tuple[str, ...] = ()  # quantities summed beside the bits, of bits.sums; none for OPT
+    sum_tokens: tuple[int, ...] = ()  # token ids whose values are summed one by one
 
     @property
     def num_sequences(self) -> int:

@@ -104,6 +104,11 @@ class ReducedRun:
         return self.run.about.bos_id
 
     @property
+    def never(self) -> str:
+        """The column of neurons never activated: never_open where closed gates write, else dead."""
+        return "dead" if "dead" in self.neurons.column_names else "never_open"
+
+    @property
     def ngrams(self) -> list[int]:
         """Lengths of n-grams counted."""
         return [int(n) for n in self.metadata["settings"]["ngrams"]]

@@ -5,6 +5,8 @@ RUN/activations.zarr/tokens                    [sequence, position] ids
 RUN/activations.zarr/domain, row               [sequence]
 RUN/activations.zarr/bitmaps/LLL               [neuron, shard, sequence, byte]
 RUN/activations.zarr/position_counts/LLL       [shard, position, neuron]
+RUN/activations.zarr/sums/LLL                  [shard, quantity, neuron], not of OPT
+RUN/activations.zarr/token_sums/LLL            [shard, token, neuron], not of OPT
 RUN/activations.zarr/records/SSSSS.json        one shard's commit
 """
 
@@ -64,6 +66,7 @@ class Run:
             raw = dict(info["layout"])
             raw["domains"] = tuple(raw["domains"])
             raw["shards"] = tuple(Shard(**shard) for shard in raw["shards"])
+            raw |= {name: tuple(raw.get(name, ())) for name in ("sums", "sum_tokens")}
             self.layout = Layout(**raw)
         except (KeyError, TypeError) as error:
             raise _damaged_info(folder, f"layout: {error}") from error
@@ -271,6 +274,23 @@ class Run:
             with damage(f"position counts of layer {layer} of {shard}", REPAIR):
                 counts = array[shard.index, :, neurons]
             yield shard, counts.astype(np.int64)
+
+    def read_sums(
+        self, kind: str, layer: int, neurons: slice, shards: Sequence[Shard]
+    ) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
+        """Yield each shard's int64 [quantity or token, neuron] of one layer.
+
+        Args:
+            kind: sums or token_sums.
+            layer: the layer.
+            neurons: of it.
+            shards: whose they are.
+        """
+        array = self.array(self.zarr(), kind, layer)
+        for shard in shards:
+            with damage(f"{kind} of layer {layer} of {shard}", REPAIR):
+                found = array[shard.index, :, neurons]
+            yield shard, found
 
 
 def read_info(folder: RunFolder) -> dict[str, Any] | None:
