@@ -40,14 +40,14 @@ def probe() -> Machine:
     """Look at this machine, without touching a GPU."""
     gpus = _free_gpu_bytes()
     return Machine(
-        cores=_cores(),
+        cores=num_cores(),
         host_bytes=_free_host_bytes(),
         gpus=len(gpus),
         gpu_bytes=min(gpus, default=0),
     )
 
 
-def _cores() -> int:
+def num_cores() -> int:
     """Return the cores that this process may use; all where the system does not restrict them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

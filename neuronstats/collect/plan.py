@@ -21,7 +21,6 @@ COMPRESSED = 0.4  # of raw bits: zstd level 1 at 5 % activity
 SUMS_COMPRESSED = 0.6  # of raw sums
 SUM_ROWS = len(CASES[True] + AMOUNTS)
 SUM_COPIES = 64  # bytes a value that torch's operations take, ROWS tokens at a time
-WRITERS = 4  # objects compressed at a time
 WRITE_AHEAD = 2  # layers that may wait to be written, the one at work included
 
 
@@ -141,7 +140,7 @@ class Work:
         """Layers' bits and counts while they wait, are compressed, and written."""
         counts = self.corpus.positions * self.shape.neurons * 4
         bitmap = self.packed_layer if self.num_bitmaps else 0
-        compressed = min(WRITERS * OBJECT_BYTES, bitmap + counts)
+        compressed = min(2 * OBJECT_BYTES, bitmap + counts)  # an object in parts, and joined
         return [
             Term("bits to be written", WRITE_AHEAD * bitmap),
             Term("position counts", (WRITE_AHEAD + 1) * counts),

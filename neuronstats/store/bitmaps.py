@@ -1,4 +1,4 @@
-"""Bitmaps as they are stored, read object by object: one range of bytes for the wanted neurons.
+"""Bitmaps as they are stored: objects encoded, and one range of bytes of each read back.
 
 An object is a Zarr shard: chunks of some neurons, each one zstd frame, one after another, and at
 the end where each lies (uint64 offset and length, then a CRC of all); or one chunk by itself.
@@ -23,6 +23,7 @@ from neuronstats.store.layout import ZARR, Layout, Shard
 READERS = 8  # objects asked for at a time, from an object store
 ABSENT = np.iinfo(np.uint64).max  # offset and length of a chunk of zeros, which is not stored
 INDEX_CRC_BYTES = 4
+LEVEL = 1  # of zstd, as the arrays' metadata says
 
 UInt8 = NDArray[np.uint8]
 Frame = bytes | memoryview
@@ -38,6 +39,23 @@ def decode(frame: Frame, out: NDArray[Any]) -> None:
     if zstandard.frame_content_size(frame) != out.nbytes:
         raise ValueError("a chunk has another length than the layout says")
     zstd.decompress(frame, out)
+
+
+def encode(values: NDArray[Any]) -> bytes:
+    """Compress a chunk, as Zarr does with this format's codec."""
+    return bytes(zstd.compress(values, LEVEL, checksum=True))
+
+
+def join_chunks(frames: Sequence[bytes], num_chunks: int) -> bytes:
+    """Return an object of compressed chunks: the frames, and where each lies."""
+    ends = list(accumulate(map(len, frames), initial=0))
+    places = np.full((num_chunks, 2), ABSENT, "<u8")
+    places[: len(frames), 0] = ends[:-1]
+    places[: len(frames), 1] = np.diff(ends)
+    index = places.tobytes()
+    return b"".join(
+        [*frames, index, google_crc32c.value(index).to_bytes(INDEX_CRC_BYTES, "little")]
+    )
 
 
 class BitmapReader:

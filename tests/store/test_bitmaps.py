@@ -12,11 +12,13 @@ from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import UserError
 from neuronstats.store import layout as layouts
 from neuronstats.store.bitmaps import BitmapReader
+from neuronstats.store.commit import ShardWriter
 from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import ZARR, Layout, make_shards
 
 NEURONS, POSITIONS, SHARD = 22, 13, 4  # 2 bytes a row: 8 bytes of a neuron in a shard
+INFO = {"fingerprint": "f", "identity": {}}
 DOMAINS = np.repeat([0, 1], [9, 6]).astype(np.int16)  # shards of 4, 4, 1 and 4, 2
 
 
@@ -31,17 +33,21 @@ def make_run(folder, chunk, whole):
         corpus = Corpus(tokens=tokens, domain=DOMAINS, domains=("a", "b"), row=rows)
         shards = make_shards(corpus, SHARD)
         layout = Layout(1, 1, NEURONS, POSITIONS, SHARD, corpus.domains, shards)
-        info = {"fingerprint": "f", "identity": {"data.tokens": corpus.fingerprint}}
-        run = new_run(RunFolder(str(folder), create=True), corpus, layout, info)
+        INFO["identity"] = {"data.tokens": corpus.fingerprint}
+        run = new_run(RunFolder(str(folder), create=True), corpus, layout, dict(INFO))
         active = rng.random((NEURONS, len(DOMAINS), POSITIONS)) < 0.3
         active[3:9] = False  # chunks of zeros, which Zarr leaves out
         packed = bits.pack(active)
         array = run.zarr(writable=True)["bitmaps/000"]
-        for shard in shards:
-            padded = np.zeros((NEURONS, SHARD, packed.shape[2]), np.uint8)
-            padded[:, : shard.num_sequences] = packed[:, shard.sequences]
-            array[:, shard.index] = padded
+        write_by_zarr(array, shards, packed)
         return run, layout, packed
+
+
+def write_by_zarr(array, shards, packed):
+    for shard in shards:
+        padded = np.zeros((NEURONS, SHARD, packed.shape[2]), np.uint8)
+        padded[:, : shard.num_sequences] = packed[:, shard.sequences]
+        array[:, shard.index] = padded
 
 
 @pytest.fixture(scope="module", params=[(1, 1), (3, 3), (2, 6), (4, 64)], ids=str)
@@ -73,6 +79,29 @@ def test_any_neurons_of_any_shards(made, data):
     for own, part in zip(counts, parts, strict=True):
         assert (own == bits.count(part)).all()
     assert (reader.read(0, slice(first, last), shards) == found).all()  # with the places known
+
+
+def test_a_shard_is_written_with_the_bytes_that_zarr_writes(made, tmp_path):
+    run, layout, packed = made
+    own = new_run(RunFolder(str(tmp_path / "own"), create=True), run.corpus(), layout, dict(INFO))
+    bitmaps, position_counts = (
+        run.zarr(writable=True)[f"{kind}/000"].with_config({"write_empty_chunks": True})
+        for kind in ("bitmaps", "position_counts")
+    )
+    write_by_zarr(bitmaps, layout.shards, packed)
+    for shard in layout.shards:
+        bitmap = np.ascontiguousarray(packed[:, shard.sequences])
+        counts = bits.unpack(bitmap, POSITIONS).sum(axis=1).T
+        position_counts[shard.index] = counts
+        writer = ShardWriter(own, shard)
+        writer.write_layer(0, bitmap, counts)
+        record = writer.commit()
+        for key, written in record.objects.items():
+            assert run.folder.checksum(f"{ZARR}/{key}") == written, key
+        assert record.activations == [counts.sum()]
+    own_keys, keys = (set(folder.sizes(f"{ZARR}/")) for folder in (own.folder, run.folder))
+    assert {key for key in own_keys if "records" not in key} == keys
+    assert (own.read_bits(0, slice(None), layout.shards) == packed).all()
 
 
 def test_bits_that_are_flipped_cut_or_exchanged_are_refused(made):
