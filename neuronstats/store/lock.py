@@ -8,8 +8,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from neuronstats.store.layout import LOCK, LOGS
 
 LEASE_SECONDS = 60.0  # a lock object that was not renewed for so long is dead
 RENEW_SECONDS = LEASE_SECONDS / 4
+Ask = Callable[[Callable[[], Any]], Any]
 NO_TAG = '"00000000000000000000000000000000"'  # of no object
 
 
@@ -67,19 +69,24 @@ def file_lock(location: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def probe(store: Any, location: str) -> datetime:
+def probe(store: Any, location: str, ask: Ask) -> datetime:
     """Check that a store refuses a conditional put whose condition fails; return its clock.
+
+    Args:
+        store: the object store.
+        location: its URL, for messages.
+        ask: does a request, and does it again where the store went away meanwhile.
 
     Raises:
         SettingsError: it does not: two jobs could write one run without noticing.
     """
     key = f"{LOGS}/probe-{secrets.token_hex(8)}"
     with contextlib.suppress(AlreadyExistsError):  # a put whose answer was lost is done again
-        obstore.put(store, key, b"", mode="create")
+        ask(lambda: obstore.put(store, key, b"", mode="create"))
     try:
         for mode in ("create", {"e_tag": NO_TAG}):
             try:
-                obstore.put(store, key, b"", mode=mode)
+                ask(partial(obstore.put, store, key, b"", mode=mode))
             except (AlreadyExistsError, PreconditionError):
                 continue
             except NotSupportedError:
@@ -89,9 +96,10 @@ def probe(store: Any, location: str) -> datetime:
                 " If-Match), which keep two jobs from writing over each other. Use a server that"
                 " has them (docs/storage.md), or a local folder."
             )
-        return obstore.head(store, key)["last_modified"]
+        return ask(lambda: obstore.head(store, key))["last_modified"]
     finally:
-        obstore.delete(store, key)
+        with contextlib.suppress(FileNotFoundError):
+            ask(lambda: obstore.delete(store, key))
 
 
 class Lease:
@@ -130,24 +138,29 @@ class Lease:
         except (ValueError, TypeError):
             return {}, answer.meta
 
-    def take(self) -> None:
+    def take(self, ask: Ask = lambda call: call()) -> None:
         """Take the lock, and renew it from now on.
+
+        Args:
+            ask: does a request, and does it again where the store went away meanwhile: each by
+                itself, for of all together one may fail every time.
 
         Raises:
             UserError: another job holds it; says which.
             SettingsError: the store cannot keep a lock.
         """
-        now = probe(self._store, self._location)
+        now = probe(self._store, self._location, ask)
         try:
-            self._put("create")
+            ask(lambda: self._put("create"))
         except AlreadyExistsError:
-            about, meta = self._found()
-            if about.get("token") == self._about["token"]:  # the answer to our put was lost
-                self._tag = meta["e_tag"]
-            elif meta and (now - meta["last_modified"]).total_seconds() >= LEASE_SECONDS:
+            about, meta = ask(self._found)
+            if meta and (now - meta["last_modified"]).total_seconds() >= LEASE_SECONDS:
                 with contextlib.suppress(PreconditionError):  # another was quicker
-                    self._put({"e_tag": meta["e_tag"]})
-            if not self._tag:
+                    ask(partial(self._put, {"e_tag": meta["e_tag"]}))
+                about, meta = ask(self._found)
+            if about.get("token") == self._about["token"]:  # also where only the answer was lost
+                self._tag = meta["e_tag"]
+            else:
                 who = about.get("owner", "owner unknown")
                 raise taken(self._location, str(who)) from None
         self._thread.start()
