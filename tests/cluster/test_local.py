@@ -44,7 +44,7 @@ def inputs(tiny_checkpoint, tmp_path_factory):
 def collected(inputs, tmp_path_factory):
     run = tmp_path_factory.mktemp("collected") / "run"
     with pytest.MonkeyPatch.context() as patch, serial(patch):
-        code, _, err = run_job("collect", *inputs, f"run={run}")
+        code, _, err = run_job("collect", *inputs, f"run={run}", "collect.shard_sequences=400")
     assert code == 0, err
     return run
 
@@ -74,7 +74,7 @@ def start(inputs, collected, tmp_path):
             ):
                 time.sleep(3)  # two looks of the watch
                 return job, family_of(job)
-            time.sleep(0.1)
+            time.sleep(0.5)
         raise AssertionError("it did not begin")
 
     yield begin

@@ -82,6 +82,15 @@ def test_it_is_taken_though_every_nth_answer_is_lost(
                 patch.setattr(obstore, name, losing(getattr(obstore, name)))
             with run.lock():
                 assert str(os.getpid()).encode() in run.read(LOCK)
+                patch.setattr(module, "LEASE_SECONDS", 60.0)
+                for _ in range(20):
+                    lease, again = run._lease, True
+                    while again:  # as its thread does
+                        try:
+                            again = lease.renew()
+                        except GenericError:
+                            continue
+                    assert lease._until > time.monotonic() + 29
 
 
 def test_a_dead_jobs_lock_is_taken_over(store, quick):
