@@ -26,13 +26,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neuronstats.errors import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    SettingsError,
-    UserError,
-)
+from neuronstats.errors import DONE, FAILED, INTERRUPTED, SettingsError, UserError
 
 PACKAGE = Path(__file__).parent
 # In a wheel jobs/ and conf/ are inside the package; in a checkout they lie beside it.
@@ -79,7 +73,9 @@ def job(
             if {"--help", "-h"} & set(sys.argv[1:]):
                 sys.stdout.write(explain(name, schema))
                 sys.exit(DONE)
-            sys.exit(_finish(function, name, schema, several=several))
+            code = _finish(function, name, schema, several=several)
+            _let_go_of_what_nobody_reads()
+            sys.exit(code)
 
         return main
 
@@ -106,7 +102,6 @@ def _finish(
         )
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:  # noqa: BLE001 - a defect: say where, and still end in one line
         traceback.print_exc()
@@ -114,6 +109,15 @@ def _finish(
             f"error: this is a defect of neuronstats ({error!r}); what was committed stays.\n"
         )
         return FAILED
+
+
+def _let_go_of_what_nobody_reads() -> None:
+    """Have Python's last flush not fail, and change the exit code, where a pipe was closed."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _complain(error: UserError) -> int:
@@ -145,10 +149,7 @@ def _compose(name: str, schema: type[Any]) -> list[Any]:
 def _new_keys_allowed(schema: type[Any]) -> Iterator[None]:
     """Have Hydra set keys of a dictionary, such as data.shares={a: 1}, that are not there yet."""
     before = sys.argv
-    sys.argv = [
-        f"++{word}" if "=" in word and _in_dictionary(word.partition("=")[0], schema) else word
-        for word in before
-    ]
+    sys.argv = ["++" * _in_dictionary(word.partition("=")[0], schema) + word for word in before]
     try:
         yield
     finally:

@@ -16,19 +16,27 @@ from neuronstats.units import duration, short
 PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
+class _RichConsole(RichConsole):
+    """Rich's, which would end the process where nobody reads its pipe any more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Console:
-    """Says things to a person, or to a log file.
+    """Says things to a person, or to a log file; where these are gone, to nobody.
 
     Args:
         stream: where to; standard output by default.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._rich = RichConsole(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self._rich = _RichConsole(file=stream or sys.stdout, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._rich.print(text, markup=False)
+        with contextlib.suppress(OSError):  # the terminal is gone; the work goes on
+            self._rich.print(text, markup=False)
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Print a short table of names and values."""
@@ -44,7 +52,8 @@ class Console:
         table.add_column()
         for name, value in rows:
             table.add_row(name, value)
-        self._rich.print(table)
+        with contextlib.suppress(OSError):
+            self._rich.print(table)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator["Advance"]:
@@ -69,7 +78,7 @@ class Console:
 
             def advance(number: int, words: str, underway: float = 0.0) -> None:
                 pace.add(number, underway)
-                with contextlib.suppress(OSError):  # the terminal is gone; the work goes on
+                with contextlib.suppress(OSError):
                     bar.update(task, completed=pace.reached, words=f"{words}, {pace}")
 
             yield advance
@@ -85,8 +94,7 @@ class Console:
             due = now - last >= PLAIN_SECONDS and (number or underway)
             if due or (number and pace.done == total):
                 last = now
-                with contextlib.suppress(OSError):  # nobody reads it any more; the work goes on
-                    self.say(f"{what}: {words}, {pace}")
+                self.say(f"{what}: {words}, {pace}")
 
         return advance
 

@@ -1,6 +1,7 @@
 """Every object of a run damaged in every way: named by the check, and put right."""
 
 import pytest
+import yaml
 from helpers import models
 from helpers.serial import collect_job, quiet, save_tokens, serial
 
@@ -54,6 +55,39 @@ def damages(objects):
 
 def test_an_undamaged_run_has_no_damage(run):
     assert check(CheckJob(run=run), quiet()) == 0
+
+
+def leaves(value, path=()):
+    """Yield where each single value of a document is, and what to put there instead."""
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from leaves(value[key], (*path, key))
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        yield path, "other" if isinstance(value, str | None) else not value
+    else:
+        yield path, value + 1
+
+
+def test_every_single_value_of_run_yaml_is_under_its_hash(run):
+    folder = RunFolder(run)
+    before = folder.read(RUN_FILE)
+    places = list(leaves(yaml.safe_load(before)))
+    assert len(places) > 100
+    silent = []
+    for path, value in places:
+        info = yaml.safe_load(before)
+        at = info
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+        folder.write(RUN_FILE, yaml.safe_dump(info, sort_keys=False).encode())
+        try:
+            Run.open(run)
+        except UserError:
+            continue
+        silent.append(path)
+    folder.write(RUN_FILE, before)
+    assert silent == []
 
 
 def test_every_damage_is_found(run):

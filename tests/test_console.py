@@ -1,12 +1,18 @@
 """The progress line: what is underway counts, and starting up does not."""
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from neuronstats import console
 from neuronstats.console import Console
 from neuronstats.units import duration, short
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -83,3 +89,14 @@ def test_a_progress_line_that_cannot_be_written_does_not_end_the_work(clock):
 def test_words():
     assert [duration(n) for n in (0.4, 59.4, 61, 7500)] == ["0 s", "59 s", "1 min 1 s", "2 h 5 min"]
     assert [short(n) for n in (0, 12.34, 99_950, 1_234_567)] == ["0", "12.3", "100k", "1.23M"]
+
+
+@pytest.mark.parametrize("end", ["pipe", "terminal"])
+def test_a_job_whose_output_nobody_reads_ends_as_it_would(end, run_folder):
+    """`... | head`, and a terminal that was closed under nohup."""
+    reader, writer = os.pipe() if end == "pipe" else os.openpty()
+    os.close(reader)
+    command = [sys.executable, ROOT / "jobs/check.py", f"run={run_folder}"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -77,7 +77,7 @@ def connect(
             yield pool
         except GoneError:
             stack.pop_all()
-            _leave_without_ray()
+            _leave_without_ray(watch)
             raise
 
 
@@ -142,10 +142,11 @@ def _signals(pool: Pool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave_without_ray() -> None:
+def _leave_without_ray(watch: Watch) -> None:
     """End this process by our own exit code: Ray's ending waits for what is gone, then kills it."""
 
     def leave() -> None:
+        watch.kill_family()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(GONE)

@@ -229,7 +229,7 @@ def _open_array(path: Path, max_positions: int) -> NDArray[np.integer[Any]]:
             magic = file.read(len(NPY_MAGIC))
         # Asked for itself, since numpy takes any other file for a pickle and advises to trust it.
         array = np.load(path, mmap_mode="r", allow_pickle=False) if magic == NPY_MAGIC else None
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except Exception as error:  # numpy's header is parsed as Python, which raises a dozen kinds
         raise UserError(f"{path}: broken, cut short or of objects ({error})") from error
     if array is None:
         raise UserError(f"{path}: not an .npy file; save the array with numpy.save")

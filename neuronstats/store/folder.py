@@ -235,7 +235,7 @@ class RunFolder:
             return
         self.exists(LOCK)  # a store that has answered once is waited for from then on
         lease = Lease(self._store, self.location, self._patience)
-        self._step("lock", LOCK, lease.take)
+        self._step("lock", LOCK, partial(lease.take, partial(self._ask, "lock", LOCK)))
         self._lease = lease
         try:
             yield

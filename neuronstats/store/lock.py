@@ -8,8 +8,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from neuronstats.store.layout import LOCK, LOGS
 
 LEASE_SECONDS = 60.0  # a lock object that was not renewed for so long is dead
 RENEW_SECONDS = LEASE_SECONDS / 4
+Ask = Callable[[Callable[[], Any]], Any]
+PUTS = 10  # that find the lock ours and are refused
 NO_TAG = '"00000000000000000000000000000000"'  # of no object
 
 
@@ -67,19 +70,24 @@ def file_lock(location: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def probe(store: Any, location: str) -> datetime:
+def probe(store: Any, location: str, ask: Ask) -> datetime:
     """Check that a store refuses a conditional put whose condition fails; return its clock.
+
+    Args:
+        store: the object store.
+        location: its URL, for messages.
+        ask: does a request, and does it again where the store went away meanwhile.
 
     Raises:
         SettingsError: it does not: two jobs could write one run without noticing.
     """
     key = f"{LOGS}/probe-{secrets.token_hex(8)}"
     with contextlib.suppress(AlreadyExistsError):  # a put whose answer was lost is done again
-        obstore.put(store, key, b"", mode="create")
+        ask(lambda: obstore.put(store, key, b"", mode="create"))
     try:
         for mode in ("create", {"e_tag": NO_TAG}):
             try:
-                obstore.put(store, key, b"", mode=mode)
+                ask(partial(obstore.put, store, key, b"", mode=mode))
             except (AlreadyExistsError, PreconditionError):
                 continue
             except NotSupportedError:
@@ -89,9 +97,10 @@ def probe(store: Any, location: str) -> datetime:
                 " If-Match), which keep two jobs from writing over each other. Use a server that"
                 " has them (docs/storage.md), or a local folder."
             )
-        return obstore.head(store, key)["last_modified"]
+        return ask(lambda: obstore.head(store, key))["last_modified"]
     finally:
-        obstore.delete(store, key)
+        with contextlib.suppress(FileNotFoundError):
+            ask(lambda: obstore.delete(store, key))
 
 
 class Lease:
@@ -108,17 +117,24 @@ class Lease:
 
     def __init__(self, store: Any, location: str, patience: Patience) -> None:
         self._store, self._location, self._patience = store, location, patience
-        self._about: dict[str, Any] = {"owner": owner(), "token": secrets.token_hex(8)}
-        self._tag, self._until = "", 0.0
+        self._about: dict[str, Any] = {
+            "owner": owner(),
+            "token": secrets.token_hex(8),
+            "renewed": 0,
+        }
+        self._tag, self._until, self._refused = "", 0.0, False
+        self._sent: dict[Any, float] = {}  # when, by number
         self._lost: UserError | None = None
         self._mutex, self._done = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
 
     def _put(self, mode: Any) -> None:
-        self._about["renewed"] = self._about.get("renewed", 0) + 1
-        until = time.monotonic() + LEASE_SECONDS  # from before: the server counts from later
+        self._about["renewed"] += 1
+        now = time.monotonic()  # from before: the server counts from later
+        recent = {number: at for number, at in self._sent.items() if at > now - LEASE_SECONDS}
+        self._sent = {**recent, self._about["renewed"]: now}
         result = obstore.put(self._store, LOCK, json.dumps(self._about).encode(), mode=mode)
-        self._tag, self._until = result["e_tag"], until
+        self._tag, self._until = result["e_tag"], now + LEASE_SECONDS
 
     def _found(self) -> tuple[dict[str, Any], Any]:
         """Return what the lock says (nothing where it is damaged or gone), and its meta data."""
@@ -130,24 +146,29 @@ class Lease:
         except (ValueError, TypeError):
             return {}, answer.meta
 
-    def take(self) -> None:
+    def take(self, ask: Ask = lambda call: call()) -> None:
         """Take the lock, and renew it from now on.
+
+        Args:
+            ask: does a request, and does it again where the store went away meanwhile: each by
+                itself, for of all together one may fail every time.
 
         Raises:
             UserError: another job holds it; says which.
             SettingsError: the store cannot keep a lock.
         """
-        now = probe(self._store, self._location)
+        now = probe(self._store, self._location, ask)
         try:
-            self._put("create")
+            ask(lambda: self._put("create"))
         except AlreadyExistsError:
-            about, meta = self._found()
-            if about.get("token") == self._about["token"]:  # the answer to our put was lost
-                self._tag = meta["e_tag"]
-            elif meta and (now - meta["last_modified"]).total_seconds() >= LEASE_SECONDS:
+            about, meta = ask(self._found)
+            if meta and (now - meta["last_modified"]).total_seconds() >= LEASE_SECONDS:
                 with contextlib.suppress(PreconditionError):  # another was quicker
-                    self._put({"e_tag": meta["e_tag"]})
-            if not self._tag:
+                    ask(partial(self._put, {"e_tag": meta["e_tag"]}))
+                about, meta = ask(self._found)
+            if about.get("token") == self._about["token"]:  # also where only the answer was lost
+                self._tag = meta["e_tag"]  # renewed before the first write
+            else:
                 who = about.get("owner", "owner unknown")
                 raise taken(self._location, str(who)) from None
         self._thread.start()
@@ -159,10 +180,14 @@ class Lease:
             UserError: another job has taken it over.
         """
         with self._mutex:
-            try:
-                self._put({"e_tag": self._tag})
-            except (PreconditionError, FileNotFoundError):
+            for _ in range(PUTS):
+                if not self._refused:
+                    try:
+                        return self._put({"e_tag": self._tag})
+                    except (PreconditionError, FileNotFoundError):
+                        self._refused = True
                 about, meta = self._found()
+                self._refused = False
                 if about.get("token") != self._about["token"]:
                     who = about.get("owner", "owner unknown")
                     self._lost = UserError(
@@ -170,9 +195,13 @@ class Lease:
                         f" {LEASE_SECONDS:.0f} s, and another job has taken the run over ({who});"
                         " this one stops. What was committed is kept."
                     )
-                    raise self._lost from None
-                self._tag = meta["e_tag"]  # the answer to our last put was lost
-                self._put({"e_tag": self._tag})
+                    raise self._lost
+                # It is one of our puts, whose answer was lost.
+                self._tag = meta["e_tag"]
+                self._until = self._sent.get(about.get("renewed"), 0.0) + LEASE_SECONDS
+                if time.monotonic() < self._until - LEASE_SECONDS / 2:
+                    return None
+            raise GoneError(f"{self._location}/{LOCK} could not be renewed {PUTS} times in a row.")
 
     def check(self) -> None:
         """Raise unless the lock is ours: called before every write.

@@ -126,6 +126,7 @@ BENCH = [
     ("bench.rounds=0", "bench.rounds=0", "a number from 1"),
     ("bench.device=tpu", "bench.device=tpu", "one of auto, cpu, cuda"),
     (["bench.parts=[pack]", "bench.shape=opt-1b"], "opt-1b", "one of tiny, opt-125m", bench_folder),
+    ("bench.threads=100000", "bench.threads", "there is no such setting"),
     ("bench.rnds=3", "bench.rnds", "did you mean bench.rounds?"),
     ("bench.run=nope", "nope does not exist", "folder of a run", bench_folder),
     ("page=nope.md", "nope.md", "<!-- bench forward -->"),

@@ -144,6 +144,7 @@ ARRAYS = {
     "header cut": npy(GOOD)[:20],
     "header code": npy("__import__('os').abort()"),
     "header a list": npy("[]"),
+    "header that goes on": npy("{'descr': '<i8', 'shape': \0"),
     "no shape": npy("{'descr': '<i8', 'fortran_order': False}"),
     "negative shape": npy(GOOD.replace("(2, 16)", "(-2, 16)"), bytes(256)),
     "huge shape": npy(GOOD.replace("(2, 16)", f"({1 << 40}, 16)"), bytes(256)),

@@ -73,6 +73,11 @@ def test_full_disk(desk, collected, disk, monkeypatch):
     assert contents(desk.run / name) == contents(collected.run / name)
 
 
+def test_what_is_there_already_needs_no_disk(done, monkeypatch):
+    monkeypatch.setattr("neuronstats.collect.job.free_disk_bytes", lambda path: 0)
+    assert done.job("collect", *done.settings)[0] == DONE
+
+
 def test_full_disk_under_reduce(desk, collected, disk):
     desk.run = shutil.copytree(collected.run, disk("size=2m") / "run")
     before = contents(desk.run)

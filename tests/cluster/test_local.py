@@ -1,7 +1,7 @@
 """A local job whose Ray is killed under it: told within a minute, and nothing of it is left."""
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,46 +10,110 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import models
-from helpers.serial import save_tokens
+from helpers.run_job import run_job
+from helpers.serial import save_tokens, serial
 
-from neuronstats.errors import GONE
+from neuronstats.errors import DONE, GONE
 
 ROOT = Path(__file__).parents[2]
 
 
-def ray_processes(job):
-    """Ray's processes of a job by the end of their program's name."""
-    return {child.pid: child for child in psutil.Process(job.pid).children(recursive=True)}
+def family_of(job):
+    """The processes that a job has started, and what these have."""
+    return psutil.Process(job.pid).children(recursive=True)
+
+
+def left_of(family):
+    return [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def is_worker(process):
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()[:1] and process.cmdline()[0].startswith("ray::_Worker")
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local")
+    tokens = save_tokens(folder / "tokens.npy", models.random_tokens(800, 64, seed=3))
+    settings = ["model=local", f"model.path={tiny_checkpoint('pre')}", "data=tokens"]
+    return [*settings, f"data.path={tokens}", "collect.shard_sequences=1"]
+
+
+@pytest.fixture(scope="module")
+def collected(inputs, tmp_path_factory):
+    run = tmp_path_factory.mktemp("collected") / "run"
+    with pytest.MonkeyPatch.context() as patch, serial(patch):
+        code, _, err = run_job("collect", *inputs, f"run={run}", "collect.shard_sequences=400")
+    assert code == 0, err
+    return run
+
+
+@pytest.fixture
+def start(inputs, collected, tmp_path):
+    """start(job): the real command, when it is at work; ended at last."""
+    jobs = []
+
+    def begin(name):
+        run = tmp_path / "run" if name == "collect" else collected
+        settings = [*inputs, f"run={run}"] if name == "collect" else [f"run={run}"]
+        job = subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *settings],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        jobs.append(job)
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            assert job.poll() is None, job.communicate()
+            family = family_of(job)
+            if any(map(is_worker, family)) and (
+                name == "reduce" or list(run.glob("activations.zarr/records/*.json"))
+            ):
+                time.sleep(3)  # two looks of the watch
+                return job, family_of(job)
+            time.sleep(0.5)
+        raise AssertionError("it did not begin")
+
+    yield begin
+    for job in jobs:
+        job.kill()
+        job.communicate()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["collect", "reduce"])
 @pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
-def test_killed_under_a_local_job(victim, tiny_checkpoint, tmp_path):
-    tokens = save_tokens(tmp_path / "tokens.npy", models.random_tokens(800, 64, seed=3))
-    run = tmp_path / "run"
-    settings = ["model=local", f"model.path={tiny_checkpoint('pre')}", "data=tokens"]
-    settings += [f"data.path={tokens}", f"run={run}", "collect.shard_sequences=1"]
-    job = subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "collect.py"), *settings],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    records = run / "activations.zarr" / "records"
-    deadline = time.monotonic() + 200
-    while not list(records.glob("*.json")) and time.monotonic() < deadline:
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.2)
-    family = ray_processes(job)
-    (killed,) = [pid for pid, process in family.items() if process.name() == victim]
-    os.kill(killed, signal.SIGKILL)
+def test_killed_under_a_local_job(victim, name, start):
+    """Told within a minute, exit code 75; ten seconds later nothing of it is left."""
+    job, family = start(name)
+    (killed,) = [process for process in family if process.name() == victim]
+    killed.kill()
     begun = time.monotonic()
     _, err = job.communicate(timeout=120)
-    assert job.returncode == GONE, err
-    assert time.monotonic() - begun < 60
-    assert "Ray on this machine has ended; what was committed stays" in err
-    deadline = time.monotonic() + 60
-    while left := [p for p in family.values() if p.is_running() and p.status() != "zombie"]:
-        assert time.monotonic() < deadline, [process.name() for process in left]
-        time.sleep(0.5)
+    seconds = time.monotonic() - begun
+    assert job.returncode in ((GONE,) if name == "collect" else (GONE, DONE)), err
+    assert seconds < 60
+    if job.returncode == GONE:
+        assert "Ray on this machine has ended; what was committed stays" in err
+        assert len(err.splitlines()) <= 12, err
+    _, left = psutil.wait_procs(family, timeout=10)
+    print(f"{victim} killed under {name}: {job.returncode} after {seconds:.0f} s")
+    assert left_of(left) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["collect", "reduce"])
+def test_a_killed_driver_leaves_nothing(name, start):
+    """Ray's agent tries to tell a head that is gone for some half a minute."""
+    job, family = start(name)
+    job.kill()
+    job.wait()
+    begun = time.monotonic()
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert all("agent" in " ".join(process.cmdline()) for process in left_of(left)), left
+    psutil.wait_procs(left, timeout=60)
+    print(f"driver of {name} killed: all gone after {time.monotonic() - begun:.0f} s")
+    assert left_of(family) == []

@@ -1,12 +1,15 @@
 """The lease on an object store: one holder at a time; taken over when dead; no write without it."""
 
+import itertools
 import json
+import os
 import threading
 import time
 
 import obstore
 import pytest
 from helpers.memory import Failing
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from neuronstats.errors import GoneError, SettingsError, UserError
@@ -43,6 +46,51 @@ def test_the_lock_is_for_one_and_is_gone_afterwards(store):
             folder(store).lock().__enter__()
         assert list(folder(store).sizes()) == [LOCK]  # and no probe
     assert folder(store).sizes() == {}
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize("every", [2, 3, 4, 5])
+def test_it_is_taken_though_every_nth_answer_is_lost(
+    every, carried_out, left, store, quick, monkeypatch
+):
+    """Also the lock that a dead job has left; however the requests meet the losses."""
+    monkeypatch.setattr("neuronstats.store.faults.PAUSE_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(module, "LEASE_SECONDS", 60.0)
+    for shift in range(every):
+        store = MemoryStore()
+        if left:
+            put_lock(store)
+            monkeypatch.setattr(module, "LEASE_SECONDS", 0.0)
+        with monkeypatch.context() as patch:
+            numbers = itertools.count(shift)
+
+            def losing(call, numbers=numbers):
+                def wrapped(*args, **kwargs):
+                    lost = next(numbers) % every == 0
+                    if not lost or carried_out:
+                        answer = call(*args, **kwargs)
+                    if lost:
+                        raise GenericError("Generic S3 error: connection closed")
+                    return answer
+
+                return wrapped
+
+            run = folder(store)
+            run.write("known", b"")
+            for name in ("put", "get", "head", "delete"):
+                patch.setattr(obstore, name, losing(getattr(obstore, name)))
+            with run.lock():
+                assert str(os.getpid()).encode() in run.read(LOCK)
+                patch.setattr(module, "LEASE_SECONDS", 60.0)
+                for _ in range(20):
+                    lease, again = run._lease, True
+                    while again:  # as its thread does
+                        try:
+                            again = lease.renew()
+                        except GenericError:
+                            continue
+                    assert lease._until > time.monotonic() + 29
 
 
 def test_a_dead_jobs_lock_is_taken_over(store, quick):
