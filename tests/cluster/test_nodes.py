@@ -20,6 +20,7 @@ TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # of minutes on a machine at rest
     pytest.mark.skipif(bool(machines.why_not()), reason=f"NO CLUSTER TEST: {machines.why_not()}"),
 ]
 
