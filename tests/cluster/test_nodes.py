@@ -161,7 +161,7 @@ with Hub(("0.0.0.0", 8000)) as hub:
 def test_a_model_of_the_hub_is_fetched_once_by_each_machine(network, cluster):
     head = cluster[0]
     alive = [head, *cluster[2:]]
-    script = f"PYTHONPATH={ROOT}:{ROOT}/tests python -c '{HUB}'"
+    script = f"export PYTHONPATH={ROOT}:{ROOT}/tests; echo $$ > /mnt/pid; exec python -c '{HUB}'"
     hub = head.start(SHELL + script)
     wait_for(hub, (network.shared / "asked").exists)
     more = f"{LENGTH} data.max_tokens=10000"
@@ -176,8 +176,8 @@ def test_a_model_of_the_hub_is_fetched_once_by_each_machine(network, cluster):
     asked = (network.shared / "asked").read_text().splitlines()
     fetched = [line for line in asked if line.startswith("GET") and "model.safetensors" in line]
     assert len(fetched) == len(alive), asked
-    hub.kill()
-    hub.communicate()
+    say(head, "kill $(cat /mnt/pid)")
+    hub.communicate(timeout=30)
 
 
 def test_folders_that_a_machine_does_not_see(network, cluster):
