@@ -23,7 +23,7 @@ COPY . .
 # KubeRay starts login shells, which reset PATH. (A link to the environment's python elsewhere would
 # be the system's python: it looks for its environment where it is called.)
 RUN /opt/venv/bin/pip install --no-cache-dir --no-deps -e . \
-    && echo 'PATH=/opt/venv/bin:$PATH' > /etc/profile.d/neuronstats.sh \
+    && echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/neuronstats.sh \
     && (userdel --remove ubuntu || true) \
     && useradd --uid 1000 --create-home neuronstats \
     && mkdir -p runs && chown 1000:1000 runs

@@ -1,5 +1,6 @@
 """What lies in deploy/: keys that KubeRay knows, options that ray has, settings that we have."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -15,9 +16,7 @@ from ray.scripts import scripts
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-LOCK = dict(
-    re.findall(r"^([\w.-]+)==(.+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-)
+LOCK = (ROOT / "requirements.lock").read_text().splitlines()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 # KubeRay's fields (ray.io/v1) and those of a pod that a run may need; a dict: of each below it.
@@ -145,6 +144,23 @@ def test_cloud_by_rays_own_schema():
             _, _, rest = line.partition("ray start ")
             check_options("start", [word.split("=")[0] for word in rest.split()])
     check_settings(re.search(r"'(python .*collect.py .*)'", text)[1])
+
+
+def test_the_image_calls_its_own_python():
+    """A link to it elsewhere is the system's: the image could not import the package."""
+    spec = importlib.util.spec_from_file_location("image", ROOT / "tools" / "image.py")
+    image = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(image)
+    found = image.steps(DOCKERFILE)
+    given = dict(found)
+    assert set(given) <= {"FROM", "RUN", "ENV", "WORKDIR", "COPY", "USER", "ENTRYPOINT", "CMD"}
+    (python,) = json.loads(given["ENTRYPOINT"])
+    environment = str(Path(python).parents[1])
+    runs = [rest for name, rest in found if name == "RUN"]
+    assert any(f"-m venv {environment} " in line for line in runs)
+    assert any(f"PATH={environment}/bin:$PATH' > /etc/profile.d/" in line for line in runs)
+    assert not any("ln -s" in line for line in runs)
+    assert json.loads(given["CMD"])[0] == "/app/jobs/collect.py"
 
 
 def test_sbatch():

@@ -13,13 +13,14 @@ from neuronstats.errors import DONE, FAILED, GONE, WRONG_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".venv" / "bin"
-SHARDS = 40
-LENGTH = "collect.shard_sequences=16"
+SEQUENCES = 2560
+LENGTH = "collect.shard_sequences=4"  # 640 shards: all machines start before they are done
 SHELL = f"export PATH={BIN}:$PATH PYTHONPATH={ROOT} RAY_AUTH_MODE=token; cd {ROOT}; "
 TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # of minutes on a machine at rest
     pytest.mark.skipif(bool(machines.why_not()), reason=f"NO CLUSTER TEST: {machines.why_not()}"),
 ]
 
@@ -58,7 +59,7 @@ def network(tmp_path_factory):
 @pytest.fixture(scope="module")
 def inputs(network, tiny_checkpoint):
     shutil.copytree(tiny_checkpoint("pre"), network.shared / "model")
-    tokens = models.random_tokens(SHARDS * 16, 64, seed=3)
+    tokens = models.random_tokens(SEQUENCES, 64, seed=3)
     return network.shared / "model", save_tokens(network.shared / "tokens.npy", tokens)
 
 
@@ -71,7 +72,7 @@ def alone(inputs, tmp_path_factory):
 
     run = tmp_path_factory.mktemp("alone") / "run"
     with pytest.MonkeyPatch.context() as patch, serial(patch):
-        assert collect(collect_job(run, *inputs, collect__shard_sequences=16), quiet()) == DONE
+        assert collect(collect_job(run, *inputs, collect__shard_sequences=4), quiet()) == DONE
         assert reduce(ReduceJob(run=str(run)), quiet()) == DONE
     return run
 
@@ -125,7 +126,7 @@ def test_one_code_everywhere_and_what_is_broken_is_left_out(network, cluster, al
     head, second, _, _ = cluster
     run = network.shared / "run"
     job = collect(head, head)
-    wait_for(job, lambda: log(run).count("committed") > 8)
+    wait_for(job, lambda: log(run).count("committed") > 40)
     second.unplug()  # its shard is done again by another
     out, err = job.communicate(timeout=400)
     assert job.returncode == DONE, (out, err)
@@ -160,8 +161,9 @@ with Hub(("0.0.0.0", 8000)) as hub:
 def test_a_model_of_the_hub_is_fetched_once_by_each_machine(network, cluster):
     head = cluster[0]
     alive = [head, *cluster[2:]]
-    script = f"PYTHONPATH={ROOT}:{ROOT}/tests python -c '{HUB}'"
+    script = f"export PYTHONPATH={ROOT}:{ROOT}/tests; echo $$ > /mnt/pid; exec python -c '{HUB}'"
     hub = head.start(SHELL + script)
+    wait_for(hub, (network.shared / "asked").exists)
     more = f"{LENGTH} data.max_tokens=10000"
     line = (
         readme()[3].replace("HEAD", head.ip).replace("opt-66b data=paper", "opt-125m data=tokens")
@@ -174,8 +176,8 @@ def test_a_model_of_the_hub_is_fetched_once_by_each_machine(network, cluster):
     asked = (network.shared / "asked").read_text().splitlines()
     fetched = [line for line in asked if line.startswith("GET") and "model.safetensors" in line]
     assert len(fetched) == len(alive), asked
-    hub.kill()
-    hub.communicate()
+    say(head, "kill $(cat /mnt/pid)")
+    hub.communicate(timeout=30)
 
 
 def test_folders_that_a_machine_does_not_see(network, cluster):
@@ -185,7 +187,7 @@ def test_folders_that_a_machine_does_not_see(network, cluster):
         ("/tmp/private/run", "/mnt/model", FAILED, "run folder /tmp/private/run does not exist"),
         ("/mnt/unseen", "/tmp/private/model", WRONG_SETTINGS, "model.path=/tmp/private/model"),
     ]:
-        job = collect(head, head, run=run, model=model)
+        job = collect(head, head, run=run, model=model, more="collect.shard_sequences=1")
         out, err = job.communicate(timeout=300)
         assert job.returncode == code, (out, err)
         assert "m3" in err, err

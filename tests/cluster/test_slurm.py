@@ -18,6 +18,7 @@ NAMES = ("m1", "m2")
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # of minutes on a machine at rest
     pytest.mark.skipif(bool(machines.why_not()), reason=f"NO CLUSTER TEST: {machines.why_not()}"),
 ]
 
