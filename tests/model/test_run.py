@@ -101,6 +101,7 @@ def test_what_never_opened_is_not_called_dead(gated):
     assert summary(named.run, "a")["never_open_share"] == sum(by_layer) / len(table)
     figures = {drawing.name: drawing for drawing in all_figures([named])}
     assert "can be dead" in figures["1a"].reason
+    assert len(figures["contributions"].figure.axes[0].lines) == 2
     assert figures["dead_curve"].title == "Never-open neurons against tokens seen"
 
 
