@@ -1,5 +1,6 @@
 """Workers that do one kind of work: hired where there is room, replaced where lost."""
 
+import gc
 import inspect
 import time
 from collections import Counter
@@ -42,6 +43,9 @@ class _Worker:
         lowest_niceness()
         torch.set_num_threads(threads)  # ray leaves 1, and a reused process keeps its old number
         self._work = None  # of before, to be freed first
+        if torch.cuda.is_initialized():
+            gc.collect()
+            torch.cuda.empty_cache()
         reset_peak()
         self._work = make(*args)
 
@@ -78,6 +82,7 @@ class Crew:
     def __init__(self, pool: Connection, make: Callable[..., Any], args: Sequence[Any]) -> None:
         self._pool, self._ray = pool, pool.ray
         self._make, self._args = make, args
+        self._workers = pool.workers
         self._busy: dict[Any, Hired] = {}
         self._asked: dict[Any, dict[str, Any]] = {}
         self._met = {node.id for node in pool.nodes}
@@ -92,8 +97,13 @@ class Crew:
             return
         self._make, self._args = make, args
         hired, self.idle, self._busy = [*self.idle, *self._busy.values()], [], {}
+        same = self._pool.workers == self._workers
+        self._workers = self._pool.workers
         for worker in hired:
-            self._build(worker)
+            if same:
+                self._build(worker)
+            else:  # an actor keeps the memory, cores and GPUs that it was started with
+                self._ray.kill(worker.actor)
 
     def _build(self, hired: Hired) -> None:
         reference = hired.actor.build.remote(self._make, self._args, self._pool.workers.cpus)
