@@ -86,6 +86,15 @@ def _free_gpu_bytes() -> list[int]:
     return found
 
 
+def gpu_name() -> str:
+    """Return what the driver calls the first GPU; empty without its tool."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.stdout.partition("\n")[0].strip()
+
+
 def _names(name: str, index: str, uuid: str) -> bool:
     """Whether CUDA_VISIBLE_DEVICES means a GPU: by its number, or the beginning of its UUID.
 

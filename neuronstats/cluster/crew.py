@@ -43,7 +43,7 @@ class _Worker:
         lowest_niceness()
         torch.set_num_threads(threads)  # ray leaves 1, and a reused process keeps its old number
         self._work = None  # of before, to be freed first
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             gc.collect()
             torch.cuda.empty_cache()
         reset_peak()

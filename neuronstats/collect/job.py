@@ -20,7 +20,7 @@ from neuronstats.collect.inspect import (
 )
 from neuronstats.collect.kept import KeptTokens
 from neuronstats.collect.plan import Plan
-from neuronstats.collect.prepare import make_choices, open_run, text_key
+from neuronstats.collect.prepare import make_choices, open_run, other_arithmetic, text_key
 from neuronstats.collect.settings import CollectJob
 from neuronstats.collect.show import show_plan
 from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, product_rate
@@ -116,6 +116,9 @@ def _collect(settings: CollectJob, connected: Callable[[], Pool], console: Conso
         KeptTokens.clear(folder)  # they are in the run now
         check_layout(run, inputs, console)
         todo = remaining(run, settings, console)
+        note = other_arithmetic(run, on_gpu=plan.work.on_gpu)
+        if todo and note:
+            console.say(note)
         if todo and pool is None:
             pool = connected()
         elif todo and pool is not None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 
 from neuronstats.bits.sums import quantities
@@ -19,6 +20,7 @@ from neuronstats.corpus.corpus import Corpus
 from neuronstats.corpus.documents import content_fingerprint
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError
+from neuronstats.machine import gpu_name
 from neuronstats.model.config import bos_id, separator_id
 from neuronstats.store import run as store
 from neuronstats.store.create import new_run
@@ -137,10 +139,12 @@ def open_run(inputs: Inputs, folder: RunFolder, plan: Plan, corpus: Corpus | Non
         sums=() if number is None else quantities(gated=gated),
         sum_tokens=() if number is None else corpus.most_frequent(number),
     )
-    return new_run(folder, corpus, layout, _new_info(inputs, asked, corpus))
+    return new_run(folder, corpus, layout, _new_info(inputs, plan, asked, corpus))
 
 
-def _new_info(inputs: Inputs, identity: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
+def _new_info(
+    inputs: Inputs, plan: Plan, identity: Mapping[str, Any], corpus: Corpus
+) -> dict[str, Any]:
     """Return what run.yaml says of a new run, its layout excepted."""
     settings = dataclasses.asdict(inputs.settings)
     settings["model"]["dtype"] = inputs.settings.model.dtype.value
@@ -156,7 +160,7 @@ def _new_info(inputs: Inputs, identity: Mapping[str, Any], corpus: Corpus) -> di
             "has_positions": inputs.decoder.has_positions(),
         },
         "settings": settings,
-        "versions": versions(),
+        "versions": versions(on_gpu=plan.work.on_gpu),
     }
 
 
@@ -202,10 +206,31 @@ def _tokenizer_hash(folder: Path) -> str:
     return str(digest.hexdigest())
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what computes the numbers."""
+def versions(*, on_gpu: bool) -> dict[str, str]:
+    """Return the versions of what computes the numbers, and what it computes them on."""
     names = ("neuronstats", "torch", "transformers", "tokenizers", "numpy", "zarr", "ray")
+    capability = torch.backends.cpu.get_cpu_capability()
     return {
         "python": platform.python_version(),
         **{n: importlib.metadata.version(n) for n in names},
+        "device": gpu_name() if on_gpu else f"{platform.machine()} {capability}",
     }
+
+
+def other_arithmetic(run: Run, *, on_gpu: bool) -> str:
+    """Say how this machine's arithmetic differs from what the run was begun with; empty if not.
+
+    The first machine's is compared: its kind of processor or GPU, and its torch.
+    """
+    before, now = run.about.versions, versions(on_gpu=on_gpu)
+    changed = [
+        f"{name} {before[name]}, here {now[name]}"
+        for name in ("device", "torch")
+        if name in before and before[name] != now[name]
+    ]
+    if not changed:
+        return ""
+    return (
+        f"note: this run was begun with {'; '.join(changed)}: bits of inputs near zero may differ"
+        " from one shard to another."
+    )

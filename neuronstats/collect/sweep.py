@@ -79,6 +79,7 @@ class Sweep:
         self._width = self._decoder.shape.hidden
         self._gated = self._decoder.shape.activation.gated
         self._sum_tokens = sum_tokens
+        self._streams = transfer.Streams(device) if transfer.runs_beside(device) else None
         self.layers = LayerSource(self._decoder, num_layers, resident=resident)
 
     def __call__(
@@ -99,8 +100,8 @@ class Sweep:
         layers = iter(self.layers)
         hidden = self._embedded(tokens)
         made = self._made(layers, hidden, tokens.shape, self._slots(tokens))
-        if transfer.runs_beside(self._device):
-            made = transfer.to_host(made, self._device)
+        if self._streams is not None:
+            made = transfer.to_host(made, self._streams)
         for index, (finite, sums, *rest) in enumerate(made):
             self._check_finite(finite, hidden, index, name)
             arrays = [tensor.numpy() for tensor in rest]
@@ -140,7 +141,8 @@ class Sweep:
         rows = torch.empty(size, dtype=torch.uint8, device=self._device)
         batches: Iterable[Tensor] = torch.split(hidden, self._batch)
         if not self._hidden_on_device:
-            batches = transfer.HiddenAside(hidden, self._batch, self._device)
+            assert self._streams is not None
+            batches = transfer.HiddenAside(hidden, self._batch, self._device, self._streams)
         for index, layer in enumerate(layers):
             last = index + 1 == self._num_layers
             weighed = None if slots is None else (self._new_sums(), slots)

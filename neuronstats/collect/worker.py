@@ -206,7 +206,9 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
     With the threads that torch has now. What a forward pass could reach at most, about.
     """
     side = PRODUCT_SIDE[device.type]
-    matrix = torch.full((side, side), 0.5, dtype=dtype, device=device)
+    # Of equal numbers a processor takes less power, and runs faster than it ever would.
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn((side, side), generator=generator).to(device, dtype)
     out = torch.empty_like(matrix)
     best, end = float("inf"), time.perf_counter() + PRODUCT_SECONDS
     while (start := time.perf_counter()) < end:
