@@ -104,6 +104,18 @@ def test_values_reach_their_settings(monkeypatch):
     assert settings.reduce.max_cover == {1: 7, 2: 9, 3: 50}
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["data.shares={a: 1, b: 2.5}"], ["data.shares.a=1", "+data.shares.b=2.5"]],
+)
+def test_keys_of_a_dictionary_that_are_not_there_yet(monkeypatch, overrides):
+    base = ("collect", "data=local", "data.path=x", "data.max_tokens=64")
+    settings = settings_of(monkeypatch, *base, *overrides)
+    assert settings.data.shares == {"a": 1.0, "b": 2.5}
+    settings = settings_of(monkeypatch, "reduce", "run=x", "reduce.max_cover={4: 9}")
+    assert settings.reduce.max_cover == {1: 5, 2: 50, 3: 50, 4: 9}
+
+
 def test_default_run_folder(monkeypatch):
     assert settings_of(monkeypatch, "collect").location == "runs/opt-mini-sample"
     other = settings_of(monkeypatch, "collect", "model=opt-125m", "data=paper")

@@ -20,6 +20,7 @@ from neuronstats.report.notebook import LoadedRun, VisibleTexts, example_context
 from neuronstats.report.page import data as pieces
 from neuronstats.report.page import detail as details
 from neuronstats.report.page import search
+from neuronstats.store.run import Run
 
 
 def test_shards_committed_since_partial_tables(run_folder):
@@ -189,6 +190,21 @@ def test_every_neurons_detail_is_its_own(run, expected_details, data):
     assert list(found) == list(map(str, neurons))
     for neuron in neurons:
         assert found[str(neuron)] == expected_details[layer, neuron]
+
+
+def test_bits_that_are_not_those_of_the_tables_are_refused(run_folder, tmp_path):
+    """Valid objects, with two neurons' bits exchanged."""
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    array = Run.open(str(folder)).zarr(writable=True)["bitmaps/000"]
+    rows = array[...]
+    counts = rows.astype(np.int64).sum(axis=(1, 2, 3))
+    first, last = int(counts.argmin()), int(counts.argmax())
+    array[first], array[last] = rows[last], rows[first]
+    changed = LoadedRun(str(folder))
+    for neuron in (first, last):
+        with pytest.raises(UserError, match=rf"neuron {neuron} in layer 0 .*repair=true"):
+            details.details(changed, 0, [neuron], pieces.ReportSettings())
+    assert details.details(changed, 1, [first], pieces.ReportSettings())
 
 
 @pytest.mark.parametrize("neurons", ["all", "classified"])

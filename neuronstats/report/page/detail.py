@@ -1,6 +1,7 @@
 """Neurons' details for the page, by block: curves, domains, n-grams, updates, contexts."""
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from neuronstats import bits
+from neuronstats.errors import UserError
 from neuronstats.report.notebook import LoadedRun, contexts_of_bitmap, top_and_bottom
 
 CURVE_POINTS = 256  # of a curve on the page, at most
@@ -93,6 +96,8 @@ def _add_arrays(
         for index, domain in enumerate(run.layout.domains)
     }
     bitmaps = run.bits(layer, span) if layer < run.layout.num_bitmaps else None
+    if bitmaps is not None:
+        _compare(run, layer, block, bitmaps[columns], by_domain)
     for index, neuron in enumerate(block):
         entry = found[neuron]
         entry["curve"] = curves[index]
@@ -101,6 +106,29 @@ def _add_arrays(
             bitmap = bitmaps[columns[index]]
             entry["contexts"] = contexts_of_bitmap(
                 run, bitmap, settings.contexts, settings.context_tokens
+            )
+
+
+def _compare(
+    run: LoadedRun,
+    layer: int,
+    block: Sequence[int],
+    bitmaps: NDArray[np.uint8],
+    by_domain: NDArray[np.int64],
+) -> None:
+    """Compare neurons' activations in each domain with those that the tables were made of.
+
+    Raises:
+        UserError: the bits are of another reduction or run, or were changed.
+    """
+    ends = np.searchsorted(run.sequence_domains, np.arange(len(by_domain) + 1))
+    for domain, (first, last) in enumerate(itertools.pairwise(ends)):
+        wrong = bits.count(bitmaps[:, first:last]) != by_domain[domain].sum(0)
+        if wrong.any():
+            raise UserError(
+                f"{run.location}: the bits of neuron {block[int(wrong.argmax())]} in layer {layer}"
+                " are not those that were reduced: jobs/check.py"
+                f" run={run.location} repair=true puts them right."
             )
 
 
