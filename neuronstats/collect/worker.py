@@ -57,7 +57,6 @@ class ShardWorker:
     """
 
     def __init__(self, location: str, model: ModelSettings, work: Work) -> None:
-        _log_to_file(location)
         try:
             self._run = Run.open(location, patient=True)
         except SettingsError as error:
@@ -65,6 +64,7 @@ class ShardWorker:
                 f"{error} The worker on {platform.node()} looked for it: on a cluster the run must"
                 " be an object-store URL, or a folder that every machine sees."
             ) from error
+        _log_to_file(location)
         checkpoint = Checkpoint(locate(model, cached=True))
         identity = self._run.info["identity"]
         if checkpoint.fingerprint() != identity["model.weights"]:

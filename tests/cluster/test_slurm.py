@@ -10,7 +10,7 @@ import pytest
 from helpers import machines, models
 from helpers.serial import save_tokens
 
-from neuronstats.errors import DONE
+from neuronstats.errors import DONE, INTERRUPTED
 from neuronstats.store.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,16 @@ while sleep 0.2; do
             setsid bash "$step.begun" >"$step.out" 2>"$step.err" &
             pid=$!
             while kill -0 $pid 2>/dev/null; do
-                # as srun hands a signal on: to every process of the step
-                [ -e "${step%.*}.term" ] && [ -z "$told" ] && kill -TERM -- -$pid && told=yes
+                # as slurmstepd hands a signal on: to the task, and to none of its children
+                [ -e "${step%.*}.term" ] && [ -z "$told" ] && kill -TERM $pid && told=yes
                 sleep 0.2
             done
             wait $pid
             echo $? >"$step.rc.new"
+            # and the step's end is the end of all that it has started
+            for left in $(grep -lz '^SLURM_STEP_ID=' /proc/[0-9]*/environ 2>/dev/null); do
+                kill -9 "$(basename "$(dirname "$left")")" 2>/dev/null
+            done
             mv "$step.rc.new" "$step.rc"
         ) &
     done
@@ -53,7 +57,12 @@ done
 step=/mnt/steps/$$-$RANDOM
 trap 'touch $step.term' TERM INT
 for host in $hosts; do
-    { export -p; echo "cd $(printf %q "$PWD")"; printf 'exec'; printf ' %q' "$@"; echo; } >$step.new
+    {
+        export -p
+        echo "export SLURM_STEP_ID=$$"
+        echo "cd $(printf %q "$PWD")"
+        printf 'exec'; printf ' %q' "$@"; echo
+    } >$step.new
     mv $step.new $step.$host
 done
 code=0
@@ -138,8 +147,9 @@ def test_before_its_time_ends_it_is_requeued_and_goes_on(slurm):
         time.sleep(0.2)
     pid = (network.shared / "pid").read_text().strip()
     found[0].run(f"kill -{signal.SIGTERM.value} {pid}")  # --signal=B:TERM: the batch script alone
-    out, err = job.communicate(timeout=200)
-    assert job.returncode in (130, 143), (out, err)
+    out, err = job.communicate(timeout=400)
+    assert job.returncode == INTERRUPTED, (out, err)
+    assert "stopping: finishing what is in flight" in out
     assert (network.shared / "requeued").read_text() == "2\n"
     assert 0 < committed(run) < 320
     job = sbatch(found[0], 2, 2)
