@@ -4,7 +4,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TOKENS := data.max_tokens=200000  # of 903 168; TOKENS= takes all, in four times the time
-RUNS := runs/opt-mini-sample,runs/opt-mini-sparse-sample
 
 .PHONY: demo test slow lint bench
 .venv/installed: requirements.lock pyproject.toml
@@ -14,9 +13,7 @@ RUNS := runs/opt-mini-sample,runs/opt-mini-sparse-sample
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python jobs/collect.py -m model=opt-mini,opt-mini-sparse collect.bitmaps=all $(TOKENS)
-	$(BIN)/python jobs/reduce.py runs=[$(RUNS)]
-	$(BIN)/python jobs/report.py runs=[$(RUNS)]
+	$(BIN)/python jobs/collect.py -m model=opt-mini,opt-mini-sparse collect.bitmaps=all $(TOKENS) report=runs/demo
 
 # A CUDA build of torch brings its own triton; beside the CPU build the tests interpret its kernels.
 test: .venv/installed
