@@ -20,6 +20,10 @@ SLACK_BYTES, SLACK_SHARE = 112 << 20, 0.08  # see allocator()
 SPARE = 0.9  # of the memory that is free may be planned with
 
 CGROUP = Path("/sys/fs/cgroup")
+CGROUP_FILES = (  # where a control group says its limit and what it holds, of both kinds of groups
+    ("", "memory.max", "memory.current"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -55,14 +59,22 @@ def num_cores() -> int:
 
 
 def _free_host_bytes() -> int:
+    """Return the bytes that are free here, in the container if it is one.
+
+    Pages of files count as free: the kernel takes them back.
+    """
     free = psutil.virtual_memory().available
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-        if limit != "max":
-            free = min(free, int(limit) - used)
-    except (OSError, ValueError):
-        pass  # no container, an older kind of one, or no Linux
+    for folder, limit, used in CGROUP_FILES:
+        try:
+            most = (CGROUP / folder / limit).read_text().strip()
+            held = int((CGROUP / folder / used).read_text())
+            lines = (CGROUP / folder / "memory.stat").read_text().splitlines()
+        except (OSError, ValueError):
+            continue  # no container, or another kind of one, or no Linux
+        stat = dict(line.split() for line in lines)
+        files = sum(int(stat.get(name, 0)) for name in ("inactive_file", "active_file"))
+        if most != "max":
+            free = min(free, int(most) - held + files)
     return int(free)
 
 

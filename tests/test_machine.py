@@ -55,3 +55,18 @@ def test_torch_is_not_imported_to_look_at_a_machine_or_to_connect():
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("folder", "limit", "used"), machine.CGROUP_FILES)
+def test_a_container_s_memory(folder, limit, used, tmp_path, monkeypatch):
+    """Its limit less what it holds; pages of files that were read count as free."""
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    (place / limit).write_text("1000000000\n")
+    (place / used).write_text("900000000\n")
+    stat = "anon 100000000\ninactive_file 500000000\nactive_file 200000000\n"
+    (place / "memory.stat").write_text(stat)
+    assert machine.probe().host_bytes == 800_000_000
+    (place / limit).write_text("max\n" if not folder else f"{(1 << 63) - 4096}\n")
+    assert machine.probe().host_bytes > 1_000_000_000
