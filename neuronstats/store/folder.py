@@ -1,13 +1,12 @@
 """A run folder's bytes, through the same calls in a local folder and an object store; its lock."""
 
-import asyncio
 import contextlib
 import ctypes
 import errno
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,20 +14,18 @@ from typing import Any, TypeVar
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import LocalStore, from_url
-from zarr.storage import ObjectStore
 
 from neuronstats.errors import GoneError, SettingsError
 from neuronstats.hashing import checksum_of
 from neuronstats.store.faults import Patience, storage_errors
 from neuronstats.store.layout import LOCK, OBJECT_BYTES
 from neuronstats.store.lock import Lease, file_lock
+from neuronstats.store.zarr_store import OnObject, OnRead, ZarrStore
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "https", "http")
 
 Answer = TypeVar("Answer")
-OnObject = Callable[[str, bytes], None]
-OnRead = Callable[[str, bytes | None], None]
 
 
 class RunFolder:
@@ -207,7 +204,7 @@ class RunFolder:
         read_only: bool,
         on_write: OnObject | None = None,
         on_read: OnRead | None = None,
-    ) -> ObjectStore:
+    ) -> ZarrStore:
         """Return a Zarr store below ``name``.
 
         Args:
@@ -216,7 +213,7 @@ class RunFolder:
             on_write: called with the key below the prefix and the bytes of each object written.
             on_read: called so with each object read, None where it is not there; may raise.
         """
-        return _ZarrStore(self, name, read_only=read_only, on_write=on_write, on_read=on_read)
+        return ZarrStore(self, name, read_only=read_only, on_write=on_write, on_read=on_read)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -285,76 +282,3 @@ def _open_url(url: str) -> Any:
         raise SettingsError(
             f"{url} cannot be used ({reason}): see docs/storage.md for what to set."
         ) from error
-
-
-class _ZarrStore(ObjectStore):  # type: ignore[misc]
-    """Zarr's object store on a run folder: the same steps, the same patience, all bytes seen."""
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        name: str,
-        *,
-        read_only: bool = False,
-        on_write: OnObject | None = None,
-        on_read: OnRead | None = None,
-    ) -> None:
-        super().__init__(folder._store, read_only=read_only)
-        self._folder, self._name = folder, name
-        self._on_write, self._on_read = on_write, on_read
-
-    def with_read_only(self, read_only: bool = False) -> "_ZarrStore":  # noqa: FBT001, FBT002
-        return _ZarrStore(
-            self._folder,
-            self._name,
-            read_only=read_only,
-            on_write=self._on_write,
-            on_read=self._on_read,
-        )
-
-    def _full(self, key: str) -> str:
-        return f"{self._name}/{key}".rstrip("/")
-
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        full = self._full(key)
-        while True:
-            try:
-                with storage_errors("read", f"{self._folder.location}/{full}"):
-                    found = await super().get(full, prototype, byte_range)
-            except GoneError as error:
-                await asyncio.sleep(self._folder._patience.pause(error))
-            else:
-                self._folder._patience.answered()
-                if self._on_read is not None and byte_range is None:
-                    self._on_read(key, None if found is None else found.to_bytes())
-                return found
-
-    async def exists(self, key: str) -> bool:
-        return await asyncio.to_thread(self._folder.exists, self._full(key))
-
-    async def set(self, key: str, value: Any) -> None:
-        data = value.to_bytes()
-        if self._on_write is not None:
-            self._on_write(key, data)
-        await asyncio.to_thread(self._folder.write, self._full(key), data)
-
-    async def set_if_not_exists(self, key: str, value: Any) -> None:
-        if not await self.exists(key):
-            await self.set(key, value)
-
-    async def delete(self, key: str) -> None:
-        await asyncio.to_thread(self._folder.remove, self._full(key))
-
-    async def delete_dir(self, prefix: str) -> None:
-        await asyncio.to_thread(self._folder.clear, self._full(prefix))
-
-    async def list(self) -> AsyncIterator[str]:
-        async for key in self.list_prefix(""):
-            yield key
-
-    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        for key in await asyncio.to_thread(self._folder.sizes, self._full(prefix)):
-            yield key.removeprefix(f"{self._name}/")
-
-    def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        return super().list_dir(self._full(prefix))

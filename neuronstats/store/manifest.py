@@ -12,8 +12,9 @@ from typing import Any
 
 from neuronstats.errors import UserError
 from neuronstats.hashing import checksum
-from neuronstats.store.folder import OnRead, RunFolder
+from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import MANIFEST, PARTIAL, TABLES
+from neuronstats.store.zarr_store import OnRead
 
 MARK = {"manifest": 1}  # in the metadata of tables that have one
 
