@@ -20,13 +20,14 @@ RUN grep -vE '^(execnet|hypothesis|iniconfig|mypy|mypy_extensions|pluggy|pytest|
     && /opt/venv/bin/pip install --no-cache-dir \
         "ray[default,client]==$(sed -n 's/^ray==//p' requirements.lock)"
 COPY . .
-# KubeRay starts login shells, which reset PATH: links where every shell looks.
+# KubeRay starts login shells, which reset PATH. (A link to the environment's python elsewhere would
+# be the system's python: it looks for its environment where it is called.)
 RUN /opt/venv/bin/pip install --no-cache-dir --no-deps -e . \
-    && ln -s /opt/venv/bin/python /opt/venv/bin/ray /usr/local/bin/ \
+    && echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/neuronstats.sh \
     && (userdel --remove ubuntu || true) \
     && useradd --uid 1000 --create-home neuronstats \
     && mkdir -p runs && chown 1000:1000 runs
 ENV PATH=/opt/venv/bin:$PATH RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
 USER 1000
-ENTRYPOINT ["/usr/local/bin/python"]
+ENTRYPOINT ["/opt/venv/bin/python"]
 CMD ["/app/jobs/collect.py", "--help"]

@@ -1,4 +1,4 @@
-"""The report of a synthetic run of half a million neurons: its size, its memory, a browser's speed.
+"""The report of a synthetic run with as many neurons as opt-66b: size, memory, a browser's speed.
 
 Needs chromium, chromedriver and selenium for the browser; the rest is measured without.
 """
@@ -24,11 +24,11 @@ from neuronstats.report.page.search import TRIGGER_BYTES
 from neuronstats.report.settings import ReportSettings
 from neuronstats.units import size
 
-NEURONS = 25_000  # of a layer
+NEURONS = 36_864  # of a layer, as opt-66b has
 HIDDEN, VOCABULARY, SEQUENCES, POSITIONS = 32, 512, 16, 128
 ACTIVE = (0.0, 0.3, 0.1, 0.01, 0.0005)  # of neurons, in turn: share of tokens; 0: dead
 POSITIONAL_EVERY = 50  # one neuron in so many sees the position alone
-OPEN_SECONDS, ANSWER_SECONDS = 2.0, 0.5  # the page opens; it filters, sorts, searches
+OPEN_SECONDS, ANSWER_SECONDS = 3.0, 1.0  # the page opens; it filters, sorts, searches
 NEURON_BYTES = 60  # of the page, for each neuron's row in the table
 OTHER_BYTES = 20_000_000  # figures, libraries, the n-grams that can be searched for
 

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.flips import flips
 from benchmarks.forward import Bare, Bitmaps, Swept, mismatches
+from benchmarks.growth import growth
 from benchmarks.merge import merging
 from benchmarks.packing import packing
 from benchmarks.page import page
@@ -18,6 +19,8 @@ from benchmarks.start import starting
 from benchmarks.store import Written
 from benchmarks.stream import measure
 from benchmarks.subject import Subject
+from benchmarks.whole import whole
+from benchmarks.workers import scaling
 from neuronstats import bits
 from neuronstats.model.shape import Shape, num_first_layers
 from neuronstats.units import size
@@ -158,6 +161,9 @@ PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "merge": lambda sizes, _, rounds, scratch: merging(rounds, sizes, _fresh(scratch, "merge")),
     "stream": lambda _, subject, rounds, scratch: measure(subject, rounds, scratch / "stream"),
     "start": start,
+    "workers": lambda sizes, _, rounds, scratch: scaling(rounds, scratch, sizes.workers_tokens),
+    "whole": lambda sizes, _, rounds, scratch: whole(rounds, sizes, _fresh(scratch, "whole")),
+    "growth": lambda sizes, _, rounds, scratch: growth(rounds, sizes, _fresh(scratch, "growth")),
     "flips": flip,
     "page": lambda sizes, _, rounds, scratch: page(
         rounds, sizes.page_layers, _fresh(scratch, "page")

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from neuronstats.errors import expect
 from neuronstats.model.settings import ModelSettings
 
-PARTS = ("forward", "pack", "reduce", "merge", "stream", "start", "flips", "page")
+PARTS = (
+    *("forward", "pack", "reduce", "merge", "stream", "start"),
+    *("workers", "whole", "growth", "flips", "page"),
+)
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -27,16 +30,24 @@ class Sizes:
     """Of the reduction's corpus."""
     reduce_neurons: int = 120
     """Of the reduction, a multiple of 20."""
-    merge_tokens: int = 1_000_000
-    """Of the run that is reduced as a whole."""
-    merge_layers: int = 2
+    merge_tokens: int = 5_000_000
+    """Of the run that is merged."""
+    merge_layers: int = 1
     """Its layers, all with bitmaps."""
     merge_neurons: int = 3072
     """Of each of its layers."""
     start_tokens: int = 200_000
     """Of the embedded text."""
-    page_layers: int = 20
-    """Of the run whose page is opened, of 25 000 neurons each."""
+    workers_tokens: int = 900_000
+    """Of the embedded text."""
+    page_layers: int = 64
+    """Of the run whose page is opened, of 36 864 neurons each, as opt-66b has."""
+    growth_tokens: int = 131_072
+    """Of the smallest run whose growth is looked at."""
+    whole_tokens: int = 200_000
+    """Of the embedded text, for the whole job against a script."""
+    whole_random_tokens: int = 20_480
+    """For the same on random weights."""
 
 
 FULL = Sizes()
@@ -48,7 +59,11 @@ SHORT = Sizes(
     merge_tokens=50_000,
     merge_neurons=120,
     start_tokens=50_000,
+    workers_tokens=50_000,
     page_layers=2,
+    growth_tokens=8_192,
+    whole_tokens=50_000,
+    whole_random_tokens=4096,
 )
 GPU_TIMES = 32
 WARMUPS, THREADS = 1, 1  # rounds that do not count; of torch's operations
@@ -60,9 +75,11 @@ class BenchSettings:
 
     parts: list[str] = field(default_factory=lambda: list(PARTS[:6]))
     """forward: bare models, hooks, the sweep, the store; pack: packing and counting alone; reduce:
-    the n-grams; merge: a whole synthetic run reduced; stream: weights that do not fit in memory;
-    start: jobs/collect.py on the embedded model; flips: bits that float16 and bfloat16 flip against
-    float32; page: a report of half a million neurons, opened in a browser."""
+    the n-grams; merge: a synthetic run merged; stream: weights that do not fit in memory; start:
+    jobs/collect.py on the embedded model; workers: two workers against one, on a machine at rest;
+    whole: collect and reduce against a script of one's own; growth: ever more tokens and neurons;
+    flips: bits that float16 and bfloat16 flip against float32; page: a report of as many neurons as
+    opt-66b has, opened in a browser."""
     run: str | None = None
     """A collected run: its model and sequences from all over its text are taken instead."""
     short: bool = False

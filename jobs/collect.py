@@ -3,6 +3,8 @@
 from neuronstats.cli import job
 from neuronstats.collect.settings import CollectJob
 from neuronstats.console import Console
+from neuronstats.reduce.settings import ReduceJob
+from neuronstats.report.settings import ReportJob
 
 
 @job("collect", CollectJob, several=True)
@@ -10,7 +12,16 @@ def main(*settings: CollectJob) -> int:
     """Settings -> plan, printed and checked -> run -> one summary line; of each run with -m."""
     from neuronstats.collect.job import collect_all  # heavy: not for --help
 
-    return collect_all(settings, Console())
+    console, first = Console(), settings[0]
+    code = collect_all(settings, console)
+    if code or first.plan or not first.report:
+        return code
+    from neuronstats.reduce.job import reduce
+    from neuronstats.report.job import report
+
+    runs = [run.location for run in settings]
+    code = reduce(ReduceJob(runs=runs, ray=first.ray), console)
+    return code or report(ReportJob(runs=runs, out=first.report), console)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Made for Linux; elsewhere what /proc, control groups and the like would say is asked of psutil.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ SPARE = 0.9  # of the memory that is free may be planned with
 
 CGROUP = Path("/sys/fs/cgroup")
 STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,14 @@ def probe() -> Machine:
     """Look at this machine, without touching a GPU."""
     gpus = _free_gpu_bytes()
     return Machine(
-        cores=_cores(),
+        cores=num_cores(),
         host_bytes=_free_host_bytes(),
         gpus=len(gpus),
         gpu_bytes=min(gpus, default=0),
     )
 
 
-def _cores() -> int:
+def num_cores() -> int:
     """Return the cores that this process may use; all where the system does not restrict them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -84,6 +86,15 @@ def _free_gpu_bytes() -> list[int]:
     return found
 
 
+def gpu_name() -> str:
+    """Return what the driver calls the first GPU; empty without its tool."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.stdout.partition("\n")[0].strip()
+
+
 def _names(name: str, index: str, uuid: str) -> bool:
     """Whether CUDA_VISIBLE_DEVICES means a GPU: by its number, or the beginning of its UUID.
 
@@ -115,6 +126,12 @@ def peak_host_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes where there is no /proc
 
 
+def reset_peak() -> None:
+    """Let `peak_host_bytes` begin anew, where the system can."""
+    with contextlib.suppress(OSError):
+        CLEAR_REFS.write_text("5")
+
+
 @dataclass(frozen=True)
 class Term:
     """One named part of a sum."""
@@ -128,6 +145,11 @@ def allocator(host: Sequence[Term]) -> Term:
     return Term("allocator", SLACK_BYTES + int(SLACK_SHARE * sum(term.bytes for term in host[1:])))
 
 
+def total(terms: Sequence[Term]) -> int:
+    """Return the sum of terms, in bytes."""
+    return sum(term.bytes for term in terms)
+
+
 def written(terms: Sequence[Term]) -> str:
     """Write a sum of terms for people, the largest first."""
     parts = [
@@ -135,4 +157,4 @@ def written(terms: Sequence[Term]) -> str:
         for term in sorted(terms, key=lambda term: -term.bytes)
         if term.bytes
     ]
-    return f"{size(sum(term.bytes for term in terms))} = {' + '.join(parts)}"
+    return f"{size(total(terms))} = {' + '.join(parts)}"

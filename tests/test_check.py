@@ -160,3 +160,4 @@ def read_tables(location):
     for layer in range(run.num_layers):
         run.position_counts(layer, slice(None))
         run.position_counts_by_domain(layer, slice(None))
+        run.shard_counts(layer, slice(None))

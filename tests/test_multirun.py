@@ -41,6 +41,19 @@ def test_each_value_is_a_run(command, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == before  # nothing of Hydra's
 
 
+def test_it_ends_with_the_report_on_all_runs(command, tmp_path, capsys):
+    assert command("-m", "model.path=a,b", "report=both") == 0
+    said = capsys.readouterr().out
+    assert "next:" not in said
+    assert "report: 2 runs" in said
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert all(f"{name}/run" in page for name in ("a", "b"))
+    for name in ("a", "b"):
+        assert (tmp_path / name / "run" / "tables" / "neurons.parquet").exists()
+    # Again: all is collected already, and the report is written anew.
+    assert command("-m", "model.path=a,b", "report=both") == 0
+
+
 def test_a_run_that_is_refused_keeps_no_other_from_being_done(command, tmp_path, capsys):
     assert command("-m", "model.path=/none/here,b") == 2
     assert "model.path=/none/here does not exist" in capsys.readouterr().out
@@ -51,6 +64,7 @@ def test_a_run_that_is_refused_keeps_no_other_from_being_done(command, tmp_path,
     ("arguments", "words"),
     [
         (["-m", "model.path=a", "ray.workers=1,2"], ["ray.* differs"]),
+        (["-m", "model.path=a", "report=x,y"], ["report differs"]),
         (["model.path=a,b"], ["a,b", "-m does a run for each"]),
         (["-m", "model=local,opt-99"], ["model=opt-99", "choose one of"]),
     ],

@@ -1,7 +1,7 @@
 """A connection to Ray: the machines there are, the workers asked for, what the user wants."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -10,6 +10,7 @@ from neuronstats.cluster.nodes import Node, Workers
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.cluster.watch import Watch
 from neuronstats.cluster.words import summary
+from neuronstats.errors import UserError
 from neuronstats.machine import SPARE
 
 
@@ -92,6 +93,52 @@ class Connection:
         cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
         return Node(name, cpus, gpus, memory, gpu_memory, node["NodeID"])
 
+    def on_each_node(
+        self, work: Callable[..., Iterator[Any]], args: Sequence[Any]
+    ) -> Iterator[tuple[Node, Any]]:
+        """Do a piece of work once on every machine that gets workers, on all at the same time.
+
+        A machine on which it fails is left out, with the reason.
+
+        Args:
+            work: a generator function.
+            args: small and picklable.
+
+        Yields:
+            Machine, and what the work yields there, as it comes.
+
+        Raises:
+            UserError: it failed on all of them.
+            GoneError: the cluster went away.
+        """
+        running: dict[Any, Node] = {}
+        returns = {"num_returns": "streaming"} if self.streaming else {}
+        for node, count in self.workers.by_node:
+            if count and node.name not in self.left_out:
+                options = {"num_cpus": 0, "scheduling_strategy": self.on(node.id), **returns}
+                task = self.ray.remote(work if self.streaming else _last)
+                given = args if self.streaming else (work, *args)
+                running[task.options(**options).remote(*given)] = node
+        nodes = set(running.values())
+        while running:
+            self.pause()
+            done, _ = self.ray.wait(list(running), num_returns=len(running), timeout=0.5)
+            for reference in done:
+                node = running[reference]
+                try:
+                    yield node, self.ray.get(next(reference) if self.streaming else reference)
+                except StopIteration:
+                    del running[reference]
+                except self.ray.exceptions.RayError as error:
+                    del running[reference]
+                    cause = getattr(error, "cause", None)
+                    self.leave_out(node.name, summary(cause or error))
+                else:
+                    if not self.streaming:
+                        del running[reference]
+        if nodes and all(node.name in self.left_out for node in nodes):
+            raise UserError(f"no machine of the cluster can be used: {self.left_out_words}.")
+
     def leave_out(self, name: str, reason: str) -> None:
         """Use a machine no more, and say why."""
         reason = reason.rstrip(".")
@@ -108,6 +155,11 @@ class Connection:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def _last(work: Callable[..., Iterator[Any]], *args: Any) -> Any:
+    """Do a piece of work that reports meanwhile; return its last report."""
+    return list(work(*args))[-1]
 
 
 def name_of(node: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
-"""The workers of one call of `Pool.run`: hired where there is room, replaced where lost."""
+"""Workers that do one kind of work: hired where there is room, replaced where lost."""
 
+import gc
 import inspect
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from neuronstats.cluster.inspection import lowest_niceness
 from neuronstats.cluster.nodes import Node
 from neuronstats.cluster.words import advice, summary, vanished
 from neuronstats.errors import UserError
+from neuronstats.machine import reset_peak
 
 STARTS = 2  # of a worker on one machine, before the machine is left out
 WAIT_SECONDS = 0.5
@@ -33,11 +35,18 @@ class LostError(Exception):
 class _Worker:
     """The actor: built first, so that a bad model is told as itself and not as a lost worker."""
 
+    _work: Any = None
+
     def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
         import torch
 
         lowest_niceness()
         torch.set_num_threads(threads)  # ray leaves 1, and a reused process keeps its old number
+        self._work = None  # of before, to be freed first
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            gc.collect()
+            torch.cuda.empty_cache()
+        reset_peak()
         self._work = make(*args)
 
     def steps(self, task: Any) -> Iterator[tuple[bool, Any]]:
@@ -68,11 +77,12 @@ class Hired:
 
 
 class Crew:
-    """The workers of one call of `Pool.run`: hired where there is room, replaced where lost."""
+    """Workers that do one kind of work: hired where there is room, replaced where lost."""
 
     def __init__(self, pool: Connection, make: Callable[..., Any], args: Sequence[Any]) -> None:
         self._pool, self._ray = pool, pool.ray
         self._make, self._args = make, args
+        self._workers = pool.workers
         self._busy: dict[Any, Hired] = {}
         self._asked: dict[Any, dict[str, Any]] = {}
         self._met = {node.id for node in pool.nodes}
@@ -80,6 +90,24 @@ class Crew:
         self._waiting_since = time.monotonic()
         self._said = False
         self.idle: list[Hired] = []
+
+    def assign(self, make: Callable[..., Any], args: Sequence[Any]) -> None:
+        """Let the workers do other work; what their processes have imported and compiled stays."""
+        if make is self._make and args is self._args:
+            return
+        self._make, self._args = make, args
+        hired, self.idle, self._busy = [*self.idle, *self._busy.values()], [], {}
+        same = self._pool.workers == self._workers
+        self._workers = self._pool.workers
+        for worker in hired:
+            if same:
+                self._build(worker)
+            else:  # an actor keeps the memory, cores and GPUs that it was started with
+                self._ray.kill(worker.actor)
+
+    def _build(self, hired: Hired) -> None:
+        reference = hired.actor.build.remote(self._make, self._args, self._pool.workers.cpus)
+        self._busy[reference] = hired
 
     @property
     def at_work(self) -> bool:
@@ -130,7 +158,7 @@ class Crew:
         options |= {"max_restarts": 0, "max_task_retries": 0}
         options["scheduling_strategy"] = pool.on(node.id)
         actor = self._ray.remote(_Worker).options(**options).remote()
-        self._busy[actor.build.remote(self._make, self._args, workers.cpus)] = Hired(actor, node)
+        self._build(Hired(actor, node))
 
     def _meet(self) -> None:
         """Ask machines that have joined what they are."""

@@ -19,6 +19,8 @@ ATTEMPTS = 4  # of one task, counting only losses of its worker
 class Pool(Connection):
     """Does tasks on the workers of a connection."""
 
+    _crew: Crew | None = None
+
     def run(
         self,
         make: Callable[..., Any],
@@ -31,7 +33,8 @@ class Pool(Connection):
 
         Args:
             make: called on each worker once, with args; its result is called with each task. Where
-                that is a generator, it yields how far it has come, and returns the result.
+                that is a generator, it yields how far it has come, and returns the result. It is
+                not called again where make and args are the same objects as before.
             args: small and picklable.
             tasks: small and picklable; str(task) names one in messages.
             tick: called at least twice a second while waiting.
@@ -41,7 +44,7 @@ class Pool(Connection):
             GoneError: the cluster went away.
             TaskFailedError: a task failed otherwise.
         """
-        crew = Crew(self, make, args)
+        crew = self._hired(make, args)
         queue = deque(tasks)
         attempts: dict[Any, int] = {}
         try:
@@ -70,6 +73,17 @@ class Pool(Connection):
                     else:
                         if finished and task is not None:
                             yield task, result
+        except BaseException:
+            self._crew = None
+            crew.dismiss()
+            raise
         finally:
             self.reached.clear()
-            crew.dismiss()
+
+    def _hired(self, make: Callable[..., Any], args: Sequence[Any]) -> Crew:
+        """Return the workers of the call before, given other work if it is other, or new ones."""
+        if self._crew is None:
+            self._crew = Crew(self, make, args)
+        else:
+            self._crew.assign(make, args)
+        return self._crew

@@ -31,6 +31,8 @@ OBJECT_STORE_BYTES = 128 << 20  # results are small; ray's default is 30 % of th
 HEAD_SECONDS = 45.0  # for the head to answer a question
 SHIPPED = ("conf", "jobs")  # beside the package, where they are there
 JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`
+# Of the hub's client, and no secret: the workers' machines then use the same cache and hub.
+HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT")
 INSTALL = "pip install 'neuronstats[cluster]'"
 
 
@@ -180,7 +182,11 @@ def _init(ray: Any, settings: RaySettings, address: str | None) -> None:
         if address is not None:
             options["address"] = address
             if folder is not None:
-                options["runtime_env"] = {"working_dir": folder, "excludes": ["**/__pycache__"]}
+                set_here = {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
+                options["runtime_env"] = {
+                    **{"working_dir": folder, "excludes": ["**/__pycache__"]},
+                    "env_vars": set_here,
+                }
         # What ray starts inherits the mask: a SIGTERM to the whole process group (a scheduler's, a
         # container's) then reaches this process alone, which lets the shards in flight finish.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -1,14 +1,16 @@
 """Whether the cluster is still there, and which machines it has: looked at beside the work."""
 
 import contextlib
+import os
 import socket
+import sys
 import threading
 import time
 from typing import Any
 
 import psutil
 
-from neuronstats.errors import GoneError
+from neuronstats.errors import GONE, GoneError
 
 INTERVAL_SECONDS = 2.0
 GONE_SECONDS = 20.0  # without an answer; Ray ends this process after 60
@@ -39,8 +41,8 @@ class Watch:
         self._answered = time.monotonic()
         self._family: set[psutil.Process] = set()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
-        self._thread.start()
+        for work in (self._look, self._guard):
+            threading.Thread(target=work, name="watch", daemon=True).start()
 
     @property
     def alive(self) -> set[str]:
@@ -77,6 +79,16 @@ class Watch:
                 except Exception:  # noqa: BLE001 - whatever it is, there was no answer
                     continue
                 self._answered = time.monotonic()
+
+    def _guard(self) -> None:
+        """End this process where the main thread does not notice; Ray would, without a word."""
+        while not self._end.wait(INTERVAL_SECONDS):
+            if time.monotonic() - self._answered > GONE_SECONDS + STUCK_SECONDS:
+                sys.stdout.flush()
+                sys.stderr.write(f"error: {self._words}\n")
+                sys.stderr.flush()
+                self.kill_family()
+                os._exit(GONE)
 
 
 def _answers(place: str) -> bool:

@@ -10,6 +10,7 @@ from neuronstats.errors import SettingsError
 
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
+GPU_BATCH_VALUES = 1 << 26  # of a narrow model's batch: more tokens, or its kernels are too short
 CPU_SHARD_TOKENS = 1 << 16
 GPU_SHARD_TOKENS = 1 << 18  # above some 80k tokens, reading weights hides behind the work
 
@@ -40,7 +41,9 @@ def choose(
         SettingsError: no choice fits; says what is lacking.
     """
     positions = work.corpus.positions
-    batch_tokens = GPU_BATCH_TOKENS if work.on_gpu else CPU_BATCH_TOKENS
+    batch_tokens = CPU_BATCH_TOKENS
+    if work.on_gpu:
+        batch_tokens = max(GPU_BATCH_TOKENS, GPU_BATCH_VALUES // work.shape.hidden)
     batch = batch_sequences or max(1, batch_tokens // positions)
     longest = max(work.corpus.sequences_by_domain)
     if shard_sequences:
@@ -53,8 +56,8 @@ def choose(
     wanted = place(settings, nodes)
     best: tuple[Plan, Workers] | None = None
     misfits: list[str] = []
-    for resident, near in _placements(on_gpu=work.on_gpu):
-        for length in shards:
+    for length in shards:  # shorter ones last: weights that are read hide behind long shards
+        for resident, near in _placements(on_gpu=work.on_gpu):
             choice = replace(
                 work,
                 workers=wanted.count,

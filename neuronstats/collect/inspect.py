@@ -57,6 +57,13 @@ class Inputs:
         """The model's sizes."""
         return self.decoder.shape
 
+    @property
+    def sum_tokens(self) -> int | None:
+        """Tokens whose values are summed by themselves; None where no sums are taken."""
+        collect = self.settings.collect
+        takes_sums = collect.sums and not self.shape.activation.is_relu_like
+        return collect.sum_tokens if takes_sums else None
+
     def dtype(self, *, on_gpu: bool) -> torch.dtype:
         """Resolve model.dtype."""
         chosen = self.settings.model.dtype
@@ -93,17 +100,16 @@ def inspect(settings: CollectJob, say: Callable[[str], None]) -> Inputs:
     return Inputs(settings, info, decoder, num_layers, min(num_bitmaps, num_layers))
 
 
-def fetch_weights(inputs: Inputs, say: Callable[[str], None]) -> Inputs:
-    """Return the inputs with the model's weights, fetched from the hub where they are not here.
+def with_weights(inputs: Inputs) -> Inputs:
+    """Return the inputs with the model's weights, which were fetched before.
 
     Raises:
-        UserError: the hub does not give them, or they are not the model's.
+        UserError: they are not there, or are not the model's.
     """
     model = inputs.settings.model
     if is_here(model):
         return inputs
-    say(f"fetching the weights of {model.path}")
-    decoder = Decoder(Checkpoint(locate(model)))
+    decoder = Decoder(Checkpoint(locate(model, cached=True)))
     check_weights(decoder, inputs.num_layers)
     return dataclasses.replace(inputs, decoder=decoder)
 

@@ -13,14 +13,14 @@ from neuronstats.cluster.start import connect, this_node
 from neuronstats.collect.inspect import (
     Inputs,
     corpus_size,
-    fetch_weights,
     inspect,
     is_small,
     read_text,
+    with_weights,
 )
 from neuronstats.collect.kept import KeptTokens
 from neuronstats.collect.plan import Plan
-from neuronstats.collect.prepare import make_choices, open_run, text_key
+from neuronstats.collect.prepare import make_choices, open_run, other_arithmetic, text_key
 from neuronstats.collect.settings import CollectJob
 from neuronstats.collect.show import show_plan
 from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, product_rate
@@ -28,6 +28,7 @@ from neuronstats.console import Console
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import DONE, INTERRUPTED, GoneError, SettingsError, UserError
 from neuronstats.machine import free_disk_bytes, probe
+from neuronstats.model.fetch import fetch_here, fetch_on_nodes
 from neuronstats.model.source import absolute, is_here
 from neuronstats.store.create import put_right
 from neuronstats.store.folder import RunFolder
@@ -54,12 +55,14 @@ def collect_all(jobs: Sequence[CollectJob], console: Console) -> int:
         The exit code of the first run that did not end well, or 0.
 
     Raises:
-        SettingsError: the settings of Ray differ, or the only run's are refused.
+        SettingsError: the settings of Ray or the report differ, or the only run's are refused.
         UserError: the only run cannot be done.
         GoneError: the cluster or the store went away.
     """
-    if any(job.ray != jobs[0].ray for job in jobs):
-        raise SettingsError("ray.* differs from run to run: expected one value for all of them.")
+    for name in ("ray", "report"):
+        if any(getattr(job, name) != getattr(jobs[0], name) for job in jobs):
+            what = "ray.*" if name == "ray" else name
+            raise SettingsError(f"{what} differs from run to run: expected one value for all.")
     codes = []
     with contextlib.ExitStack() as stack:
 
@@ -77,9 +80,12 @@ def collect_all(jobs: Sequence[CollectJob], console: Console) -> int:
                 codes.append(error.code)
             if codes[-1] == INTERRUPTED:
                 break
-    if len(jobs) > 1 and not jobs[0].plan and not any(codes):
+    if len(jobs) > 1 and not (jobs[0].plan or jobs[0].report or any(codes)):
         runs = ",".join(job.location for job in jobs)
-        console.say(f"next: reduce runs=[{runs}], then report runs=[{runs}]")
+        console.say(
+            f"next: reduce runs=[{runs}], then report runs=[{runs}]; or this command again with"
+            " report=DIR, which does both"
+        )
     return next((code for code in codes if code), DONE)
 
 
@@ -102,15 +108,21 @@ def _collect(settings: CollectJob, connected: Callable[[], Pool], console: Conso
     show_plan(plan, workers, console, exact=exact, flops=flops, download=download)
     if settings.plan:
         return DONE
-    inputs = fetch_weights(inputs, console.say)
+    fetch_here(settings.model, console)
+    inputs = with_weights(inputs)
     folder = RunFolder(settings.location, create=True)
     with folder.lock():
         run = open_run(inputs, folder, plan, corpus)
         KeptTokens.clear(folder)  # they are in the run now
         check_layout(run, inputs, console)
         todo = remaining(run, settings, console)
+        note = other_arithmetic(run, on_gpu=plan.work.on_gpu)
+        if todo and note:
+            console.say(note)
         if todo and pool is None:
             pool = connected()
+        elif todo and pool is not None:
+            fetch_on_nodes(settings.model, pool, console)
         return _run_shards(run, todo, pool, settings, plan, console)
 
 

@@ -7,6 +7,7 @@ measured (docs/log.md). A test holds the host memory against the measured peak.
 from dataclasses import dataclass
 
 from neuronstats import bits
+from neuronstats.bits.sums import AMOUNTS, CASES, ROWS
 from neuronstats.cluster.nodes import Node
 from neuronstats.collect import transfer
 from neuronstats.machine import PROCESS_BYTES, Term, allocator
@@ -17,7 +18,9 @@ from neuronstats.units import size
 CUDA_HOST_BYTES = 2 << 30  # what CUDA's libraries add to it (assumed, not measured)
 CUDA_DEVICE_BYTES = 1 << 30  # context and libraries' workspace (assumed, not measured)
 COMPRESSED = 0.4  # of raw bits: zstd level 1 at 5 % activity
-WRITERS = 4  # objects compressed at a time
+SUMS_COMPRESSED = 0.6  # of raw sums
+SUM_ROWS = len(CASES[True] + AMOUNTS)
+SUM_COPIES = 64  # bytes a value that torch's operations take, ROWS tokens at a time
 WRITE_AHEAD = 2  # layers that may wait to be written, the one at work included
 
 
@@ -63,6 +66,8 @@ class Work:
     hidden_on_device: bool = True
     shards_left: int | None = None
     """Shards that the run still lacks; None: there is no run yet."""
+    sum_tokens: int | None = None
+    """Tokens whose values are summed by themselves; None: no sums are taken."""
 
     @property
     def num_shards(self) -> int:
@@ -88,6 +93,21 @@ class Work:
         """Bytes of one layer's bits of a full shard."""
         width = bits.packed_bytes(self.corpus.positions)
         return self.shard_sequences * width * self.shape.neurons
+
+    @property
+    def sums(self) -> int:
+        """Bytes of one layer's sums."""
+        rows = 0 if self.sum_tokens is None else self.sum_tokens + SUM_ROWS
+        return 8 * rows * self.shape.neurons
+
+    def sum_terms(self) -> list[Term]:
+        """Sums while they are taken, wait, are compressed, and what taking them needs."""
+        if not self.sums:
+            return []
+        rows = self.batch_sequences * self.corpus.positions
+        copies = 1 if self.dtype_bytes == 4 else 3  # in float32
+        summing = 4 * copies * rows * self.shape.neurons
+        return [Term("sums", (WRITE_AHEAD + 3) * self.sums), Term("summing", summing)]
 
     def weight_terms(self) -> list[Term]:
         """Weights in the memory where they are used."""
@@ -120,7 +140,7 @@ class Work:
         """Layers' bits and counts while they wait, are compressed, and written."""
         counts = self.corpus.positions * self.shape.neurons * 4
         bitmap = self.packed_layer if self.num_bitmaps else 0
-        compressed = min(WRITERS * OBJECT_BYTES, bitmap + counts)
+        compressed = min(2 * OBJECT_BYTES, bitmap + counts)  # an object in parts, and joined
         return [
             Term("bits to be written", WRITE_AHEAD * bitmap),
             Term("position counts", (WRITE_AHEAD + 1) * counts),
@@ -144,6 +164,11 @@ class Work:
             Term("CUDA", CUDA_DEVICE_BYTES),
             Term("bits and counts on their way", bitmap + 2 * counts),
         ]
+        if self.sums:
+            copies = SUM_COPIES * ROWS * self.shape.neurons
+            rows = 3 * 4 * self.batch_sequences * self.corpus.positions * self.shape.neurons
+            device.append(Term("sums, taken and on their way", 3 * self.sums + copies + rows))
+            host.append(Term("sums in pinned memory", held * transfer.pinned_bytes(self.sums)))
         if self.hidden_on_device:
             return host, [*device, Term("hidden states", self.hidden)]
         batch = self.batch_sequences * self.corpus.positions * self.shape.hidden * self.dtype_bytes
@@ -237,6 +262,7 @@ def make_plan(work: Work) -> Plan:
     """Add up what a piece of work takes."""
     near = [*work.weight_terms(), *work.batch_terms(), *work.bit_terms()]
     host = [Term("process", PROCESS_BYTES), *work.read_terms(), *work.writer_terms()]
+    host += work.sum_terms()
     device: list[Term] = []
     if work.on_gpu:
         beside, on_gpu = work.gpu_terms()
@@ -254,4 +280,6 @@ def make_plan(work: Work) -> Plan:
         Term("position counts", counts * (1 if work.shard_sequences < 256 else 2)),
         Term("tokens", work.corpus.token_bytes if work.shards_left is None else 0),
     ]
+    if work.sums:
+        disk.append(Term("sums", int(SUMS_COMPRESSED * work.sums * work.num_layers * left)))
     return Plan(work, (*host, allocator(host)), tuple(device), tuple(disk))

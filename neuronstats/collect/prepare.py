@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 
+from neuronstats.bits.sums import quantities
 from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.collect.choose import choose
 from neuronstats.collect.inspect import Inputs, read_text
@@ -18,6 +20,7 @@ from neuronstats.corpus.corpus import Corpus
 from neuronstats.corpus.documents import content_fingerprint
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError
+from neuronstats.machine import gpu_name
 from neuronstats.model.config import bos_id, separator_id
 from neuronstats.store import run as store
 from neuronstats.store.create import new_run
@@ -49,6 +52,7 @@ def make_choices(
         stored_bytes=inputs.checkpoint.dtype.itemsize,
         on_gpu=on_gpu,
         shards_left=_shards_left(inputs),
+        sum_tokens=inputs.sum_tokens,
     )
     return choose(
         work,
@@ -98,6 +102,7 @@ def identity(inputs: Inputs, plan: Plan) -> dict[str, Any]:
         "collect.bitmaps": work.num_bitmaps,
         "collect.shard_sequences": work.shard_sequences,
         "collect.batch_sequences": work.batch_sequences,
+        **({} if work.sum_tokens is None else {"collect.sum_tokens": work.sum_tokens}),
     }
 
 
@@ -122,6 +127,7 @@ def open_run(inputs: Inputs, folder: RunFolder, plan: Plan, corpus: Corpus | Non
         return Run(folder, info)
     corpus = corpus if corpus is not None else read_text(inputs)
     asked["data.tokens"] = corpus.fingerprint
+    number, gated = inputs.sum_tokens, inputs.shape.activation.gated
     layout = Layout(
         num_layers=inputs.num_layers,
         num_bitmaps=inputs.num_bitmaps,
@@ -130,11 +136,15 @@ def open_run(inputs: Inputs, folder: RunFolder, plan: Plan, corpus: Corpus | Non
         shard_sequences=plan.work.shard_sequences,
         domains=corpus.domains,
         shards=make_shards(corpus, plan.work.shard_sequences),
+        sums=() if number is None else quantities(gated=gated),
+        sum_tokens=() if number is None else corpus.most_frequent(number),
     )
-    return new_run(folder, corpus, layout, _new_info(inputs, asked, corpus))
+    return new_run(folder, corpus, layout, _new_info(inputs, plan, asked, corpus))
 
 
-def _new_info(inputs: Inputs, identity: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
+def _new_info(
+    inputs: Inputs, plan: Plan, identity: Mapping[str, Any], corpus: Corpus
+) -> dict[str, Any]:
     """Return what run.yaml says of a new run, its layout excepted."""
     settings = dataclasses.asdict(inputs.settings)
     settings["model"]["dtype"] = inputs.settings.model.dtype.value
@@ -144,21 +154,23 @@ def _new_info(inputs: Inputs, identity: Mapping[str, Any], corpus: Corpus) -> di
         "identity": identity,
         "model": {
             **dataclasses.asdict(inputs.shape),
+            "family": inputs.checkpoint.config.model_type,
             "bos_token_id": corpus.bos_id,
             "separator_id": corpus.separator_id,
             "has_positions": inputs.decoder.has_positions(),
         },
         "settings": settings,
-        "versions": versions(),
+        "versions": versions(on_gpu=plan.work.on_gpu),
     }
 
 
 def refuse_differences(location: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise SettingsError naming every setting in which a run differs from what is asked for."""
+    known = [key for key in {**new, **old} if key != "data.tokens"]  # which are read later
     differences = [
-        f"{key}: {_difference(old.get(key), value)}"
-        for key, value in new.items()
-        if old.get(key) != value
+        f"{key}: {_difference(old.get(key), new.get(key))}"
+        for key in known
+        if old.get(key) != new.get(key)
     ]
     if differences:
         raise SettingsError(
@@ -170,7 +182,9 @@ def refuse_differences(location: str, old: Mapping[str, Any], new: Mapping[str, 
 
 def _content(data: DataSettings) -> Any:
     if data.kind == "hub":
-        return [dataclasses.asdict(source) for source in data.sources]
+        sources = [dataclasses.asdict(source) for source in data.sources]
+        # Runs of before there was this setting have no word of it.
+        return [{k: v for k, v in s.items() if k != "files" or v is not None} for s in sources]
     return json.loads(json.dumps(content_fingerprint(data)))
 
 
@@ -192,10 +206,31 @@ def _tokenizer_hash(folder: Path) -> str:
     return str(digest.hexdigest())
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what computes the numbers."""
+def versions(*, on_gpu: bool) -> dict[str, str]:
+    """Return the versions of what computes the numbers, and what it computes them on."""
     names = ("neuronstats", "torch", "transformers", "tokenizers", "numpy", "zarr", "ray")
+    capability = torch.backends.cpu.get_cpu_capability()
     return {
         "python": platform.python_version(),
         **{n: importlib.metadata.version(n) for n in names},
+        "device": gpu_name() if on_gpu else f"{platform.machine()} {capability}",
     }
+
+
+def other_arithmetic(run: Run, *, on_gpu: bool) -> str:
+    """Say how this machine's arithmetic differs from what the run was begun with; empty if not.
+
+    The first machine's is compared: its kind of processor or GPU, and its torch.
+    """
+    before, now = run.about.versions, versions(on_gpu=on_gpu)
+    changed = [
+        f"{name} {before[name]}, here {now[name]}"
+        for name in ("device", "torch")
+        if name in before and before[name] != now[name]
+    ]
+    if not changed:
+        return ""
+    return (
+        f"note: this run was begun with {'; '.join(changed)}: bits of inputs near zero may differ"
+        " from one shard to another."
+    )

@@ -21,6 +21,11 @@ class CollectSettings:
     """Sequences in a shard, the unit of work and loss; auto: by the plan."""
     batch_sequences: int | str = "auto"
     """Sequences in a batch; auto: by the plan."""
+    sums: bool = True
+    """Beside the bits of a model whose neurons write when they are not activated, or in either
+    direction (GELU, SiLU, gated FFNs), take sums of what they hand on; OPT has none."""
+    sum_tokens: int = 256
+    """The most frequent tokens, each of whose values is summed by itself too."""
     verify: bool = True
     """When going on with a run, read every committed object and compare its checksum."""
 
@@ -30,6 +35,7 @@ class CollectSettings:
             value = getattr(self, name)
             met = value == "auto" or (type(value) is int and value >= 1)
             expect(f"collect.{name}", value, "auto or a number from 1", met=met)
+        expect("collect.sum_tokens", self.sum_tokens, "0 or more", met=self.sum_tokens >= 0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +52,9 @@ class CollectJob:
     """Print what it would take, and run nothing."""
     repair: bool = False
     """Compute committed shards again whose bytes have changed."""
+    report: str | None = None
+    """Then reduce the run, or with -m all runs, and report on them together in this folder, with
+    the defaults of both jobs; null: do not."""
 
     def __post_init__(self) -> None:
         """Refuse a run folder without a name.

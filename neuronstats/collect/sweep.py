@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronstats import bits
+from neuronstats.bits import sums as sums_
 from neuronstats.bits import tensors
+from neuronstats.bits.sums import Sums
 from neuronstats.collect import transfer
 from neuronstats.collect.weights import LayerSource
 from neuronstats.errors import UserError
 from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import Decoder, Layer
+from neuronstats.model.decoder import Decoder
+from neuronstats.model.layer import Layer
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class LayerRecord:
     """uint8 [neuron, sequence, byte]; None where no bitmap was asked for."""
     position_counts: NDArray[np.integer[Any]]
     """Sequences in which each neuron was activated, [position, neuron]."""
+    sums: NDArray[np.int64] | None = None
+    """What bits.sums adds up, [quantity, neuron]; None where it was not asked for."""
+    token_sums: NDArray[np.int64] | None = None
+    """Its sums by token, [token, neuron]."""
 
 
 class Sweep:
@@ -45,6 +52,8 @@ class Sweep:
         device: to compute on.
         resident: keep all layers on the device.
         hidden_on_device: keep a shard's hidden states on the device; else in host memory.
+        sum_tokens: take the sums of bits.sums, and those by token of these ids, int64 [token];
+            None: take none.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class Sweep:
         device: torch.device,
         resident: bool = True,
         hidden_on_device: bool = True,
+        sum_tokens: NDArray[np.int64] | None = None,
     ) -> None:
         self._num_layers, self._num_bitmaps = num_layers, num_bitmaps
         self._batch = batch_sequences
@@ -67,6 +77,9 @@ class Sweep:
         checkpoint.release()  # a layer read through the embeddings' mapping would stay mapped
         self._neurons = self._decoder.shape.neurons
         self._width = self._decoder.shape.hidden
+        self._gated = self._decoder.shape.activation.gated
+        self._sum_tokens = sum_tokens
+        self._streams = transfer.Streams(device) if transfer.runs_beside(device) else None
         self.layers = LayerSource(self._decoder, num_layers, resident=resident)
 
     def __call__(
@@ -86,30 +99,63 @@ class Sweep:
         """
         layers = iter(self.layers)
         hidden = self._embedded(tokens)
-        made = self._made(layers, hidden, tokens.shape)
-        if transfer.runs_beside(self._device):
-            made = transfer.to_host(made, self._device)
-        for index, (finite, sums, *bitmap) in enumerate(made):
+        made = self._made(layers, hidden, tokens.shape, self._slots(tokens))
+        if self._streams is not None:
+            made = transfer.to_host(made, self._streams)
+        for index, (finite, sums, *rest) in enumerate(made):
             self._check_finite(finite, hidden, index, name)
-            counts = sums.numpy().view(np.uint32)
-            yield LayerRecord(index, bitmap[0].numpy() if bitmap else None, counts)
+            arrays = [tensor.numpy() for tensor in rest]
+            bitmap = arrays.pop(0) if index < self._num_bitmaps else None
+            record = LayerRecord(index, bitmap, sums.numpy().view(np.uint32), *arrays)
+            if record.sums is not None:
+                _check_sums(record.sums, tokens.size, index, name)
+            yield record
+
+    def _slots(self, tokens: NDArray[np.integer[Any]]) -> Tensor | None:
+        """Return for each token where bits.sums adds it, int64 [sequence, position]."""
+        if self._sum_tokens is None:
+            return None
+        slots = np.full(tokens.shape, sums_.NO_SLOT, np.int64)
+        for slot, token in enumerate(self._sum_tokens.tolist()):
+            slots[tokens == token] = slot
+        slots[:, : sums_.first_position(tokens.shape[1])] = sums_.LEFT_OUT
+        return torch.from_numpy(slots).to(self._device)
 
     def _made(
-        self, layers: Iterator[Layer], hidden: Tensor, shape: tuple[int, ...]
+        self,
+        layers: Iterator[Layer],
+        hidden: Tensor,
+        shape: tuple[int, ...],
+        slots: Tensor | None = None,
     ) -> Iterator[Sequence[Tensor]]:
-        """Yield each layer's `finite`, position counts and, where wanted, neuron-major bits."""
+        """Yield each layer's `finite`, position counts and, where wanted, neuron-major bits, sums.
+
+        Args:
+            layers: filled, in order.
+            hidden: the shard's residual stream, changed in place.
+            shape: of the tokens.
+            slots: see `_slots`; None: no sums.
+        """
         num_sequences, num_positions = shape
         size = (num_sequences, bits.packed_bytes(num_positions), self._neurons)
         rows = torch.empty(size, dtype=torch.uint8, device=self._device)
         batches: Iterable[Tensor] = torch.split(hidden, self._batch)
         if not self._hidden_on_device:
-            batches = transfer.HiddenAside(hidden, self._batch, self._device)
+            assert self._streams is not None
+            batches = transfer.HiddenAside(hidden, self._batch, self._device, self._streams)
         for index, layer in enumerate(layers):
             last = index + 1 == self._num_layers
-            finite = self._run_layer(layer, batches, rows, num_positions, last=last)
+            weighed = None if slots is None else (self._new_sums(), slots)
+            finite = self._run_layer(layer, batches, rows, num_positions, weighed, last=last)
             sums = tensors.position_sums(rows, num_positions)
             bitmap = [tensors.neuron_major(rows)] if index < self._num_bitmaps else []
-            yield finite, sums, *bitmap
+            beside = [weighed[0].values, weighed[0].by_token] if weighed else []
+            yield finite, sums, *bitmap, *beside
+
+    def _new_sums(self) -> Sums:
+        assert self._sum_tokens is not None
+        size = (self._neurons, len(self._sum_tokens))
+        return Sums(*size, gated=self._gated, device=self._device)
 
     @torch.inference_mode()
     def _embedded(self, tokens: NDArray[np.integer[Any]]) -> Tensor:
@@ -135,6 +181,7 @@ class Sweep:
         batches: Iterable[Tensor],
         rows: Tensor,
         num_positions: int,
+        weighed: tuple[Sums, Tensor] | None = None,
         *,
         last: bool,
     ) -> Tensor:
@@ -162,7 +209,18 @@ class Sweep:
                     extremes = torch.stack(torch.aminmax(real.reshape(valid, -1), dim=1))
                     finite[start : start + valid] = torch.isfinite(extremes).all(0)
 
-            output = layer(batch, listen, with_output=not last)
+            def weigh(
+                gate: Tensor, act: Tensor, value: Tensor, start: int = start, valid: int = valid
+            ) -> None:
+                assert weighed is not None
+                real = slice(valid * num_positions)
+                slots = weighed[1][start : start + valid].flatten()
+                weighed[0].add(gate[real], act[real], value[real], slots)
+                if last:
+                    extremes = torch.stack(torch.aminmax(value[real].reshape(valid, -1), dim=1))
+                    finite[start : start + valid] &= torch.isfinite(extremes).all(0)
+
+            output = layer(batch, listen, with_output=not last, weigh=weigh if weighed else None)
             if output is not None:
                 extremes = torch.stack(torch.aminmax(output))
                 finite[start : start + valid] = torch.isfinite(extremes).all()
@@ -182,4 +240,15 @@ class Sweep:
             f"NaN or infinity in layer {layer}, sequence {number} of {name}: these are never"
             f" counted. The type is {str(self._dtype).removeprefix('torch.')}: try"
             " model.dtype=float32 (or bfloat16); if it stays, the weights are damaged."
+        )
+
+
+def _check_sums(values: NDArray[np.int64], num_tokens: int, layer: int, name: str) -> None:
+    """Refuse sums that may not have been exact."""
+    most = sums_.largest(values)
+    if most >= sums_.LIMIT or num_tokens > sums_.MAX_TOKENS:
+        raise UserError(
+            f"layer {layer} of {name}, {num_tokens} tokens: a neuron hands on {most:.6g}; sums are"
+            f" exact below {sums_.LIMIT} and up to {sums_.MAX_TOKENS} tokens a shard. Give"
+            " collect.sums=false, or a smaller collect.shard_sequences."
         )

@@ -106,6 +106,20 @@ class WeightsIn:
         return sum(asked.elapsed_time(given) for asked, given in waits) / 1000
 
 
+class Streams:
+    """The streams of one worker's shards, made once.
+
+    torch has thirty-two and deals them out in turn: those of each new shard would in time be the
+    weights' own.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.inward, self.outward, self.to_host = (cuda.Stream(device) for _ in range(3))
+
+
 class HiddenAside:
     """Hidden states in pinned memory, brought to the GPU and back batch by batch.
 
@@ -113,12 +127,16 @@ class HiddenAside:
         hidden: [sequence, position, d], pinned; nothing else writes to it from now on.
         batch_sequences: in every batch.
         device: the GPU.
+        streams: of this worker.
     """
 
-    def __init__(self, hidden: Tensor, batch_sequences: int, device: torch.device) -> None:
+    def __init__(
+        self, hidden: Tensor, batch_sequences: int, device: torch.device, streams: Streams
+    ) -> None:
         self._home = torch.split(hidden, batch_sequences)
         self._near = [torch.empty_like(self._home[0], device=device) for _ in range(NEAR_BATCHES)]
-        self._inward, self._outward = _after_now(device), cuda.Stream(device)
+        self._inward, self._outward = streams.inward, streams.outward
+        self._inward.wait_stream(cuda.current_stream())  # which may have had the new memory
         self._here = [cuda.Event() for _ in self._near]
         self._gone = [cuda.Event() for _ in self._near]
 
@@ -152,17 +170,17 @@ class HiddenAside:
         self._here[slot].record(self._inward)
 
 
-def to_host(made: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[list[Tensor]]:
+def to_host(made: Iterable[Sequence[Tensor]], streams: Streams) -> Iterator[list[Tensor]]:
     """Copy what each layer's pass makes to the host, while the next layer is computed.
 
     Args:
         made: gives a layer's tensors on the GPU once they are given to the computation.
-        device: the GPU.
+        streams: of this worker.
 
     Yields:
         Each layer's tensors on the host, arrived; one layer late.
     """
-    stream = cuda.Stream(device)
+    stream = streams.to_host
     before = None
     for tensors in made:
         ready, copied = cuda.Event(), cuda.Event()

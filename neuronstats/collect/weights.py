@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from neuronstats.collect import transfer
-from neuronstats.model.decoder import Decoder, Layer
+from neuronstats.model.decoder import Decoder
+from neuronstats.model.layer import Layer
 
 ALIGNMENT = 256  # bytes, of every weight in a layer's memory
 

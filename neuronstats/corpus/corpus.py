@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -62,6 +62,18 @@ class Corpus:
             digest.update(self.tokens[start : start + step].astype("<u4").tobytes())
         return digest.hexdigest()
 
+    def most_frequent(self, number: int) -> tuple[int, ...]:
+        """Return the ids that occur most often, the begin-of-sequence token or separator aside.
+
+        Equal ones by ascending id; fewer than asked for where there are not so many.
+        """
+        counts = np.bincount(self.tokens.ravel())
+        aside = self.separator_id if self.bos_id is None else self.bos_id
+        if aside is not None and aside < len(counts):
+            counts[aside] = 0
+        order = np.argsort(-counts, kind="stable")[:number]
+        return tuple(order[counts[order] > 0].tolist())
+
 
 def block_sequences(num_positions: int) -> int:
     """Return the number of sequences to look at at once, at least 1."""
@@ -116,7 +128,10 @@ def allot(total: int, weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def choose_sequences(
-    available: Mapping[str, int], limit: int | None, shares: Mapping[str, float] | None
+    available: Mapping[str, int],
+    limit: int | None,
+    shares: Mapping[str, float] | None,
+    gone: Collection[str] = frozenset(),
 ) -> dict[str, int]:
     """Compute how many sequences of each domain are taken.
 
@@ -125,6 +140,7 @@ def choose_sequences(
         limit: sequences in all, or None for no limit.
         shares: each domain's share of the limit, relative to the others; domains without one are
             left out. None: in proportion to what there is.
+        gone: domains whose share stays empty.
 
     Returns:
         Sequences of each domain, at least 1; domains that get none are not in it.
@@ -137,7 +153,7 @@ def choose_sequences(
         total = sum(named.values())
         taken = allot(min(limit or total, total), named) if total else {}
     else:
-        quotas = allot(limit, shares)
+        quotas = {name: n for name, n in allot(limit, shares).items() if name not in gone}
         for name, quota in quotas.items():
             if quota and name not in available:
                 raise UserError(

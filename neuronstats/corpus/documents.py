@@ -24,7 +24,7 @@ SAMPLE = Path(__file__).parents[1] / "embedded" / "sample"
 
 
 def documents(
-    settings: DataSettings, full: Collection[str] = frozenset()
+    settings: DataSettings, full: Collection[str] = frozenset(), gone: set[str] | None = None
 ) -> Iterator[tuple[str, str]]:
     """Read documents one after another, in an order that is the same at every call.
 
@@ -36,6 +36,8 @@ def documents(
         settings: the data's settings, of kind sample, local or hub.
         full: domains that need no more documents. It may grow while documents are read: a stream
             of the hub whose domains are all in it is left at once.
+        gone: grows by the domains whose data set the hub has no more, or does not give; the others
+            are read. None: such a data set is an error.
 
     Yields:
         Domain and text.
@@ -44,7 +46,8 @@ def documents(
         UserError: the path, a column or any text is missing; bytes are not UTF-8; a file is
             broken; the hub cannot be reached.
     """
-    reader = _hub_documents(settings, full) if settings.kind == "hub" else _file_documents(settings)
+    is_hub = settings.kind == "hub"
+    reader = _hub_documents(settings, full, gone) if is_hub else _file_documents(settings)
     empty = given = 0
     for _, domain, text in reader:
         if not text or text.isspace():
@@ -78,13 +81,27 @@ def _file_documents(settings: DataSettings) -> Iterator[Document]:
         yield from read_documents(path, settings.text, settings.domain)
 
 
-def _hub_documents(settings: DataSettings, full: Collection[str]) -> Iterator[Document]:
+class _SourceGoneError(UserError):
+    """The hub has a data set no more, or does not give it."""
+
+
+def _hub_documents(
+    settings: DataSettings, full: Collection[str], gone: set[str] | None
+) -> Iterator[Document]:
     def stream(source: Source) -> tuple[str | None, ...]:
         columns = (source.text, source.filter_column)
-        return (source.path, source.config, source.split, source.revision, *columns)
+        return (source.path, source.config, source.split, source.files, source.revision, *columns)
 
     for _, group in groupby(settings.sources, key=stream):
-        yield from _stream_documents(list(group), full)
+        sources = list(group)
+        try:
+            yield from _stream_documents(sources, full)
+        except _SourceGoneError as error:
+            domains = [source.domain for source in sources]
+            if gone is None or len(gone) + len(domains) == len(settings.sources):
+                raise
+            gone.update(domains)
+            log.warning("%s: left out; %s", ", ".join(domains), str(error).split("\n")[0])
 
 
 def _stream_documents(sources: list[Source], full: Collection[str]) -> Iterator[Document]:
@@ -106,13 +123,17 @@ def _stream_documents(sources: list[Source], full: Collection[str]) -> Iterator[
 
 def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
     import datasets  # here: it takes seconds to import, and local data need none of it
+    from datasets.exceptions import FileNotFoundDatasetsError
 
     datasets.disable_progress_bars()
-    where = {"split": source.split, "revision": source.revision}
+    where: dict[str, Any] = {"split": source.split, "revision": source.revision}
+    if source.files is not None:
+        where["data_files"] = {source.split: source.files}
     try:
         yield from datasets.load_dataset(source.path, source.config, **where, streaming=True)
     except Exception as error:  # the library lets through those of five others
-        raise UserError(
+        missing = isinstance(error, FileNotFoundDatasetsError)
+        raise (_SourceGoneError if missing else UserError)(
             f"{source.path} (split {source.split}) cannot be read from the hub: "
             f"{type(error).__name__}: {error}\n"
             "Check the network and the id, or read text of your own: data=local data.path=..."
@@ -137,7 +158,9 @@ def content_fingerprint(settings: DataSettings) -> dict[str, Any]:
     """
     if settings.kind == "hub":
         keys = ("path", "config", "split", "revision")
-        return {"sources": [{key: getattr(s, key) for key in keys} for s in settings.sources]}
+        named = [{"files": s.files} if s.files else {} for s in settings.sources]
+        about = [{key: getattr(s, key) for key in keys} for s in settings.sources]
+        return {"sources": [a | b for a, b in zip(about, named, strict=True)]}
     if settings.kind == "tokens":
         array = Path(_origin(settings)).expanduser()
         beside = domains_file(array)

@@ -7,7 +7,7 @@ piece is dropped. No sequence mixes domains.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -97,9 +97,10 @@ def read_corpus(
     if shares is None and settings.max_tokens is not None:
         shares = _plentiful_shares(settings, settings.max_tokens)
     full: set[str] = set()
+    gone: set[str] = set()
     loaded = load_tokenizer(tokenizer, revision)
     return tokenize(
-        documents(settings, full),
+        documents(settings, full, gone),
         loaded,
         bos_id=first_token(loaded, settings.bos, bos_id, always=bos_always),
         separator_id=separator_token(loaded, settings.separator, separator_id),
@@ -110,6 +111,7 @@ def read_corpus(
         shares=shares,
         full=full,
         keeper=keeper,
+        gone=gone,
     )
 
 
@@ -155,6 +157,7 @@ def tokenize(
     packing: str = "concat",
     shares: Mapping[str, float] | None = None,
     full: set[str] | None = None,
+    gone: Collection[str] = frozenset(),
     batch_characters: int = BATCH_CHARACTERS,
     keeper: Keeper | None = None,
 ) -> Corpus:
@@ -175,6 +178,7 @@ def tokenize(
         shares: each domain's share of max_tokens, relative to the others; domains without one are
             left out. None: in proportion to what there is.
         full: grows by the domains that need no more documents, for the reader to look at.
+        gone: grows, while texts are read, by the domains that have none; their share stays empty.
         batch_characters: text that is tokenised at once; has no influence on the result.
         keeper: keeps each domain as soon as there is enough of it, where shares are known; what
             it has already is not tokenised again.
@@ -201,7 +205,7 @@ def tokenize(
     for piece, ids in encode(streams.needed(texts), tokenizer, vocab_size, batch_characters):
         streams.add(piece, ids)
     streams.keep_rest()
-    return streams.corpus(bos_id, shares)
+    return streams.corpus(bos_id, shares, gone)
 
 
 class _Stream:
@@ -310,12 +314,14 @@ class _Streams:
             stream.cut(ids, last=piece.last, body=self.body)
         self._note_full(piece.domain)
 
-    def corpus(self, bos_id: int | None, shares: Mapping[str, float] | None) -> Corpus:
+    def corpus(
+        self, bos_id: int | None, shares: Mapping[str, float] | None, gone: Collection[str]
+    ) -> Corpus:
         """Choose the sequences and put the begin-of-sequence token before each."""
         available = {
             name: stream.num_streamed // self.body for name, stream in self.streams.items()
         }
-        taken = choose_sequences(available, self.limit, shares)
+        taken = choose_sequences(available, self.limit, shares, gone)
         if not taken:
             found = {name: stream.num_read for name, stream in self.streams.items()}
             unit = "domain" if self.packing == "concat" else "document"

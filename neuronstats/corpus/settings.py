@@ -23,6 +23,8 @@ class Source:
     """The configuration's name; null: the data set's only or default one."""
     split: str = "train"
     """The split's name, held-out text where there is some."""
+    files: str | None = None
+    """File, or glob of files, in the data set that are the split; null: as the data set tells."""
     revision: str | None = None
     """A commit of the data set; null: its newest."""
     text: str = "text"

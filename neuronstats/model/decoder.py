@@ -7,7 +7,7 @@ layer's own module is run with weights that the caller holds. The neurons are fo
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,10 +18,17 @@ from transformers.pytorch_utils import Conv1D
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.config import max_positions
-from neuronstats.model.ffn import META, Ffn, NotFound, find_ffn, has_exact_zeros
+from neuronstats.model.ffn import META, NotFound, find_ffn, has_exact_zeros
+from neuronstats.model.layer import Layer
 from neuronstats.model.record import Call, NotReplayable, first_hidden, record
 from neuronstats.model.shape import Activation, Shape
-from neuronstats.model.skeleton import build, find_layers, resolve_names, restore_buffers
+from neuronstats.model.skeleton import (
+    build,
+    find_layers,
+    norms_after,
+    resolve_names,
+    restore_buffers,
+)
 
 PROBE = (2, 7)  # sequences and positions of the tokens that show a model's structure
 CPU = torch.device("cpu")
@@ -56,7 +63,8 @@ class Decoder:
         self._calls: list[Call] = []
         self._size: tuple[int, ...] = ()
         with self._named():
-            hidden = self.front(torch.zeros(PROBE, dtype=torch.int64)).to(META)
+            with norms_after(self._model, self._layers) as self._final_norms:
+                hidden = self.front(torch.zeros(PROBE, dtype=torch.int64)).to(META)
             self.ffns = [
                 find_ffn(layer, call, hidden)
                 for layer, call in zip(self._layers, self._calls, strict=True)
@@ -172,7 +180,7 @@ class Decoder:
             self._size = tuple(tokens.shape)
         return first_hidden(self._base, self._layers, tokens)
 
-    def layer(self, index: int, weights: dict[str, Tensor]) -> "Layer":
+    def layer(self, index: int, weights: dict[str, Tensor]) -> Layer:
         """Return a layer that computes with whatever is written into these weights."""
         module = self._layers[index]
         module.load_state_dict(weights, assign=True)
@@ -221,19 +229,32 @@ class Decoder:
         weight = self._weight(f"{self._path}.{index}.{name}.weight")
         if isinstance(self._layers[index].get_submodule(name), Conv1D):
             weight = weight.T
-        return weight if norm is None else self._norm_weight(index, norm)[:, None] * weight.float()
+        if norm is None:
+            return weight
+        scale, _ = self._norm_effect(f"{self._path}.{index}.{norm}")
+        return scale[:, None] * weight.float()
 
-    def _norm_weight(self, index: int, name: str) -> Tensor:
-        """Return what a norm multiplies each channel by, float32: some add 1 to what is stored."""
-        module = self._layers[index].get_submodule(name)
+    def final_norm(self) -> tuple[Tensor, bool] | None:
+        """Return what the norm before the output embedding does to each channel; None without one.
+
+        Returns:
+            What it multiplies each channel by, float32 [channel], and whether it takes the
+            channels' mean off first.
+        """
+        return self._norm_effect(self._final_norms[0]) if self._final_norms else None
+
+    def _norm_effect(self, name: str) -> tuple[Tensor, bool]:
+        """Return what a norm multiplies channels by (some add 1 to their weight); if it centres."""
+        module = self._model.get_submodule(name)
         stored = {
-            key: self._weight(f"{self._path}.{index}.{name}.{key}").float()
-            for key, _ in module.named_parameters()
+            key: self._weight(f"{name}.{key}").float() for key, _ in module.named_parameters()
         }
         ones = torch.ones(self.shape.hidden)
         signs = ones * (-1) ** torch.arange(len(ones))  # of length 1 in each channel, and mean 0
         up, down = (functional_call(module, stored, (side * signs,)) for side in (1, -1))
-        return (up - down) / 2 * signs
+        scale = (up - down) / 2 * signs
+        same, less = (functional_call(module, stored, (side * ones,)) for side in (1, -1))
+        return scale, not torch.allclose((same - less) / 2, scale, atol=1e-3)
 
     # Sizes.
 
@@ -281,58 +302,6 @@ class Decoder:
             and not self._is_inside(name)
         ]
         return not learned or any(bool(self._weight(f"{n}.weight").any()) for n in learned)
-
-
-class _Stop(Exception):
-    pass
-
-
-class Layer:
-    """One decoder layer, whose neurons' inputs are handed to whoever listens.
-
-    Args:
-        module: the layer, filled.
-        ffn: where its neurons are.
-        call: returns what it is called with.
-    """
-
-    def __init__(self, module: nn.Module, ffn: Ffn, call: Callable[[], Call]) -> None:
-        self._module, self._ffn, self._call = module, ffn, call
-        self._activation = module.get_submodule(ffn.activation)
-        self.in_place = ffn.in_place
-
-    def __call__(
-        self, hidden: Tensor, listen: Callable[[Tensor], None], *, with_output: bool = True
-    ) -> Tensor | None:
-        """Run the layer over a batch of the size that the model's front was last given.
-
-        Args:
-            hidden: [sequence, position, d].
-            listen: is called once with the activation's input, [sequence * position, neuron], rows
-                contiguous. Where the layer is `in_place` and has an output, it puts the ReLU's in
-                its place (a pass over memory less than a ReLU of its own); else it changes nothing.
-            with_output: False where no layer follows; what comes after the input is then left out.
-
-        Returns:
-            [sequence, position, d], or None without output.
-        """
-
-        def tap(gate: Tensor) -> Tensor:
-            rows = gate.reshape(-1, gate.shape[-1])
-            listen(rows if rows.stride(-1) == 1 else rows.contiguous())
-            if not with_output:
-                raise _Stop
-            return gate if self.in_place else type(self._activation).forward(self._activation, gate)
-
-        call = self._call()
-        self._activation.forward = tap
-        try:
-            output = self._module(hidden, *call.args, **call.kwargs)
-        except _Stop:
-            return None
-        finally:
-            del self._activation.forward
-        return output[0] if isinstance(output, tuple) else output
 
 
 def check_weights(decoder: Decoder, num_layers: int) -> None:

@@ -1,7 +1,8 @@
 """A model without weights: transformers' own, on the meta device, and what fits where in it."""
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,31 @@ def find_layers(model: PreTrainedModel, where: str) -> tuple[str, nn.ModuleList]
             f" modules{names}: expected one, its decoder layers."
         )
     return outer[0], found[outer[0]]
+
+
+@contextlib.contextmanager
+def norms_after(model: PreTrainedModel, layers: Sequence[nn.Module]) -> Iterator[list[str]]:
+    """Yield a list that is filled, by a forward pass in the context, with the final norm's name.
+
+    The first norm outside the layers that runs once the last layer has run; empty without one.
+    """
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    found: list[str] = []
+    ended: list[bool] = []
+
+    def note(name: str) -> None:
+        if ended and not found:
+            found.append(name)
+
+    handles = [layers[-1].register_forward_hook(lambda *_: ended.append(True))]
+    for name, module in model.named_modules():
+        if "Norm" in type(module).__name__ and id(module) not in inside:
+            handles.append(module.register_forward_pre_hook(lambda *_, n=name: note(n)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def resolve_names(model: PreTrainedModel, stored: Iterable[str], where: str) -> dict[str, str]:

@@ -54,7 +54,6 @@ def summary(run: ReducedRun, label: str) -> dict[str, Any]:
         Values by name; shares from 0 to 1, None where there is nothing to take a share of.
     """
     neurons, layers = run.neurons, run.layers
-    dead = _sum(neurons["dead"])
     found: dict[str, Any] = {
         "run": label,
         "location": run.location,
@@ -62,7 +61,7 @@ def summary(run: ReducedRun, label: str) -> dict[str, Any]:
         "tokens": run.tokens,
         "complete": bool(run.metadata["complete"]),
         "neurons": len(neurons),
-        "dead_share": dead / len(neurons),
+        f"{run.never}_share": _sum(neurons[run.never]) / len(neurons),
     }
     for n in run.ngrams:
         for name in (f"detectors_{n}", f"detectors_few_{n}"):

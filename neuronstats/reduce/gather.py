@@ -15,7 +15,6 @@ from neuronstats.reduce.project import LayerSuppression, LayerTokens, layer_toke
 from neuronstats.reduce.rows import to_table
 from neuronstats.stats.dead import dead_curve
 from neuronstats.stats.settings import ReduceSettings
-from neuronstats.stats.suppression import SUPPRESSES, TRIGGER_PROJECTION
 from neuronstats.stats.view import LAYER, Column, LayerTotals, Section, unknown
 from neuronstats.store.layout import Layout
 from neuronstats.store.tables import TableFiles
@@ -38,7 +37,6 @@ class _Layer:
     width: int = 0
     sections: list[Section] = field(default_factory=list)
     """Sums and sets of each section."""
-    activations: Counts | int = 0
     detected: dict[int, list[int]] = field(default_factory=dict)
     """Detected tokens of each token detector."""
     top_tokens: dict[int, list[int]] = field(default_factory=dict)
@@ -55,9 +53,9 @@ class Gather:
     """
 
     def __init__(self, files: TableFiles, layout: Layout, tokens_seen: Counts) -> None:
+        self._signed = bool(layout.sums)
         self._files, self._num_neurons, self._tokens_seen = files, layout.num_neurons, tokens_seen
         self._layer = _Layer()
-        self._activations: list[Counts] = []
         self._previous: list[Sets] = []
         self._below: list[Sets] = []
         self._rows: list[dict[Column, Any]] = []
@@ -65,7 +63,8 @@ class Gather:
         self.peak_bytes = 0
         """Memory that any worker has held at most."""
         self.layer_tokens: list[LayerTokens] = []
-        """Of the whole layers with token detectors: what is to be projected."""
+        """Of the whole layers with token detectors, or, where neurons write in either direction,
+        with triggers: what is to be projected."""
 
     def add(self, result: BlockResult) -> None:
         """Write one block's rows, and add it to its layer."""
@@ -73,7 +72,6 @@ class Gather:
         for name, table in result.tables.items():
             self._files.append(BY_BLOCK if name == "neurons" else name, table)
         self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
-        layer.activations = layer.activations + result.activations
         layer.sections = (
             [_added(*pair) for pair in zip(layer.sections, result.sections, strict=True)]
             if layer.sections
@@ -97,13 +95,15 @@ class Gather:
             if "dead_after_shard" in section.layer_sums:
                 curve = dead_curve(number, totals, self._tokens_seen)
                 self._files.append("dead_curve", to_table(curve))
-        if layer.detected:
-            top = layer.top_tokens
+        top = layer.top_tokens
+        if self._signed and top:
+            others = {neuron: top[neuron] for neuron in top if neuron not in layer.detected}
+            self.layer_tokens.append(LayerTokens(number, layer.detected, others))
+        elif layer.detected:
             self.layer_tokens.append(layer_tokens(number, layer.detected, top, sorted(top)))
         self._previous = [section.layer_sets for section in layer.sections]
         self._below = [_united(*pair) for pair in zip(below, self._previous, strict=True)]
         self._rows.append(row)
-        self._activations.append(np.asarray(layer.activations))
         self._layer = _Layer()
 
     def add_suppression(self, found: LayerSuppression) -> None:
@@ -112,11 +112,6 @@ class Gather:
             self._files.append(name, table)
         self._rows[found.layer] |= found.columns
         self._suppression[found.layer] = replace(found, tables={})
-
-    @property
-    def activations(self) -> Counts:
-        """Activations of each shard and layer, int64 [shard, layer]."""
-        return np.stack(self._activations, axis=1)
 
     def finish(self) -> None:
         """Write the tables that need all blocks: neurons and layers."""
@@ -133,11 +128,13 @@ class Gather:
     def _with_suppression(self, neurons: pa.Table) -> pa.Table:
         """Fill a layer's columns of suppression."""
         found = self._suppression.get(neurons["layer"][0].as_py())
-        if found is None or SUPPRESSES.name not in neurons.column_names:
+        if found is None or not {c.name for c in found.neuron_columns} <= {*neurons.column_names}:
             return neurons
-        means = unknown(len(neurons), np.float64)
-        means[found.neurons] = found.trigger_projection
-        filled = to_table({SUPPRESSES: means < 0, TRIGGER_PROJECTION: means})
+        columns = {}
+        for column, known in found.neuron_columns.items():
+            columns[column] = unknown(len(neurons), known.dtype)
+            columns[column][found.neurons] = known
+        filled = to_table(columns)
         for field_, values in zip(filled.schema, filled.columns, strict=True):
             index = neurons.schema.get_field_index(field_.name)
             neurons = neurons.set_column(index, field_, values)
@@ -151,7 +148,7 @@ class Gather:
                 if column.kind == "int64":
                     totals[column.name] = totals.get(column.name, 0) + (value or 0)
         words = [("neurons", "neurons"), ("dead", "dead"), ("detectors_1", "token detectors")]
-        words.append(("positional", "positional"))
+        words += [("never_open", "never open"), ("positional", "positional")]
         return ", ".join(f"{totals[name]} {word}" for name, word in words if name in totals)
 
 

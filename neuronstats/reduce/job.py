@@ -3,40 +3,45 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neuronstats.cluster.nodes import Node, place
 from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.start import connect
 from neuronstats.console import Console
 from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
-from neuronstats.machine import PROCESS_BYTES, SPARE, Term, allocator, probe, written
-from neuronstats.model.settings import ModelSettings
+from neuronstats.machine import PROCESS_BYTES, SPARE, Term, allocator, probe, total, written
+from neuronstats.model.fetch import fetch_here, fetch_on_nodes
 from neuronstats.model.shape import Shape, num_first_layers
-from neuronstats.reduce.block import BlockWorker, corrupt, create_positions, cut_blocks
+from neuronstats.reduce.block import cut_blocks
 from neuronstats.reduce.block import memory_terms as block_memory
 from neuronstats.reduce.compare import compare
+from neuronstats.reduce.counts import Counts, LayerCounts, corrupt, create_positions
+from neuronstats.reduce.counts import memory_terms as counts_memory
 from neuronstats.reduce.gather import Gather, in_order
 from neuronstats.reduce.gather import memory_terms as gather_memory
 from neuronstats.reduce.match import match, num_layers_to_match
+from neuronstats.reduce.match import memory_terms as match_memory
 from neuronstats.reduce.ngram_cache import NgramStore
-from neuronstats.reduce.project import SuppressionWorker, no_rows
 from neuronstats.reduce.project import memory_terms as projection_memory
+from neuronstats.reduce.project import no_rows
 from neuronstats.reduce.settings import ReduceJob
+from neuronstats.reduce.signed import memory_terms as signed_memory
+from neuronstats.reduce.worker import ReduceWorker, Result, Task
 from neuronstats.stats import ngram_ids
 from neuronstats.stats.dead import interleave_domains
 from neuronstats.stats.sections import SECTIONS
 from neuronstats.stats.view import Statistic
 from neuronstats.store import manifest, tables
-from neuronstats.store.faults import storage_errors
+from neuronstats.store.faults import REPAIR, storage_errors
 from neuronstats.store.layout import PARTIAL, TABLES, Shard
-from neuronstats.store.run import REPAIR, Run
+from neuronstats.store.run import Run
 from neuronstats.units import duration, short, size
 
-Counts = NDArray[np.int64]
+Do = Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]]
 
 
 def _tokens_seen(run: Run, shards: Sequence[Shard]) -> Counts:
@@ -95,19 +100,17 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
         reduction.show_plan()
     if settings.plan:
         return DONE
-    for reduction in reductions:
-        if not reduction.run():
+    terms = [*(reduction.worker_terms for reduction in reductions)]
+    if to_match:
+        terms.append({"matching": match_memory(runs, settings.match_tokens)})
+    most = max(total(one) for each in terms for one in each.values())
+    with connect(settings.ray, tell=console.say, worker_bytes=most) as pool:
+        if not all(reduction.run(pool) for reduction in reductions):
             return INTERRUPTED
-    if len(reductions) > 1:
-        compare([run.folder for run in runs], console)
-    if to_match and not match(
-        runs,
-        to_match,
-        settings.match_tokens,
-        lambda worker: connect(settings.ray, tell=console.say, worker_bytes=worker),
-        console,
-    ):
-        return INTERRUPTED
+        if len(reductions) > 1:
+            compare([run.folder for run in runs], console)
+        if to_match and not match(runs, to_match, settings.match_tokens, pool, console):
+            return INTERRUPTED
     return DONE
 
 
@@ -128,18 +131,30 @@ class _Reduction:
         self._num_sequences = sum(shard.num_sequences for shard in self._shards)
         self._num_tokens = self._num_sequences * run.layout.num_positions
         self._blocks = cut_blocks(run.layout, self._num_layers, self._num_tokens)
-        self._terms = self._worker_terms()
+        self.worker_terms = self._bound_workers()
 
-    def _worker_terms(self) -> dict[str, tuple[Term, ...]]:
+    def _bound_workers(self) -> dict[str, tuple[Term, ...]]:
         """Bound the memory of a worker, by its work."""
         layout, reduce = self.opened.layout, self._settings.reduce
         ids = ngram_ids.projected_bytes(self._num_sequences, layout.num_positions, reduce.ngrams)
         num_neurons, ids_bytes = self._blocks[0].last, ids["n-gram ids"]
         sizes = (num_neurons, reduce, ids_bytes, self._shape)
-        terms = {"merging": block_memory(layout, self._shards, *sizes)}
+        terms = {
+            "adding counts": counts_memory(layout, len(self._shards)),
+            "merging": block_memory(layout, self._shards, *sizes),
+        }
         if layout.num_bitmaps:
-            terms["projecting"] = projection_memory(self._shape)
+            terms["projecting"] = (
+                signed_memory(self._shape, layout)
+                if layout.sums
+                else projection_memory(self._shape)
+            )
         return terms
+
+    @property
+    def _is_projected(self) -> bool:
+        """Whether detectors are judged by what they write, which takes the model's weights."""
+        return bool(self.opened.layout.num_bitmaps) and self._shape.activation.is_relu_like
 
     def _driver_terms(self) -> dict[str, tuple[Term, ...]]:
         """Bound the memory of this process, before the workers' time and beside them."""
@@ -156,11 +171,6 @@ class _Reduction:
             what: (process, *terms, allocator([process, *terms])) for what, terms in work.items()
         }
 
-    @property
-    def _worker_bytes(self) -> int:
-        """Memory of a worker, whichever work takes more."""
-        return max(sum(term.bytes for term in terms) for terms in self._terms.values())
-
     def show_plan(self) -> None:
         """Print what it will take.
 
@@ -175,25 +185,25 @@ class _Reduction:
         ]
         if settings.address is None:
             here = [Node.of(machine)]
-            workers = place(settings, here, memory=self._worker_bytes, per_core=True)
+            most = max(total(terms) for terms in self.worker_terms.values())
+            workers = place(settings, here, memory=most, per_core=True)
             rows.append(("workers", str(workers)))
         driver = self._driver_terms()
         for what, terms in driver.items():
-            needed = sum(term.bytes for term in terms[1:])  # the process is here already
+            needed = total(terms[1:])  # the process is here already
             if needed > SPARE * machine.host_bytes:
                 raise SettingsError(
                     f"{what} takes {size(needed)} of memory here, in this process, and"
                     f" {size(int(SPARE * machine.host_bytes))} may be used: expected a machine with"
                     " more, or fewer lengths in reduce.ngrams."
                 )
-        rows += [(f"memory, {what}", written(terms)) for what, terms in self._terms.items()]
+        rows += [(f"memory, {what}", written(terms)) for what, terms in self.worker_terms.items()]
         rows += [(f"memory here, {what}", written(terms)) for what, terms in driver.items()]
         self._console.table("plan", rows)
 
-    def run(self) -> bool:
+    def run(self, pool: Pool) -> bool:
         """Write the tables; return whether it came to the end."""
         start, run = time.monotonic(), self.opened
-        model = run.about.model
         lengths, num_shards = self._settings.reduce.ngrams, len(run.layout.shards)
         metadata = {
             "fingerprint": run.fingerprint,
@@ -202,30 +212,30 @@ class _Reduction:
             "shards": len(self._shards),
             "layers": self._num_layers,
             "complete": len(self._shards) == num_shards,
+            **({"first_position": first} if (first := run.about.first_position) else {}),
             **manifest.MARK,
         }
         with run.folder.lock(), contextlib.ExitStack() as stack:
+            if self._is_projected and self._settings.ray.address is None:
+                fetch_here(run.about.model, self._console)
+            elif self._is_projected:
+                fetch_on_nodes(run.about.model, pool, self._console)
             if run.layout.num_bitmaps:
                 NgramStore(run, self._shards).prepare(lengths)
             files = stack.enter_context(contextlib.closing(tables.TableFiles(run.folder, metadata)))
             with storage_errors("write", f"{run.folder.location}/{PARTIAL}"):
-                create_positions(run, self._shards, self._blocks, metadata)
+                create_positions(
+                    run, self._shards, self._num_layers, self._blocks[0].last, metadata
+                )
             merged = Gather(files, run.layout, _tokens_seen(run, self._shards))
-            with connect(
-                self._settings.ray, tell=self._console.say, worker_bytes=self._worker_bytes
-            ) as pool:
-                if not self._merge(pool, model, files, merged):
-                    self._console.say(
-                        "stopped; the old tables are as they were. The same command starts again."
-                    )
-                    return False
-                recorded = self._recorded[:, : self._num_layers]
-                _check_records(merged.activations, recorded, self._shards)
-                if not self._project(pool, model, files, merged):
-                    return False
+            if not self._all_tasks(pool, files, merged):
+                self._console.say(
+                    "stopped; the old tables are as they were. The same command starts again."
+                )
+                return False
             merged.finish()
             files.finish()
-        planned = sum(term.bytes for term in self._terms["merging"])
+        planned = max(total(terms) for terms in self.worker_terms.values())
         marked = ""
         if not metadata["complete"]:
             marked = f" of {len(self._shards)} of {num_shards} shards (partial)"
@@ -236,32 +246,51 @@ class _Reduction:
         )
         return True
 
-    def _merge(
-        self, pool: Pool, model: ModelSettings, files: tables.TableFiles, merged: Gather
-    ) -> bool:
-        """Do all blocks, writing rows in their order; return whether all were done."""
+    def _all_tasks(self, pool: Pool, files: tables.TableFiles, merged: Gather) -> bool:
+        """Do all tasks, each kind when the one before is done; return whether all were."""
+        run = self.opened
+        args = (
+            run.folder.location,
+            self._shards,
+            self._settings.reduce,
+            run.about.model,
+            self._sections,
+        )
+
+        def do(tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+            return pool.run(ReduceWorker, args, tasks)
+
+        return self._add(do) and self._merge(do, files, merged) and self._judge(do, files, merged)
+
+    def _add(self, do: Do) -> bool:
+        """Add up all layers' position counts; compare their sums with the records."""
+        tasks = [LayerCounts(layer) for layer in range(self._num_layers)]
+        done = 0
+        for task, activations in do(tasks):
+            _check_records(activations, self._recorded[:, task.layer], task.layer, self._shards)
+            done += 1
+        return done == len(tasks)
+
+    def _merge(self, do: Do, files: tables.TableFiles, merged: Gather) -> bool:
+        """Do all blocks, writing rows in their order."""
         work = self._blocks
-        location, reduce = self.opened.folder.location, self._settings.reduce
-        args = (location, self._shards, reduce, model, self._sections)
         total = sum(block.last - block.first for block in work)
         with self._console.progress("reduce", total, "neurons") as advance:
             done = 0
-            for block, result in in_order(pool.run(BlockWorker, args, work), work, files):
+            for block, result in in_order(do(work), work, files):
                 merged.add(result)
                 done += 1
                 advance(block.last - block.first, f"{done}/{len(work)} blocks")
         return done == len(work)
 
-    def _project(
-        self, pool: Pool, model: ModelSettings, files: tables.TableFiles, merged: Gather
-    ) -> bool:
-        """Judge all layers' token detectors; return whether all were done.
+    def _judge(self, do: Do, files: tables.TableFiles, merged: Gather) -> bool:
+        """Judge all layers' token detectors.
 
         None is judged where a neuron's direction alone does not say what it writes.
         """
         files.append("suppression", no_rows())
         activation = self._shape.activation
-        if not activation.is_relu_like:
+        if not activation.is_relu_like and not self.opened.layout.sums:
             gated = " gated" if activation.gated else ""
             self._console.say(
                 f"no neuron is called suppressing: behind a{gated} {activation.name} it writes in"
@@ -269,18 +298,14 @@ class _Reduction:
             )
             return True
         tasks = merged.layer_tokens
-        weights = self.opened.about.weights_fingerprint
-        args = (model, weights, self._settings.reduce.centred)
         done = 0
-        for _, found in in_order(pool.run(SuppressionWorker, args, tasks), tasks, files):
+        for _, found in in_order(do(tasks), tasks, files):
             merged.add_suppression(found)
             done += 1
         return done == len(tasks)
 
 
-def _check_records(found: Counts, recorded: Counts, shards: Sequence[Shard]) -> None:
-    """Compare the merged activations, int64 [shard, layer], with the records'."""
-    wrong = np.argwhere(found != recorded)
-    if len(wrong):
-        shard, layer = wrong[0]
-        raise corrupt(f"position counts of layer {layer} of {shards[shard]}")
+def _check_records(found: Counts, recorded: Counts, layer: int, shards: Sequence[Shard]) -> None:
+    """Compare a layer's activations, int64 [shard], with the records'."""
+    for shard in np.array(shards, object)[found != recorded]:
+        raise corrupt(f"position counts of layer {layer} of {shard}")

@@ -1,8 +1,7 @@
 """The same neuron in several runs over the same tokens: a pair of runs and a layer a task."""
 
 import io
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +67,7 @@ def match(
     runs: Sequence[Run],
     num_layers: int,
     num_tokens: int,
-    connect: Callable[[int], AbstractContextManager[Pool]],
+    pool: Pool,
     console: Console,
 ) -> bool:
     """Write the matches of the first run's neurons in the others, and back, into its folder.
@@ -77,7 +76,7 @@ def match(
         runs: over the same tokens.
         num_layers: see `num_layers_to_match`.
         num_tokens: compare at most so many, whole sequences spread evenly.
-        connect: starts workers of so many bytes.
+        pool: of workers of `memory_terms`.
         console: for progress and what was found.
 
     Returns:
@@ -87,11 +86,7 @@ def match(
     tasks = [MatchTask(other, layer) for other in range(1, len(runs)) for layer in layers]
     args = ([run.folder.location for run in runs], num_tokens)
     found: dict[MatchTask, pa.Table] = {}
-    terms = memory_terms(runs, num_tokens)
-    with (
-        connect(sum(term.bytes for term in terms)) as pool,
-        console.progress("match", len(tasks), "layers") as advance,
-    ):
+    with console.progress("match", len(tasks), "layers") as advance:
         for task, table in pool.run(MatchWorker, args, tasks):
             found[task] = table
             advance(1, str(task))

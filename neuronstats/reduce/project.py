@@ -9,7 +9,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from neuronstats.machine import PROCESS_BYTES, Term, allocator
-from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape
 from neuronstats.reduce.rows import to_table
 from neuronstats.reduce.weights import ModelWeights, embedding_terms, update_terms
@@ -43,9 +42,9 @@ class LayerSuppression:
 
     layer: int
     neurons: list[int]
-    """The detectors."""
-    trigger_projection: NDArray[np.float64]
-    """[detector]"""
+    """The detectors, or all neurons with triggers."""
+    neuron_columns: dict[Column, Any]
+    """Of neurons.parquet: values [neuron] of these."""
     columns: dict[Column, Any]
     """Of layers.parquet."""
     tables: dict[str, pa.Table]
@@ -84,45 +83,42 @@ def memory_terms(shape: Shape) -> tuple[Term, ...]:
     return (*terms, allocator(terms))
 
 
-class SuppressionWorker:
-    """Judges one model's token detectors, a layer at a time; built as `ModelWeights` is."""
-
-    def __init__(self, model: ModelSettings, fingerprint: str, centred: bool) -> None:  # noqa: FBT001
-        self._weights = ModelWeights(model, fingerprint, centred=centred)
-
-    def __call__(self, task: LayerTokens) -> LayerSuppression:
-        """Judge one layer's detectors and controls."""
-        embedding = self._weights.embedding
-        neurons = sorted(task.detected)
-        triggers = _triggers(task.detected)
-        updates = self._weights.updates(task.layer, [*neurons, *sorted(task.controls)])
-        own, others = np.split(updates, [len(neurons)], axis=1)
-        found = judge(embedding, own, triggers, num_top=NUM_TOP)
-        controls = mean_projections(embedding, others, _triggers(task.controls))
-        order = np.argsort(triggers.neuron, kind="stable")
-        lengths = np.bincount(triggers.neuron, minlength=len(neurons))
-        columns: dict[Column, Any] = {
-            LAYER: np.full(len(neurons), task.layer, np.int32),
-            NEURON: np.array(neurons, np.int32),
-            suppression.TRIGGERS: Lists(triggers.token[order], lengths),
-            suppression.TRIGGER_RANK: Lists(found.trigger_rank[order], lengths),
-            suppression.PROMOTED: _lists(found.promoted),
-            suppression.PROMOTED_PROJECTION: _lists(found.promoted_projection),
-            suppression.SUPPRESSED: _lists(found.suppressed),
-            suppression.SUPPRESSED_PROJECTION: _lists(found.suppressed_projection),
-        }
-        shuffled = found.shuffled_share
-        return LayerSuppression(
-            layer=task.layer,
-            neurons=neurons,
-            trigger_projection=found.trigger_projection,
-            columns={
-                suppression.SHARE: float(found.suppresses.mean()),
-                suppression.SHUFFLED_SHARE: None if np.isnan(shuffled) else float(shuffled),
-                suppression.CONTROL_SHARE: float((controls < 0).mean()) if len(controls) else None,
-            },
-            tables={"suppression": to_table(columns)},
-        )
+def judge_layer(weights: ModelWeights, task: LayerTokens) -> LayerSuppression:
+    """Judge one layer's detectors and controls."""
+    embedding = weights.embedding
+    neurons = sorted(task.detected)
+    triggers = _triggers(task.detected)
+    updates = weights.updates(task.layer, [*neurons, *sorted(task.controls)])
+    own, others = np.split(updates, [len(neurons)], axis=1)
+    found = judge(embedding, own, triggers, num_top=NUM_TOP)
+    controls = mean_projections(embedding, others, _triggers(task.controls))
+    order = np.argsort(triggers.neuron, kind="stable")
+    lengths = np.bincount(triggers.neuron, minlength=len(neurons))
+    columns: dict[Column, Any] = {
+        LAYER: np.full(len(neurons), task.layer, np.int32),
+        NEURON: np.array(neurons, np.int32),
+        suppression.TRIGGERS: Lists(triggers.token[order], lengths),
+        suppression.TRIGGER_RANK: Lists(found.trigger_rank[order], lengths),
+        suppression.PROMOTED: _lists(found.promoted),
+        suppression.PROMOTED_PROJECTION: _lists(found.promoted_projection),
+        suppression.SUPPRESSED: _lists(found.suppressed),
+        suppression.SUPPRESSED_PROJECTION: _lists(found.suppressed_projection),
+    }
+    shuffled = found.shuffled_share
+    return LayerSuppression(
+        layer=task.layer,
+        neurons=neurons,
+        neuron_columns={
+            suppression.SUPPRESSES: found.suppresses,
+            suppression.TRIGGER_PROJECTION: found.trigger_projection,
+        },
+        columns={
+            suppression.SHARE: float(found.suppresses.mean()),
+            suppression.SHUFFLED_SHARE: None if np.isnan(shuffled) else float(shuffled),
+            suppression.CONTROL_SHARE: float((controls < 0).mean()) if len(controls) else None,
+        },
+        tables={"suppression": to_table(columns)},
+    )
 
 
 def no_rows() -> pa.Table:

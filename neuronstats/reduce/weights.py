@@ -28,7 +28,7 @@ class ModelWeights:
     """
 
     def __init__(self, model: ModelSettings, fingerprint: str, *, centred: bool = False) -> None:
-        self._checkpoint = Checkpoint(locate(model))
+        self._checkpoint = Checkpoint(locate(model, cached=True))
         if self._checkpoint.fingerprint() != fingerprint:
             raise UserError(
                 f"{self._checkpoint.folder} holds other weights than the run was made with: what"
@@ -48,6 +48,21 @@ class ModelWeights:
         found: NDArray[np.float32] = updates.float().numpy().copy()
         self._checkpoint.release()
         return found
+
+    def normed(self, updates: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return updates as the output embedding reads them through the final norm.
+
+        Its weight multiplies each channel, and a LayerNorm takes the channels' mean off; what it
+        divides by changes no sign and no rank. Unchanged where the model has none.
+        """
+        norm = self._decoder.final_norm()
+        self._checkpoint.release()
+        if norm is None:
+            return updates
+        weight, centres = norm
+        if centres:
+            updates = updates - updates.mean(axis=0)
+        return weight.numpy()[:, None] * updates
 
     def project(self, layer: int, neurons: Sequence[int]) -> NDArray[np.float64]:
         """Project some neurons' updates on the vocabulary, float64 [token, neuron]."""

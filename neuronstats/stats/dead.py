@@ -1,9 +1,13 @@
 """Dead neurons: how often each neuron is activated, and which ones never are.
 
+Where the activation function is not exactly zero below its threshold (GELU, SiLU), a neuron that is
+not activated still writes: its gate is closed, and one that never opened is not called dead.
+
 Source: Voita et al. 2023, sec. 3 and fig. 1; docs/method.md, "Dead neurons".
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,10 @@ ACTIVATIONS = Column("activations", "int64", "tokens on which it was activated")
 FREQUENCY = Column("frequency", "float64", "activations / tokens")
 DEAD = Column("dead", "bool", "never activated on these tokens")
 COLUMNS = (TOKENS, ACTIVATIONS, FREQUENCY, DEAD)
+NEVER_OPEN = Column(
+    "never_open", "bool", "in place of dead behind GELU, SiLU and the like: its gate never opened"
+)
+OPEN_COLUMNS = (TOKENS, ACTIVATIONS, FREQUENCY, NEVER_OPEN)
 
 NEURONS = Column("neurons", "int64", "neurons of the layer")
 NUM_DEAD = Column("dead", "int64", "dead neurons")
@@ -30,9 +38,18 @@ ALIVE_FREQUENCY = Column(
     "alive_frequency", "float64", "mean frequency of the neurons that are not dead (fig. 1b)"
 )
 LAYER_COLUMNS = (NEURONS, NUM_DEAD, DEAD_SHARE, BOUND, ALIVE_FREQUENCY)
+NUM_NEVER_OPEN = Column("never_open", "int64", "in place of dead: neurons that never opened")
+OPEN_LAYER_COLUMNS = (
+    NEURONS,
+    NUM_NEVER_OPEN,
+    Column("never_open_share", "float64", "never_open / neurons"),
+    Column("never_open_frequency_bound", "float64", "in place of dead_frequency_bound"),
+    Column("open_frequency", "float64", "mean frequency of the neurons that opened at all"),
+)
 
 SEEN = Column("tokens", "int64", "tokens seen so far, the domains evenly mixed")
 DEAD_SO_FAR = Column("dead", "int64", "neurons not activated so far")
+NEVER_OPEN_SO_FAR = Column("never_open", "int64", "in place of dead: neurons not opened so far")
 CURVE_COLUMNS = (LAYER, SEEN, NEURONS, DEAD_SO_FAR)
 
 
@@ -41,36 +58,34 @@ def section(view: BlockView, settings: Any) -> Section:
     activations = view.activations
     order = interleave_domains(view.shard_domains)
     seen = np.cumsum(view.shard_counts[order], axis=0)
+    exact = view.activation.exact_zeros
+    number, declared = (NUM_DEAD, LAYER_COLUMNS) if exact else (NUM_NEVER_OPEN, OPEN_LAYER_COLUMNS)
     return Section(
         {
             TOKENS: np.full(view.num_neurons, view.num_tokens, np.int64),
             ACTIVATIONS: activations,
             FREQUENCY: activations / view.num_tokens,
-            DEAD: activations == 0,
+            DEAD if exact else NEVER_OPEN: activations == 0,
         },
         layer_sums={
             NEURONS: view.num_neurons,
-            NUM_DEAD: int((activations == 0).sum()),
+            number: int((activations == 0).sum()),
             TOKENS: view.num_tokens * view.num_neurons,
             ACTIVATIONS: int(activations.sum()),
             "dead_after_shard": (seen == 0).sum(axis=1),
         },
-        layer_columns=_layer_columns,
+        layer_columns=partial(_layer_columns, declared),
     )
 
 
-def _layer_columns(totals: LayerTotals) -> dict[Column, Any]:
+def _layer_columns(declared: Sequence[Column], totals: LayerTotals) -> dict[Column, Any]:
     """Compute a layer's row, from whole numbers: the same however it was cut into blocks."""
     sums = totals.sums
-    neurons, dead = sums[NEURONS], sums[NUM_DEAD]
+    neurons, dead = sums[NEURONS], sums[declared[1]]
     tokens, alive = sums[TOKENS] // neurons, neurons - dead
-    return {
-        NEURONS: neurons,
-        NUM_DEAD: dead,
-        DEAD_SHARE: dead / neurons,
-        BOUND: NEVER_SEEN_BOUND / tokens,
-        ALIVE_FREQUENCY: sums[ACTIVATIONS] / (tokens * alive) if alive else None,
-    }
+    frequency = sums[ACTIVATIONS] / (tokens * alive) if alive else None
+    values = (neurons, dead, dead / neurons, NEVER_SEEN_BOUND / tokens, frequency)
+    return dict(zip(declared, values, strict=True))
 
 
 def dead_curve(layer: int, totals: LayerTotals, tokens_seen: Integers) -> dict[Column, Any]:
@@ -86,7 +101,9 @@ def dead_curve(layer: int, totals: LayerTotals, tokens_seen: Integers) -> dict[C
         LAYER: np.full(rows, layer, np.int32),
         SEEN: tokens_seen,
         NEURONS: np.full(rows, totals.sums[NEURONS], np.int64),
-        DEAD_SO_FAR: totals.sums["dead_after_shard"],
+        NEVER_OPEN_SO_FAR if NUM_NEVER_OPEN in totals.sums else DEAD_SO_FAR: totals.sums[
+            "dead_after_shard"
+        ],
     }
 
 

@@ -146,6 +146,19 @@ class OutputEmbedding:
             values[rows] = (tokens * updates[triggers.neuron[rows]]).sum(axis=1)
         return values
 
+    def project_on(self, tokens: Integers, columns: AnyFloats) -> Floats:
+        """Project all updates on some tokens: float64 [token, neuron]; see `project`."""
+        updates = self._updates(columns)
+        num_neurons = updates.shape[1]
+        rows = self._embedding[tokens].astype(np.float64) - self._mean
+        projection = np.empty((len(tokens), num_neurons))
+        for start in range(0, num_neurons, NEURON_BLOCK):
+            part = updates[:, start : start + NEURON_BLOCK]
+            padded = np.zeros((len(updates), NEURON_BLOCK))
+            padded[:, : part.shape[1]] = part
+            projection[:, start : start + NEURON_BLOCK] = (rows @ padded)[:, : part.shape[1]]
+        return projection
+
     def _updates(self, columns: AnyFloats) -> Floats:
         """Return columns [channel, neuron] as the output embedding reads them."""
         channels = (self._embedding if self._project_out is None else self._project_out).shape[1]

@@ -70,7 +70,8 @@ def section(view: BlockView, settings: PositionSettings) -> Section:
     """Measure mutual information with position, and type the curves of positional neurons."""
     counts, sequences = view.position_counts, view.num_sequences
     num_positions, width = counts.shape
-    information = mutual_information(counts, sequences)
+    first = _first_position(view)
+    information = mutual_information(counts[first:], sequences)
     positional = information > settings.positional_mi
     types, strong = np.full(width, OTHER, np.int8), np.zeros(width, np.bool_)
     held, asked = np.zeros(width, np.int64), 0
@@ -78,7 +79,7 @@ def section(view: BlockView, settings: PositionSettings) -> Section:
     if num_positions > MIN_POSITIONS and positional.any():  # a shorter curve has no shape
         types[positional], strong[positional] = classify(counts[:, positional], sequences, settings)
         held[positional], asked = _domains_that_hold(
-            view.counts[:, :, positional], view.sequences, types[positional], settings
+            view.counts[:, :, positional], view.sequences, types[positional], settings, first
         )
         waves = positional & strong & (types == OSCILLATORY)
         indicated = coverage(counts, sequences, waves, settings).by_position
@@ -87,7 +88,7 @@ def section(view: BlockView, settings: PositionSettings) -> Section:
     return Section(
         {
             MI: information,
-            CORRECTED: corrected_information(information, num_positions, sequences),
+            CORRECTED: corrected_information(information, num_positions - first, sequences),
             TYPE: np.ma.masked_array(np.array(TYPES, object)[types], ~positional),
             STRONG: np.ma.masked_array(strong, ~positional),
             CONSISTENCY: np.ma.masked_array(
@@ -107,13 +108,19 @@ def section(view: BlockView, settings: PositionSettings) -> Section:
     )
 
 
+def _first_position(view: BlockView) -> int:
+    """Return the first position that counts in mutual information; one is always left."""
+    return min(view.first_position, view.num_positions - 1)
+
+
 def _domain_rows(view: BlockView) -> dict[Column, Any]:
     """Return a row per neuron and domain, by neuron, then in the domains' order."""
     num_domains, width = len(view.domains), view.num_neurons
+    first = _first_position(view)
     tokens = view.sequences * view.num_positions
     activations = view.counts.sum(axis=1)  # [domain, neuron]
     information = [
-        mutual_information(counts, max(1, sequences))
+        mutual_information(counts[first:], max(1, sequences))
         for counts, sequences in zip(view.counts, view.sequences.tolist(), strict=True)
     ]
     return {
@@ -253,6 +260,7 @@ def consistency(
     sequences_by_domain: npt.NDArray[np.integer],
     types: npt.NDArray[np.integer],
     settings: PositionSettings,
+    first: int = 0,
 ) -> Floats:
     """Return in which share of the domains each neuron's type holds.
 
@@ -265,6 +273,7 @@ def consistency(
         sequences_by_domain: sequences behind them, [domain].
         types: each neuron's type over all domains, as `classify` gives it, [neuron].
         settings: the thresholds.
+        first: the first position that counts in mutual information.
 
     Returns:
         float64 [neuron], 0 to 1; NaN where no domain has enough sequences.
@@ -277,7 +286,7 @@ def consistency(
             f"counts of shape {counts_by_domain.shape} and {len(sequences_by_domain)} domains: "
             "expected [domain, position, neuron]"
         )
-    held, asked = _domains_that_hold(counts_by_domain, sequences_by_domain, types, settings)
+    held, asked = _domains_that_hold(counts_by_domain, sequences_by_domain, types, settings, first)
     return held / asked if asked else np.full(len(types), np.nan)
 
 
@@ -286,14 +295,15 @@ def _domains_that_hold(
     sequences_by_domain: npt.NDArray[np.integer],
     types: npt.NDArray[np.integer],
     settings: PositionSettings,
+    first: int = 0,
 ) -> tuple[npt.NDArray[np.int64], int]:
     """Count the domains in which each type holds, int64 [neuron], and those that were asked."""
     held, asked = np.zeros(len(types), np.int64), 0
     for counts, sequences in zip(counts_by_domain, sequences_by_domain.tolist(), strict=True):
         if sequences < settings.min_domain_sequences:
             continue
-        information = mutual_information(counts, sequences)
-        corrected = corrected_information(information, len(counts), sequences)
+        information = mutual_information(counts[first:], sequences)
+        corrected = corrected_information(information, len(counts) - first, sequences)
         own_types, _ = classify(counts, sequences, settings)
         held += (own_types == types) & (corrected > settings.positional_mi)
         asked += 1

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuronstats.model.shape import Activation
 from neuronstats.stats.ngram_ids import NgramIds
 from neuronstats.stats.output_embedding import AnyFloats, OutputEmbedding
 
@@ -75,6 +76,13 @@ class BlockView:
     """Writes token ids as text."""
     read_weights: Callable[[], Weights]
     """For `weights`."""
+    first_position: int = 0
+    """Positions before it are left out of what is said of positions."""
+    activation: Activation = field(default_factory=Activation)
+    """The function whose input decides: where it has no exact zeros, or the FFN is gated, a bit
+    says less than in the paper (docs/method.md)."""
+    read_sums: Callable[[], Integers] | None = None
+    """For `sums`; None where the run has none."""
 
     @property
     def num_neurons(self) -> int:
@@ -118,6 +126,15 @@ class BlockView:
     def tokens(self) -> npt.NDArray[np.integer]:
         """Token ids [sequence, position], sequences as in the bits; read when used."""
         return self.read_tokens()
+
+    @cached_property
+    def sums(self) -> Integers:
+        """What was summed beside the bits, int64 [domain, quantity, neuron]; see bits/sums.py.
+
+        The quantities are those of `bits.sums.quantities`, over all positions but the first.
+        """
+        assert self.read_sums is not None
+        return self.read_sums()
 
     @cached_property
     def weights(self) -> Weights:

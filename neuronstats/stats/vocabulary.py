@@ -87,17 +87,17 @@ def moments(embedding: OutputEmbedding, updates: AnyFloats) -> dict[Column, Floa
         By `MEAN`, `VARIANCE`, `SKEWNESS`, `KURTOSIS` and `RATIO`: float64 [neuron]; skewness and
         kurtosis are NaN where the variance is 0.
     """
+    from neuronstats.stats.vocabulary_kernels import add_powers  # compiles: see `ngrams`
+
     num_neurons = updates.shape[1]
     shift, sums = np.zeros(num_neurons), np.zeros((4, num_neurons))
     for tokens, neurons, values in embedding.parts(updates):
         within = num_neurons - neurons.start  # of a part wider than the neurons that are left
         if tokens.start == 0:
             shift[neurons] = values.mean(axis=0)[:within]
-        values[:, :within] -= shift[neurons]
-        powers = np.ones_like(values)
-        for power in sums:
-            powers *= values
-            power[neurons] += powers.sum(axis=0)[:within]
+        own = np.zeros_like(sums[:, neurons])
+        add_powers(values[:, :within], shift[neurons], own)
+        sums[:, neurons] += own
     first, second, third, fourth = sums / embedding.num_tokens
     variance = second - first**2
     variance[variance <= 1e-12 * second] = 0  # rounding

@@ -1,6 +1,7 @@
 """Writing a shard, and the record that commits it."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,12 @@ from numpy.typing import NDArray
 
 from neuronstats.errors import UserError
 from neuronstats.hashing import checksum
+from neuronstats.machine import num_cores
+from neuronstats.store.bitmaps import encode, join_chunks
 from neuronstats.store.layout import ZARR, Record, Shard
 from neuronstats.store.run import Run
+
+WRITERS = 16  # chunks compressed at a time, at most
 
 UInt8 = NDArray[np.uint8]
 
@@ -33,7 +38,12 @@ class ShardWriter:
         return f"{ZARR}/{Record.key(self._shard.index)}"
 
     def write_layer(
-        self, layer: int, bitmap: UInt8 | None, position_counts: NDArray[np.integer[Any]]
+        self,
+        layer: int,
+        bitmap: UInt8 | None,
+        position_counts: NDArray[np.integer[Any]],
+        sums: NDArray[np.int64] | None = None,
+        token_sums: NDArray[np.int64] | None = None,
     ) -> None:
         """Write one layer's whole objects, unless the shard was committed meanwhile.
 
@@ -43,22 +53,25 @@ class ShardWriter:
             layer: the layer.
             bitmap: uint8 [neuron, sequence, byte], or None where the run keeps none.
             position_counts: integers [position, neuron].
+            sums: int64 [quantity, neuron], where the run has some.
+            token_sums: int64 [token, neuron], where the run has some.
         """
-        layout, shard = self._run.layout, self._shard
-        where = f"{shard}, layer {layer} of {self._run.folder.location}"
+        where = f"{self._shard}, layer {layer} of {self._run.folder.location}"
         total = int(position_counts.sum(dtype=np.int64))
-        counts = self._array("position_counts", layer)
-        bitmaps = self._array("bitmaps", layer) if bitmap is not None else None
+        beside = [
+            (self._array(kind, layer), values)
+            for kind, values in (("sums", sums), ("token_sums", token_sums))
+            if values is not None and len(values)
+        ]
         self._activations[layer] = total
         if self._run.folder.exists(self._key):
             return
         try:
-            counts[shard.index] = position_counts.astype(layout.count_dtype)
-            if bitmap is not None and bitmaps is not None:
-                if shard.num_sequences < layout.shard_sequences:  # an object is written whole
-                    short = layout.shard_sequences - shard.num_sequences
-                    bitmap = np.pad(bitmap, ((0, 0), (0, short), (0, 0)))
-                bitmaps[:, shard.index] = bitmap
+            self._write_counts(layer, position_counts)
+            for array, values in beside:
+                array[self._shard.index] = values
+            if bitmap is not None:
+                self._write_bitmap(layer, bitmap)
         except UserError:
             raise
         except Exception as error:
@@ -67,6 +80,42 @@ class ShardWriter:
                 f"cannot write {where}: {reason}. Check free space and permissions, then run the"
                 " same command again: what was committed is kept."
             ) from error
+
+    def _write_counts(self, layer: int, position_counts: NDArray[np.integer[Any]]) -> None:
+        """Write one layer's counts, integers [position, neuron]."""
+        layout = self._run.layout
+        width = layout.neurons_per_count_object
+        for number, first in enumerate(range(0, layout.num_neurons, width)):
+            part = position_counts[:, first : first + width]
+            chunk = np.zeros((layout.num_positions, width), layout.count_dtype.newbyteorder("<"))
+            chunk[:, : part.shape[1]] = part
+            key = f"position_counts/{layer:03d}/c/{self._shard.index}/0/{number}"
+            self._write(key, encode(chunk))
+
+    def _write_bitmap(self, layer: int, bitmap: UInt8) -> None:
+        """Write one layer's bits, uint8 [neuron, sequence, byte]; compressed in threads."""
+        layout = self._run.layout
+        chunk, whole = layout.neurons_per_chunk, layout.neurons_per_object
+        full = (chunk, layout.shard_sequences, bitmap.shape[2])
+
+        def compressed(first: int) -> bytes:
+            part = bitmap[first : first + chunk]
+            if part.shape != full:  # a short shard, or the last neurons: written whole
+                part, own = np.zeros(full, np.uint8), part
+                part[: len(own), : own.shape[1]] = own
+            return encode(part)
+
+        with ThreadPoolExecutor(min(WRITERS, num_cores())) as threads:
+            for number, start in enumerate(range(0, layout.num_neurons, whole)):
+                firsts = range(start, min(start + whole, layout.num_neurons), chunk)
+                frames = list(threads.map(compressed, firsts))
+                data = frames[0] if whole == chunk else join_chunks(frames, whole // chunk)
+                key = f"bitmaps/{layer:03d}/c/{number}/{self._shard.index}/0/0"
+                self._write(key, data)
+
+    def _write(self, key: str, data: bytes) -> None:
+        self._observe(key, data)
+        self._run.folder.write(f"{ZARR}/{key}", data)
 
     def _array(self, kind: str, layer: int) -> Any:
         """Return a layer's array, to be written without a look whether chunks are all zero.

@@ -112,15 +112,26 @@ def _create_layers(root: Any, layout: Layout) -> None:
             shards=(whole, 1, *tail) if whole > chunk else None,
         )
     for layer in range(layout.num_layers):
-        block = max(1, min(layout.num_neurons, OBJECT_BYTES // 4 // layout.num_positions))
         _array(
             root,
             f"position_counts/{layer:03d}",
             (len(layout.shards), layout.num_positions, layout.num_neurons),
             layout.count_dtype,
             ("shard", "position", "neuron"),
-            chunks=(1, layout.num_positions, block),
+            chunks=(1, layout.num_positions, layout.neurons_per_count_object),
         )
+    kinds = {"sums": ("quantity", layout.sums), "token_sums": ("token", layout.sum_tokens)}
+    for kind, (axis, rows) in kinds.items():
+        for layer in range(layout.num_layers if rows else 0):
+            block = max(1, min(layout.num_neurons, OBJECT_BYTES // 8 // len(rows)))
+            _array(
+                root,
+                f"{kind}/{layer:03d}",
+                (len(layout.shards), len(rows), layout.num_neurons),
+                np.int64,
+                ("shard", axis, "neuron"),
+                chunks=(1, len(rows), block),
+            )
 
 
 def new_run(folder: RunFolder, corpus: Corpus, layout: Layout, info: Mapping[str, Any]) -> Run:
@@ -138,7 +149,8 @@ def new_run(folder: RunFolder, corpus: Corpus, layout: Layout, info: Mapping[str
     objects = laid_down(corpus, layout)
     for key, data in objects.items():
         folder.write(f"{ZARR}/{key}", data)
-    full = {"format": FORMAT, **info, "layout": asdict(layout), "objects": checksums(objects)}
+    described = {k: v for k, v in asdict(layout).items() if v or k not in ("sums", "sum_tokens")}
+    full = {"format": FORMAT, **info, "layout": described, "objects": checksums(objects)}
     full = json.loads(json.dumps(full))
     full["checksum"] = info_checksum(full)
     if not folder.create(RUN_FILE, yaml.safe_dump(full, sort_keys=False).encode()):

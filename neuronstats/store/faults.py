@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -130,3 +131,22 @@ def timeout_seconds() -> float:
     if not seconds >= 0:
         raise SettingsError(f"{TIMEOUT}={text}: expected seconds, such as 600.")
     return seconds
+
+
+REPAIR = "collect again with repair=true computes it again"
+LAID_DOWN = "collect again with repair=true puts it right"
+
+
+class damage:
+    """Say which stored thing cannot be read, and the way out."""
+
+    def __init__(self, what: str, cure: str) -> None:
+        self._what, self._cure = what, cure
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise UserError(f"{self._what} cannot be read ({reason}): {self._cure}.") from error

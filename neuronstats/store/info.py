@@ -73,6 +73,15 @@ class RunInfo:
         return int(next(token for token in found if token is not None))
 
     @property
+    def first_position(self) -> int:
+        """The first position that statistics of positions look at.
+
+        0 for OPT, in the paper's setting, as for runs that name no family: they are OPT's. Else 1:
+        position 0 is an attention sink in most models, whatever token is there.
+        """
+        return int(self.raw["model"].get("family", "opt") != "opt")
+
+    @property
     def has_positions(self) -> bool:
         """Whether the model has positional embeddings."""
         return bool(self.raw["model"].get("has_positions", True))

@@ -60,6 +60,8 @@ class Layout:
     shard_sequences: int
     domains: tuple[str, ...]
     shards: tuple[Shard, ...]
+    sums: tuple[str, ...] = ()  # quantities summed beside the bits, of bits.sums; none for OPT
+    sum_tokens: tuple[int, ...] = ()  # token ids whose values are summed one by one
 
     @property
     def num_sequences(self) -> int:
@@ -75,6 +77,11 @@ class Layout:
     def count_dtype(self) -> np.dtype[Any]:
         """The smallest unsigned type that holds a shard's count at one position."""
         return np.dtype(np.min_scalar_type(self.shard_sequences))
+
+    @property
+    def neurons_per_count_object(self) -> int:
+        """Neurons whose position counts are stored together."""
+        return max(1, min(self.num_neurons, OBJECT_BYTES // 4 // self.num_positions))
 
     @property
     def neurons_per_chunk(self) -> int:

@@ -104,6 +104,11 @@ class ReducedRun:
         return self.run.about.bos_id
 
     @property
+    def never(self) -> str:
+        """The column of neurons never activated: never_open where closed gates write, else dead."""
+        return "dead" if "dead" in self.neurons.column_names else "never_open"
+
+    @property
     def ngrams(self) -> list[int]:
         """Lengths of n-grams counted."""
         return [int(n) for n in self.metadata["settings"]["ngrams"]]
@@ -241,6 +246,10 @@ class ReducedRun:
     def position_counts_by_domain(self, layer: int, neurons: slice) -> Counts:
         """Return activations by domain and position, int64 [domain, position, neuron]."""
         return np.asarray(self._positions["counts_by_domain"][:, layer, :, neurons])
+
+    def shard_counts(self, layer: int, neurons: slice) -> NDArray[np.uint32]:
+        """Return the activations of each shard, uint32 [shard, neuron], shards as in `shards`."""
+        return np.asarray(self._positions["counts_by_shard"][:, layer, neurons])
 
     @cached_property
     def domain_sequences(self) -> dict[str, int]:

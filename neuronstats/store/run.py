@@ -5,24 +5,29 @@ RUN/activations.zarr/tokens                    [sequence, position] ids
 RUN/activations.zarr/domain, row               [sequence]
 RUN/activations.zarr/bitmaps/LLL               [neuron, shard, sequence, byte]
 RUN/activations.zarr/position_counts/LLL       [shard, position, neuron]
+RUN/activations.zarr/sums/LLL                  [shard, quantity, neuron], not of OPT
+RUN/activations.zarr/token_sums/LLL            [shard, token, neuron], not of OPT
 RUN/activations.zarr/records/SSSSS.json        one shard's commit
 """
 
 import copy
 import functools
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 import zarr
 from numpy.typing import NDArray
 
-from neuronstats import bits
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.hashing import checksum
+from neuronstats.store.bitmaps import BitmapReader
+from neuronstats.store.faults import LAID_DOWN, REPAIR, damage
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.info import RunInfo
 from neuronstats.store.layout import RUN_FILE, ZARR, Layout, Record, Shard
@@ -35,6 +40,21 @@ REQUIRED = {"fingerprint": (), "identity": ("data.tokens",), "layout": ()}
 DAMAGED_JSON = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
 UInt8 = NDArray[np.uint8]
+READERS, PAGE = 16, 256  # an object store answers many at a time as fast as one
+
+Key = TypeVar("Key")
+Answer = TypeVar("Answer")
+
+
+def in_pages(call: Callable[[Key], Answer], keys: Iterable[Key]) -> Iterator[tuple[Key, Answer]]:
+    """Call a function for each key, several at a time; yield both in their order.
+
+    At most PAGE answers are held.
+    """
+    left = iter(keys)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as pool:
+        while page := list(itertools.islice(left, PAGE)):
+            yield from zip(page, pool.map(call, page), strict=True)
 
 
 class Run:
@@ -43,10 +63,12 @@ class Run:
     def __init__(self, folder: RunFolder, info: Mapping[str, Any]) -> None:
         self.folder = folder
         self.info = info
+        self._seen: set[tuple[str, int]] = set()
         try:
             raw = dict(info["layout"])
             raw["domains"] = tuple(raw["domains"])
             raw["shards"] = tuple(Shard(**shard) for shard in raw["shards"])
+            raw |= {name: tuple(raw.get(name, ())) for name in ("sums", "sum_tokens")}
             self.layout = Layout(**raw)
         except (KeyError, TypeError) as error:
             raise _damaged_info(folder, f"layout: {error}") from error
@@ -90,7 +112,7 @@ class Run:
     def zarr(self, *, writable: bool = False, on_write: Any = None) -> Any:
         """Return the Zarr group activations.zarr."""
         store = self.folder.zarr_store(ZARR, read_only=not writable, on_write=on_write)
-        with _damage(f"{self.folder.location}/{ZARR}/zarr.json", LAID_DOWN):
+        with damage(f"{self.folder.location}/{ZARR}/zarr.json", LAID_DOWN):
             return zarr.open_group(store, mode="r+" if writable else "r", use_consolidated=False)
 
     def corpus(self) -> Corpus:
@@ -100,7 +122,7 @@ class Run:
             UserError: the stored tokens are not those of the run.
         """
         root = self.zarr()
-        with _damage(f"{self.folder.location}/{ZARR}/tokens", LAID_DOWN):
+        with damage(f"{self.folder.location}/{ZARR}/tokens", LAID_DOWN):
             corpus = Corpus(
                 tokens=root["tokens"][:],
                 domain=root["domain"][:],
@@ -125,9 +147,9 @@ class Run:
             UserError: a record is unreadable or of another run.
         """
         records = {}
-        for key in self.record_keys():
+        for key, data in in_pages(self.folder.read, self.record_keys()):
             try:
-                record = Record.loads(self.folder.read(key) or b"")
+                record = Record.loads(data or b"")
                 known = record.shard == self.layout.shards[record.shard.index]
                 whole = len(record.activations) == self.layout.num_layers
                 whole = whole and key.endswith(Record.key(record.shard.index))
@@ -184,15 +206,17 @@ class Run:
             The first thing wrong with each damaged shard, by index.
         """
         sizes = self.folder.sizes(ZARR)
-        damage: dict[int, str] = {}
-        for record in records:
-            for key, (size, digest) in record.objects.items():
+
+        def first_wrong(record: Record) -> str | None:
+            for key, written in record.objects.items():
                 path = f"{ZARR}/{key}"
-                wrong = self._difference(sizes, path, (size, digest), contents=contents)
+                wrong = self._difference(sizes, path, written, contents=contents)
                 if wrong:
-                    damage[record.shard.index] = f"{path} {wrong}"
-                    break
-        return damage
+                    return f"{path} {wrong}"
+            return None
+
+        looked_at = in_pages(first_wrong, records)
+        return {record.shard.index: wrong for record, wrong in looked_at if wrong}
 
     def _difference(
         self, sizes: Mapping[str, int], path: str, written: tuple[int, str], *, contents: bool
@@ -217,8 +241,22 @@ class Run:
             UserError: its metadata cannot be read.
         """
         name = f"{kind}/{layer:03d}"
-        with _damage(f"the metadata of {self.folder.location}/{ZARR}/{name}", LAID_DOWN):
+        with damage(f"the metadata of {self.folder.location}/{ZARR}/{name}", LAID_DOWN):
             return root[name]
+
+    def require(self, kind: str, layer: int) -> None:
+        """Read a layer's array's metadata, which says what the layout says, once.
+
+        Raises:
+            UserError: it does not.
+        """
+        if (kind, layer) not in self._seen:
+            array, layout = self.array(self.zarr(), kind, layer), self.layout
+            with damage(f"the metadata of {self.folder.location}/{ZARR}/{array.path}", LAID_DOWN):
+                chunk = (layout.neurons_per_chunk, 1), (1, layout.num_positions)
+                if array.chunks[:2] != chunk[kind != "bitmaps"]:
+                    raise ValueError(f"chunks of {array.chunks}")
+            self._seen.add((kind, layer))
 
     def read_bits(self, layer: int, neurons: slice, shards: Sequence[Shard]) -> UInt8:
         """Read bitmaps.
@@ -226,17 +264,8 @@ class Run:
         Returns:
             uint8 [neuron, sequence, byte], the shards' sequences one after another.
         """
-        array = self.array(self.zarr(), "bitmaps", layer)
-        width = bits.packed_bytes(self.layout.num_positions)
-        first, last = neurons.indices(self.layout.num_neurons)[:2]
-        out = np.empty((last - first, sum(s.num_sequences for s in shards), width), np.uint8)
-        start = 0
-        for shard in shards:
-            end = start + shard.num_sequences
-            with _damage(f"layer {layer} of {shard}", REPAIR):
-                out[:, start:end] = array[neurons, shard.index, : shard.num_sequences]
-            start = end
-        return out
+        self.require("bitmaps", layer)
+        return BitmapReader(self.folder, self.layout).read(layer, neurons, shards)
 
     def read_position_counts(
         self, layer: int, neurons: slice, shards: Sequence[Shard]
@@ -244,28 +273,26 @@ class Run:
         """Yield each shard's int64 [position, neuron] counts of one layer."""
         array = self.array(self.zarr(), "position_counts", layer)
         for shard in shards:
-            with _damage(f"position counts of layer {layer} of {shard}", REPAIR):
+            with damage(f"position counts of layer {layer} of {shard}", REPAIR):
                 counts = array[shard.index, :, neurons]
             yield shard, counts.astype(np.int64)
 
+    def read_sums(
+        self, kind: str, layer: int, neurons: slice, shards: Sequence[Shard]
+    ) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
+        """Yield each shard's int64 [quantity or token, neuron] of one layer.
 
-REPAIR = "collect again with repair=true computes it again"
-LAID_DOWN = "collect again with repair=true puts it right"
-
-
-class _damage:
-    """Say which stored thing cannot be read, and the way out."""
-
-    def __init__(self, what: str, cure: str) -> None:
-        self._what, self._cure = what, cure
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise UserError(f"{self._what} cannot be read ({reason}): {self._cure}.") from error
+        Args:
+            kind: sums or token_sums.
+            layer: the layer.
+            neurons: of it.
+            shards: whose they are.
+        """
+        array = self.array(self.zarr(), kind, layer)
+        for shard in shards:
+            with damage(f"{kind} of layer {layer} of {shard}", REPAIR):
+                found = array[shard.index, :, neurons]
+            yield shard, found
 
 
 def read_info(folder: RunFolder) -> dict[str, Any] | None:

@@ -276,6 +276,17 @@ def test_start_and_peak_of_a_collect_run(tmp_path):
     assert "start to first token" in shown
 
 
+@pytest.mark.slow  # four whole jobs, a minute
+def test_two_workers_against_one(tmp_path):
+    sizes = dataclasses.replace(SIZES, workers_tokens=20_000)
+    report, shown = run(tmp_path, sizes=sizes, parts=["workers"], rounds=1)
+    collect, reduce, outside = report.parts["workers"].values
+    assert 0 < collect.value < 4
+    assert 0 < reduce.value < 4
+    assert outside.value > 0
+    assert "two workers / one, collect" in shown
+
+
 @pytest.mark.slow  # three processes, half a minute
 def test_streaming_in_processes_of_their_own(tmp_path):
     report, shown = run(tmp_path, parts=["stream"], rounds=1)

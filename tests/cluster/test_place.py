@@ -1,16 +1,21 @@
 """Workers by machine: several GPUs a machine, unequal machines, machines that are too small."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from neuronstats.cluster.inspection import NodeReport, code_hash, differences, versions
 from neuronstats.cluster.nodes import Node, place
 from neuronstats.cluster.settings import RaySettings
+from neuronstats.cluster.start import this_node
 from neuronstats.cluster.words import advice, summary
 from neuronstats.collect.choose import choose
 from neuronstats.collect.plan import CorpusSize, Work, make_plan
-from neuronstats.errors import SettingsError
+from neuronstats.errors import SettingsError, UserError
 from neuronstats.machine import Machine
 from neuronstats.model.shape import Shape
 
@@ -113,6 +118,27 @@ def test_what_differs_is_named():
     assert f"torch 1.0 instead of {versions()['torch']}" in words
     assert "zarr missing instead of" in words
     assert differences(report(no_cuda="torch has no CUDA")) == "torch has no CUDA"
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has CUDA here")
+def test_gpus_that_torch_cannot_use_are_told_before_anything_starts():
+    machine = Machine(cores=2, host_bytes=GB, gpus=8, gpu_bytes=GB)
+    with pytest.raises(UserError, match=r"8 GPU\(s\), but torch .* is built without CUDA"):
+        this_node(RaySettings(), machine)
+    assert this_node(RaySettings(gpus_per_worker=0), machine).gpus == 8
+
+
+def test_a_worker_has_the_usual_priority_where_it_may():
+    """A raylet that was started without RAY_worker_niceness=0 gives its workers niceness 15."""
+    script = "import os; os.nice(15); from neuronstats.cluster.inspection import lowest_niceness"
+    script += "; print(lowest_niceness(), os.nice(0))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    told, is_now = map(int, done.stdout.split())
+    assert told == is_now
+    if os.geteuid() == 0 and os.nice(0) == 0:
+        assert is_now == 0
 
 
 RAISED = (

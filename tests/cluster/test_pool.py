@@ -44,6 +44,19 @@ class Picky:
         return os.getpid()
 
 
+class Remembers:
+    """Counts how often its process was given work before."""
+
+    built = 0
+
+    def __init__(self, name):
+        Remembers.built += 1
+        self._name = name
+
+    def __call__(self, task):
+        return self._name, os.getpid(), Remembers.built
+
+
 @pytest.fixture(scope="module")
 def said():
     return []
@@ -56,6 +69,20 @@ def pool(said):
         patch.setenv("PYTHONPATH", path)  # the workers import this module
         with connect(RaySettings(workers=2, cpus_per_worker=1), tell=said.append) as pool:
             yield pool
+
+
+def test_workers_keep_their_process_for_other_work(pool):
+    """A second kind of work, and the first again; the same work is not built twice."""
+    first, second = ("first",), ("second",)
+    before: dict[int, int] = {}
+    for args, again in ((first, 1), (first, 0), (second, 1), (first, 1)):
+        seen = dict(before)
+        for _, (name, pid, built) in pool.run(Remembers, args, range(6)):
+            assert name == args[0]
+            assert built == seen.get(pid, 0) + (again if pid in seen else built)
+            before[pid] = built
+    assert len(before) <= 2
+    assert max(before.values()) == 3
 
 
 def test_a_local_run_listens_on_loopback_alone(pool):

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from neuronstats.cluster import start, watch
 from neuronstats.cluster.settings import RaySettings
-from neuronstats.errors import GoneError, UserError
+from neuronstats.errors import GONE, GoneError, UserError
 
 
 @pytest.fixture
@@ -99,6 +100,30 @@ def test_a_head_that_answers_no_more(monkeypatch, local, says):
         watching.check()
     assert says.removeprefix("the ") in str(caught.value)
     watching.close()
+
+
+STUCK = """
+import time
+from types import SimpleNamespace
+from neuronstats.cluster import watch
+watch.INTERVAL_SECONDS, watch.GONE_SECONDS, watch.STUCK_SECONDS = 0.05, 0.2, 0.2
+node = {"NodeID": "n", "Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 1}
+context = SimpleNamespace(get_node_id=lambda: "n")
+ray = SimpleNamespace(nodes=lambda: [node], get_runtime_context=lambda: context)
+watch.Watch(ray, "127.0.0.1:1", local=False)
+time.sleep(60)  # as the main thread inside Ray
+"""
+
+
+def test_a_driver_that_hangs_inside_ray_is_ended_with_our_word():
+    """With the head unplugged Ray ended it after a minute, with a line of C++ and exit code 1."""
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == GONE
+    assert done.stderr == (
+        "error: the cluster's head is gone; what was committed stays; the same command goes on.\n"
+    )
 
 
 def test_a_signal_while_machines_are_asked_interrupts(monkeypatch):

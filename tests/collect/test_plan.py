@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from neuronstats.cluster.nodes import Node
+from neuronstats.cluster.settings import RaySettings
+from neuronstats.collect.choose import choose
 from neuronstats.collect.plan import CorpusSize, Work, make_plan
 from neuronstats.model.shape import Shape
 from neuronstats.units import size
@@ -106,3 +109,22 @@ def test_the_page_of_plans_against_arithmetic(table, name, layers, width, billio
     bits = tokens / 8 * 4 * width * (layers // 2)
     stored = sum(term.bytes for term in plan.disk if term.name.startswith("bitmaps"))
     assert stored == pytest.approx(0.4 * bits, rel=0.1)
+
+
+@pytest.mark.parametrize("hidden", [768, 2048, 9216])
+def test_weights_are_streamed_before_shards_are_halved(hidden):
+    """On an 80 GB GPU 66b's layers would fit beside short shards: a stream of weights hides."""
+    shape = replace(OPT_66B, hidden=hidden, neurons=4 * hidden)
+    node = Node("here", cpus=16, gpus=1, memory=256 << 30, gpu_memory=76 * 10**9)
+    plan, _ = choose(
+        replace(WORK, shape=shape),
+        RaySettings(),
+        [node],
+        None,
+        shard_sequences=None,
+        batch_sequences=None,
+    )
+    batch = {768: 42, 2048: 16, 9216: 8}[hidden]  # sequences of 2048: a narrow model takes more
+    assert plan.work.batch_sequences == batch
+    assert plan.work.shard_sequences == 128 // batch * batch
+    assert plan.work.resident == (hidden < 9216)

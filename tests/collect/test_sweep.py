@@ -7,9 +7,11 @@ from helpers import models
 
 from neuronstats import bits
 from neuronstats.collect.sweep import Sweep
+from neuronstats.collect.worker import ShardWorker
 from neuronstats.errors import UserError
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.decoder import Decoder
+from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import num_first_layers
 
 NEAR_ZERO = 1e-5
@@ -159,3 +161,9 @@ def test_gpu_equals_the_planted_truth(dtype, planted_checkpoint, planted_corpus)
     sweep = make_sweep(planted_checkpoint, dtype=dtype, device=torch.device("cuda"))
     for layer, found in enumerate(swept_bits(sweep, tokens)):
         assert (found == planted.expected_bits(layer, tokens)).all()
+
+
+def test_a_run_folder_that_this_machine_does_not_see(tmp_path):
+    """The log was opened first: a FileNotFoundError, and no word of what to do."""
+    with pytest.raises(UserError, match=r"none does not exist.* looked for it: on a cluster"):
+        ShardWorker(str(tmp_path / "none"), ModelSettings(), None)

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pytest
+from datasets.exceptions import DatasetNotFoundError
 from omegaconf import OmegaConf
 
 from neuronstats.corpus import files as textfiles
+from neuronstats.corpus.corpus import choose_sequences
 from neuronstats.corpus.documents import content_fingerprint, documents
 from neuronstats.corpus.settings import DataSettings, Source, domain_shares
 from neuronstats.errors import SettingsError, UserError
@@ -156,6 +159,49 @@ def test_hub_without_network(hub: DataSettings, monkeypatch: pytest.MonkeyPatch)
         UserError, match=r"not known\nCheck the network and the id, or .*data=local"
     ):
         list(documents(hub))
+
+
+def test_hub_source_that_is_gone_leaves_the_others(
+    hub: DataSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ended the job; what cannot be reached for now still does (tests/test_hub.py)."""
+    expected = [pair for pair in documents(hub) if pair[0] != "code"]
+    real, lost = datasets.load_dataset, hub.sources[2].path
+
+    def load(path: str, *args: object, **settings: object) -> object:
+        if path == lost:
+            raise DatasetNotFoundError("Dataset 'code' doesn't exist on the Hub")
+        return real(path, *args, **settings)
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    gone: set[str] = set()
+    caplog.clear()
+    assert list(documents(hub, gone=gone)) == expected
+    assert gone == {"code"}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("code: left out; ")
+    assert "\n" not in record.getMessage()
+    with pytest.raises(UserError, match="doesn't exist on the Hub"):
+        list(documents(hub))
+    hub.sources = hub.sources[2:]
+    with pytest.raises(UserError, match="doesn't exist on the Hub"):
+        list(documents(hub, gone=set()))  # none is left
+    shares = {"wiki": 1.0, "code": 1.0}
+    assert choose_sequences({"wiki": 9}, 8, shares, gone) == {"wiki": 4}
+
+
+def test_hub_file_is_named_where_the_splits_do_not_tell(hub: DataSettings, tmp_path: Path) -> None:
+    """As the Pile's copy: beside a folder train/, the library finds no split but train."""
+    expected = list(documents(hub))
+    (tmp_path / "pile" / "train").mkdir()
+    write_jsonl(tmp_path / "pile" / "train" / "00.jsonl", [{"text": "x", "meta": {}}])
+    with pytest.raises(UserError, match="split test"):
+        list(documents(hub))
+    for source in hub.sources[:2]:
+        source.files = "test.jsonl"
+    assert list(documents(hub)) == expected
+    assert content_fingerprint(hub)["sources"][0]["files"] == "test.jsonl"
+    assert "files" not in content_fingerprint(hub)["sources"][2]
 
 
 def test_fingerprint_knows_content_and_names_but_no_place(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def seen(
     def keep(where: list[np.ndarray], *, inputs: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: object) -> None:
             value = args[0] if inputs else output[0] if isinstance(output, tuple) else output
-            where.append(value.reshape(-1, tokens.shape[1], value.shape[-1]).numpy().copy())
+            where.append(value.reshape(-1, tokens.shape[1], value.shape[-1]).float().numpy().copy())
 
         return hook
 

@@ -1,4 +1,4 @@
-"""Which of a hub repository's files are fetched, and what a fingerprint sees."""
+"""What a fingerprint sees, and how long a tensor lives."""
 
 import shutil
 
@@ -10,40 +10,6 @@ from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.decoder import Decoder
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.source import locate
-
-
-@pytest.mark.parametrize(
-    ("files", "wanted"),
-    [
-        (["config.json", "model.safetensors", "pytorch_model.bin"], ["model*.safetensors"]),
-        (["model-00001-of-00002.safetensors", "flax_model.msgpack"], ["model*.safetensors"]),
-        (["pytorch_model-00001-of-00014.bin", "config.json"], ["pytorch_model*.bin"]),
-        (None, ["*.safetensors", "pytorch_model*.bin"]),  # offline: what was fetched before
-    ],
-)
-def test_fetches_one_kind_of_weights(files, wanted, monkeypatch, tiny_checkpoint):
-    asked = []
-
-    def fetch(repo_id, revision, allow_patterns):
-        asked.append((repo_id, revision, allow_patterns))
-        return str(tiny_checkpoint("pre"))
-
-    def list_files(repo_id, revision):
-        if files is None:
-            raise OSError("offline")
-        return files
-
-    monkeypatch.setattr("neuronstats.model.source.snapshot_download", fetch)
-    monkeypatch.setattr("neuronstats.model.source.list_repo_files", list_files)
-    model = ModelSettings(name="m", path="facebook/opt-125m", revision="main")
-    assert locate(model) == tiny_checkpoint("pre")
-    small, weights = asked
-    assert small[:2] == weights[:2] == ("facebook/opt-125m", "main")
-    assert weights[2] == wanted
-    assert "*.json" in small[2]
-    asked.clear()
-    locate(model, weights=False)
-    assert asked == [small]
 
 
 def test_a_folder_is_never_looked_for_on_the_hub(tmp_path):

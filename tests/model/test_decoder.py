@@ -6,7 +6,7 @@ import torch
 from helpers import families
 from torch import nn
 
-from neuronstats.errors import SettingsError
+from neuronstats.errors import WRONG_SETTINGS, SettingsError
 from neuronstats.model import record as recording
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.config import load_config
@@ -142,6 +142,7 @@ def test_models_that_are_not_understood(kind, tmp_path):
     with pytest.raises(SettingsError) as caught:
         Decoder(Checkpoint(tmp_path, weights=False))
     message = str(caught.value)
+    assert caught.value.code == WRONG_SETTINGS
     assert "\n" not in message
     for word in words:
         assert word in message

@@ -98,7 +98,7 @@ LAYOUT = Layout(10**6, 0, NEURONS, 8, 1, ("a",), (Shard(0, "a", 0, 1),))
 def block_result(layer):
     columns = {"layer": np.full(NEURONS, layer, np.int32), "neuron": np.arange(NEURONS)}
     wide = pa.table({**columns, "values": [[1.0] * 100] * NEURONS})
-    return BlockResult({"neurons": wide}, [Section({}, {NUM_DEAD: 1})], np.ones(1, np.int64), 0)
+    return BlockResult({"neurons": wide}, [Section({}, {NUM_DEAD: 1})], 0)
 
 
 @pytest.fixture

@@ -8,8 +8,17 @@ import pytest
 from helpers import columns, models
 
 from neuronstats.errors import UserError
+from neuronstats.model.shape import Activation
 from neuronstats.reduce.rows import block_tables
-from neuronstats.stats import dead, ngrams, positions, suppression, vocabulary
+from neuronstats.stats import (
+    contributions,
+    dead,
+    ngrams,
+    positions,
+    signed,
+    suppression,
+    vocabulary,
+)
 from neuronstats.stats.ngram_ids import build_ngram_ids
 from neuronstats.stats.output_embedding import OutputEmbedding
 from neuronstats.stats.sections import SECTIONS, TABLES
@@ -20,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 LENGTHS = [1, 2, 3]
 
 
-def make_view(seed=0, has_bits=True):
+def make_view(seed=0, has_bits=True, gated=False):
     """Five neurons of a layer on random tokens of two domains, in three shards."""
     rng = np.random.default_rng(seed)
     tokens = models.random_tokens(12, 24, seed=seed)
@@ -43,19 +52,26 @@ def make_view(seed=0, has_bits=True):
         read_weights=lambda: Weights(
             OutputEmbedding(rng.normal(size=(40, 6))), rng.normal(size=(6, 5))
         ),
+        activation=Activation("SiLU", gated=True, exact_zeros=False) if gated else Activation(),
+        read_sums=(lambda: rng.integers(1, 1 << 30, (2, 10, 5))) if gated else None,
     )
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("has_bits", [True, False])
-def test_what_sections_return_is_what_they_declare(has_bits):
-    view = make_view(has_bits=has_bits)
+def test_what_sections_return_is_what_they_declare(has_bits, gated):
+    view = make_view(has_bits=has_bits, gated=gated)
     found = [section(view, ReduceSettings()) for section in SECTIONS]
     declared = [
-        (dead.COLUMNS, dead.LAYER_COLUMNS),
+        (dead.OPEN_COLUMNS, dead.OPEN_LAYER_COLUMNS)
+        if gated
+        else (dead.COLUMNS, dead.LAYER_COLUMNS),
         (ngrams.columns(LENGTHS), ngrams.layer_columns(LENGTHS)),
         (suppression.COLUMNS, suppression.LAYER_COLUMNS),
         (positions.COLUMNS, positions.LAYER_COLUMNS),
         (vocabulary.COLUMNS, vocabulary.LAYER_COLUMNS),
+        (contributions.COLUMNS, contributions.LAYER_COLUMNS) if gated else ((), ()),
+        (signed.COLUMNS, signed.LAYER_COLUMNS) if gated else ((), ()),
     ]
     for section, (own, by_layer) in zip(found, declared, strict=True):
         assert tuple(section.columns) == own

@@ -1,6 +1,8 @@
 """The store: whole objects, the record last, damage found and named, any split merges alike."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from neuronstats.store.commit import ShardWriter
 from neuronstats.store.create import new_run
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import Layout, Record, make_shards
-from neuronstats.store.run import Run
+from neuronstats.store.run import PAGE, READERS, Run, in_pages
 
 NEURONS, POSITIONS, LAYERS = 20, 13, 2
 
@@ -85,6 +87,33 @@ def test_reads_what_was_written(written):
         expected = [int(values[:, record.shard.sequences].sum()) for values in layers]
         assert record.activations == expected
     assert run.damaged(records.values()) == {}
+
+
+def test_records_are_read_many_at_a_time_and_in_pages(written, monkeypatch):
+    """One after another, 10 000 records of an object store took as many of its answers' times."""
+    run, _ = written
+    at_once, most = 0, 0
+    mutex = threading.Lock()
+
+    def slow(key):
+        nonlocal at_once, most
+        with mutex:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.01)
+        with mutex:
+            at_once -= 1
+        return key
+
+    asked = []
+    keys = (asked.append(number) or number for number in range(1000))
+    found = in_pages(slow, keys)
+    assert next(found) == (0, 0)
+    assert len(asked) <= PAGE
+    assert list(found) == [(number, number) for number in range(1, 1000)]
+    assert 4 <= most <= READERS
+    monkeypatch.setattr("neuronstats.store.run.PAGE", 1)
+    assert list(run.records()) == [shard.index for shard in run.layout.shards]
 
 
 def test_shards_never_mix_domains():

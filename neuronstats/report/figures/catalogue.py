@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from neuronstats.report.figures import contributions as figures_contributions
 from neuronstats.report.figures import curves as figures_curves
 from neuronstats.report.figures import dynamics as figures_dynamics
 from neuronstats.report.figures import examples as figures_examples
@@ -19,11 +20,12 @@ CATALOGUE = (
     | figures_examples.CATALOGUE
     | figures_suppression.CATALOGUE
     | figures_vocabulary.CATALOGUE
+    | figures_contributions.CATALOGUE
     | figures_matches.CATALOGUE
     | figures_dynamics.CATALOGUE
 )
 ORDER = ("1a", "1b", "2", "12", "13", "3", "14", "4", "15", "5", "7", "8", "9", "10", "dead_curve",
-         "suppression", "domains", "vocabulary", "matches",
+         "suppression", "domains", "vocabulary", "contributions", "matches",
          "dynamics")  # fmt: skip
 
 

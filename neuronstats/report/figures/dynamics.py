@@ -42,7 +42,9 @@ def dynamics(runs: Sequence[NamedRun]) -> Drawing:
     for index, (name, points) in enumerate(trainings.items()):
         marker: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "label": name}
         colour = COLOURS[index % len(COLOURS)]
-        shares = [100 * _total(named, "dead") / len(named.run.neurons) for _, named in points]
+        shares = [
+            100 * _total(named, named.run.never) / len(named.run.neurons) for _, named in points
+        ]
         steps = [step for step, _ in points]
         dead.plot(steps, shares, color=colour, **marker)
         for n, line in LINES.items():
@@ -53,7 +55,7 @@ def dynamics(runs: Sequence[NamedRun]) -> Drawing:
         for kind in TYPES:
             totals = [_total(named, kind) for _, named in points]
             positional.plot(steps, totals, color=TYPE_COLOURS[kind], **marker)
-    dead.set(title="(a) dead", ylabel="% of all neurons")
+    dead.set(title="(a) never activated (dead, or never open)", ylabel="% of all neurons")
     detectors.set(title="(b) detectors", ylabel="neurons")
     positional.set(title="(c) positional, by type", ylabel="neurons")
     for panel, whole in ((dead, False), (detectors, True), (positional, True)):

@@ -71,14 +71,19 @@ def finish(
     from_zero(axes, whole=whole)
 
 
+NOT_DEAD = "no run is of a model whose neurons can be dead: behind GELU or SiLU each always writes"
+
+
 def dead(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 1a."""
     figure, axes = overlay(
-        runs, "dead_share", "dead neurons, % of the layer", factor=100, missing="no layers"
+        runs, "dead_share", "dead neurons, % of the layer", factor=100, missing=NOT_DEAD
     )
     finish(axes, runs, "1a")
     bounds = ", ".join(
-        f"{NEVER_SEEN_BOUND / named.run.tokens:.2g} ({named.label})" for named in runs
+        f"{NEVER_SEEN_BOUND / named.run.tokens:.2g} ({named.label})"
+        for named in runs
+        if named.run.never == "dead"
     )
     caption = (
         "Share of each layer's neurons that were not activated on a single token of the run. Never"
@@ -92,7 +97,10 @@ def dead(runs: Sequence[NamedRun]) -> Drawing:
 def frequency(runs: Sequence[NamedRun]) -> Drawing:
     """Fig. 1b."""
     figure, axes = overlay(
-        runs, "alive_frequency", "mean activation frequency", missing="no neuron is alive"
+        runs,
+        "alive_frequency",
+        "mean activation frequency",
+        missing=f"no neuron is alive, or {NOT_DEAD}",
     )
     finish(axes, runs, "1b")
     caption = "Activation frequency, the mean over each layer's neurons that are not dead."
@@ -250,7 +258,7 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
             continue
         drawn = True
         layer, tokens, neurons, never = (
-            table[name].to_numpy() for name in ("layer", "tokens", "neurons", "dead")
+            table[name].to_numpy() for name in ("layer", "tokens", "neurons", named.run.never)
         )
         steps = np.unique(tokens)
         share = np.stack([100 * never[layer == k] / neurons[layer == k] for k in np.unique(layer)])
@@ -278,10 +286,12 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
     caption = (
         "Neurons that were not activated on any token seen so far, of all recorded layers (solid)"
         " and of the layer with most of them at the end (dashed). Where the curve still falls, more"
-        " text would find fewer dead neurons."
+        " text would find fewer of them."
     )
     notes = ["Text is taken from all domains evenly."]
-    return Drawing("dead_curve", "Dead neurons against tokens seen", caption, notes, figure=figure)
+    smooth = all(named.run.never == "never_open" for named in runs)
+    title = f"{'Never-open' if smooth else 'Dead'} neurons against tokens seen"
+    return Drawing("dead_curve", title, caption, notes, figure=figure)
 
 
 CATALOGUE: dict[str, tuple[Draw, str]] = {

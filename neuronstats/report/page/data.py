@@ -50,7 +50,7 @@ def flags(neurons: pa.Table) -> NDArray[np.uint16]:
         index = pc.fill_null(pc.index_in(neurons[name], pa.array(kinds)), -1)
         return pc.add(index, 1).to_numpy().astype(np.uint16)
 
-    found = column("dead") * DEAD + column("position_strong") * STRONG
+    found = (column("dead") + column("never_open")) * DEAD + column("position_strong") * STRONG
     found += kind("position_type", TYPES) << TYPE_SHIFT
     found += kind("vocabulary_type", vocabulary.TYPES) << WRITES_SHIFT
     for n in (1, 2, 3):

@@ -24,6 +24,13 @@ WRITES = {
     "suppression": "suppression neurons: lower a few tokens",
     "partition": "partition neurons: split the vocabulary",
 }
+NEVER = {
+    "dead": ("dead: never activated", "a dead neuron's frequency is below"),
+    "never_open": (
+        "never open: no gate above 0, which is not dead",
+        "a never-open neuron's gate is open less often than",
+    ),
+}
 VENDORED = ("tabulator.min.js", "tabulator.min.css", "tabulator.LICENSE",
             "uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE")  # fmt: skip
 ASSET_FILES = ("page.css", "page.js", *(f"vendor/{name}" for name in VENDORED))
@@ -47,11 +54,9 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
     """Return a run's key numbers for people, by their names."""
     run = named.run
     neurons = run.neurons
-    dead = int(pc.sum(neurons["dead"], min_count=0).as_py())
-    share = 100 * dead / max(1, len(neurons))
-    rows = {
-        "dead: never activated": KeyNumber(f"{dead:,} ({share:.2f} %)", "dead"),
-    }
+    never = int(pc.sum(neurons[run.never], min_count=0).as_py())
+    share = 100 * never / max(1, len(neurons))
+    rows = {NEVER[run.never][0]: KeyNumber(f"{never:,} ({share:.2f} %)", "dead")}
     for n, word in ((1, "token"), (2, "bigram"), (3, "trigram")):
         if run.has(f"detector_{n}"):
             count = pc.sum(neurons[f"detector_{n}"], min_count=0).as_py()
@@ -69,7 +74,7 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
     positional = len(neurons) - neurons["position_type"].null_count
     rows["positional: tell the position"] = KeyNumber(f"{positional:,}", "positional")
     rows |= {
-        "a dead neuron's frequency is below": KeyNumber(
+        NEVER[run.never][1]: KeyNumber(
             f"{NEVER_SEEN_BOUND / run.tokens:.2g} (3/tokens, with 95 % confidence)"
         ),
         "model": KeyNumber(f"{run.model_layers} layers of {run.layout.num_neurons:,} FFN neurons"),
@@ -82,6 +87,8 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
         ),
         "domains": KeyNumber(", ".join(run.layout.domains)),
     }
+    if run.metadata.get("first_position"):
+        rows["positions"] = KeyNumber("0, an attention sink, is left out of what is said of them")
     if not run.metadata["complete"]:
         shards = f"{run.metadata['shards']} of {len(run.layout.shards)} shards"
         rows["partial"] = KeyNumber(shards)
@@ -144,6 +151,7 @@ def info_script(
             "layers": named.run.num_layers,
             "neurons": named.run.layout.num_neurons,
             "tokens": named.run.tokens,
+            "never": named.run.never.replace("_", " "),
             "ngrams": named.run.ngrams,
             "settings": named.run.metadata["settings"],
             **pieces,

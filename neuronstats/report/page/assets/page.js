@@ -122,9 +122,9 @@ const NS = (() => {
   // What a neuron writes on the vocabulary, in a word; nothing where it is no such neuron.
   const writes = (flags) => WRITES[(flags >> 12) & 3];
 
-  function classes(flags) {
+  function classes(flags, run) {
     const found = [];
-    if (flags & DEAD) found.push("dead");
+    if (flags & DEAD) found.push(info.runs[run].never);
     for (const n of [1, 2, 3]) if (flags & (1 << n)) found.push(WORDS[n] + " detector");
     if (flags & SUPPRESSES) found.push("suppresses");
     if (writes(flags)) found.push(writes(flags) + " neuron");
@@ -141,12 +141,15 @@ const NS = (() => {
     const flags = columns.flags[neuron];
     const activations = columns.activations[neuron];
     const lines = [];
+    const smooth = info.runs[run].never !== "dead";  // a gate that is not open still writes
     if (flags & DEAD) {
-      lines.push(`Dead: activated on none of ${number(tokens)} tokens. With 95 % confidence its frequency is`
+      lines.push(smooth ? `Never open: the gate was above 0 on none of ${number(tokens)} tokens. With 95 % confidence it`
+        + ` is on fewer than 3/tokens = ${(3 / tokens).toPrecision(2)}. A closed gate still writes: this is not dead.`
+        : `Dead: activated on none of ${number(tokens)} tokens. With 95 % confidence its frequency is`
         + ` below 3/tokens = ${(3 / tokens).toPrecision(2)}.`);
       return lines;
     }
-    lines.push(`Alive: activated on ${number(activations)} of ${number(tokens)} tokens,`
+    lines.push(`${smooth ? "Open" : "Alive: activated"} on ${number(activations)} of ${number(tokens)} tokens,`
       + ` ${percent(columns.frequency[neuron])}.`);
     for (const n of info.runs[run].ngrams) {
       const limit = settings.max_cover[n];
@@ -313,7 +316,7 @@ const NS = (() => {
     for (const n of info.runs[run].ngrams) {
       shown["cover_" + n] = columns.flags[neuron] & COVERED ? columns["cover_" + n][neuron] : null;
     }
-    shown.class = classes(columns.flags[neuron]).join("; ");
+    shown.class = classes(columns.flags[neuron], run).join("; ");
     const detects = (texts[run].get(key) || []).slice(0, 12).map(visible).join(" · ");
     const found = triggered(run, index, neuron, tokens, 6).map((token) => visible(words[run][token]));
     shown.detects = detects + (found.length ? `${detects ? "; " : ""}top triggers hold ${found.join(" · ")}` : "");
@@ -463,7 +466,7 @@ const NS = (() => {
     const entry = await needDetail(run, index, neuron);
     if (!current || current.run !== run || current.layer !== index || current.neuron !== neuron) return;
     const columns = layers[run][index];
-    const tags = classes(columns.flags[neuron]);
+    const tags = classes(columns.flags[neuron], run);
     at("tags").replaceChildren(...(tags.length ? tags : ["not classified"]).map((tag) => (
       make("span", { className: "tag", textContent: tag }))));
     const lines = [...reasons(run, index, neuron).map((line) => [line]), ...matchLines(run, index, neuron)];

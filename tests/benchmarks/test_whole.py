@@ -1,0 +1,59 @@
+"""The script to compare with gives what the jobs give; growth is told from a fixed cost."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers import models
+from helpers.serial import collect_job, quiet, save_tokens, serial
+from transformers import AutoModelForCausalLM
+
+from benchmarks import by_hand
+from benchmarks.growth import exponent, growth
+from benchmarks.rounds import Rounds
+from benchmarks.settings import SHORT
+from benchmarks.whole import differences, whole
+from neuronstats.collect.job import collect
+from neuronstats.reduce.job import reduce
+from neuronstats.reduce.settings import ReduceJob
+
+SEQUENCES, POSITIONS = 24, 32
+
+
+def test_the_script_and_the_jobs_agree(tmp_path, monkeypatch):
+    model = models.tiny_opt(num_layers=3, hidden=16, heads=2, ffn=24, positions=POSITIONS)
+    checkpoint = models.save_tokenizer(models.save_checkpoint(model, tmp_path / "model"))
+    tokens = models.random_tokens(SEQUENCES, POSITIONS, seed=3)
+    file = save_tokens(tmp_path / "tokens.npy", tokens)
+    run = tmp_path / "run"
+    with serial(monkeypatch):
+        assert collect(collect_job(run, checkpoint, file), quiet()) == 0
+        assert reduce(ReduceJob(run=str(run)), quiet()) == 0
+    decoder = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    counts, bits = by_hand.activated(decoder, tokens)
+    found = {
+        "activations": counts.sum(axis=1),
+        "position_mi": by_hand.information(counts, len(tokens)),
+        "covers": np.stack([by_hand.covers(layer, tokens) for layer in bits]),
+    }
+    np.savez(tmp_path / "found.npz", **found)
+    assert differences(run, tmp_path / "found.npz") == 0
+    found["covers"][0, 2, 5] += 1
+    np.savez(tmp_path / "found.npz", **found)
+    assert differences(run, tmp_path / "found.npz") == 1
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
+def test_a_fixed_cost_is_not_growth(power):
+    assert exponent([7 + 3 * size**power for size in (1, 2, 4, 8)]) == pytest.approx(power)
+
+
+@pytest.mark.slow
+def test_both_parts_on_little(tmp_path):
+    sizes = dataclasses.replace(SHORT, layers=2)
+    rounds = Rounds(1, 1, False, lambda _: None)
+    for part, place in ((whole, tmp_path / "whole"), (growth, tmp_path / "growth")):
+        place.mkdir()
+        findings = part(rounds, sizes, place)
+        assert not any(findings.mismatches.values())
+        assert findings.facts
