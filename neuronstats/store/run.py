@@ -10,6 +10,8 @@ RUN/activations.zarr/token_sums/LLL            [shard, token, neuron], not of OP
 RUN/activations.zarr/records/SSSSS.json        one shard's commit
 """
 
+import copy
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -303,7 +305,7 @@ def read_info(folder: RunFolder) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        info = yaml.safe_load(data)
+        info = copy.deepcopy(_parse(data))
         version = info["format"]
     except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged_info(folder, str(error).split("\n")[0]) from error
@@ -319,6 +321,12 @@ def read_info(folder: RunFolder) -> dict[str, Any] | None:
         if key not in info or lost:
             raise _damaged_info(folder, f"{lost[0] if lost else key} is gone")
     return dict(info)
+
+
+@functools.lru_cache(maxsize=1)
+def _parse(data: bytes) -> Any:
+    """Parse YAML: a second for a thousand shards, and jobs look at run.yaml more than once."""
+    return yaml.safe_load(data)
 
 
 def info_checksum(info: Mapping[str, Any]) -> str:
