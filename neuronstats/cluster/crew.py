@@ -34,9 +34,10 @@ class _Worker:
     """The actor: built first, so that a bad model is told as itself and not as a lost worker."""
 
     def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
+        lowest_niceness()  # before what takes seconds
+
         import torch
 
-        lowest_niceness()
         torch.set_num_threads(threads)  # ray leaves 1, and a reused process keeps its old number
         self._work = make(*args)
 
