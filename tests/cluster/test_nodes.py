@@ -201,9 +201,14 @@ def test_a_machine_that_joins_works_and_a_killed_raylet_costs_its_shards(network
     run = network.shared / "grown"
     job = collect(head, head, run="/mnt/grown", more=f"{LENGTH} ray.workers=max")
     wait_for(job, lambda: "committed" in log(run))
+    before = network.machines[:]
+    for machine in before:  # so that there is work left
+        machine.run("pkill -STOP -f '[r]ay::_Worker'")
     fifth = network.machine()
     join(fifth, head)
     wait_for(job, lambda: list((run / "logs").glob("m5-*")))
+    for machine in before:
+        machine.run("pkill -CONT -f '[r]ay::_Worker'")
     say(third, "kill -9 $(pgrep -x raylet)")
     out, err = job.communicate(timeout=400)
     assert job.returncode == DONE, (out, err)
