@@ -38,9 +38,10 @@ class _Worker:
     _work: Any = None
 
     def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
+        lowest_niceness()  # before what takes seconds
+
         import torch
 
-        lowest_niceness()
         torch.set_num_threads(threads)  # ray leaves 1, and a reused process keeps its old number
         self._work = None  # of before, to be freed first
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
