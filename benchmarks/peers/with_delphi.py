@@ -1,12 +1,27 @@
-"""delphi: its cache of latents, the neurons taken for latents; firing counts are its own."""
+"""delphi: its cache of latents, the neurons taken for latents; firing counts are its own.
 
+The package's own __init__ is passed over: it imports scorers and explainers, and dozens of packages
+for them, none of which the cache needs.
+"""
+
+import importlib
+import importlib.util
+import sys
+import types
 from pathlib import Path
 
 import torch
-from delphi.latents.cache import LatentCache  # type: ignore[import-not-found]
 from transformers import OPTForCausalLM
 
 from benchmarks.peers.measure import Counts, measure
+
+_folder = importlib.util.find_spec("delphi")
+if _folder is None or not _folder.submodule_search_locations:
+    raise SystemExit("delphi is not here: PYTHONPATH must name where eai-delphi is installed.")
+_latents = types.ModuleType("delphi.latents")
+_latents.__path__ = [f"{_folder.submodule_search_locations[0]}/latents"]
+sys.modules["delphi.latents"] = _latents
+LatentCache = importlib.import_module("delphi.latents.cache").LatentCache
 
 
 def count(folder: str, tokens: Counts, out: Path) -> Counts:
