@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rounds import Findings, Ratio, Rounds
+from benchmarks.rounds import Findings, Ratio, Rounds, Value
 from benchmarks.subject import collect_run, opt_config, random_tokens, write_random
 from neuronstats.console import Console
 from neuronstats.errors import UserError
@@ -28,7 +28,7 @@ NEURONS = 36_864  # of a layer, as opt-66b has
 HIDDEN, VOCABULARY, SEQUENCES, POSITIONS = 32, 512, 16, 128
 ACTIVE = (0.0, 0.3, 0.1, 0.01, 0.0005)  # of neurons, in turn: share of tokens; 0: dead
 POSITIONAL_EVERY = 50  # one neuron in so many sees the position alone
-OPEN_SECONDS, ANSWER_SECONDS = 3.0, 1.0  # the page opens; it filters, sorts, searches
+OPEN_SECONDS, ANSWER_SECONDS, LOAD_SECONDS = 3.0, 1.0, 3.0  # opened; each answer; as a table
 NEURON_BYTES = 60  # of the page, for each neuron's row in the table
 OTHER_BYTES = 20_000_000  # figures, libraries, the n-grams that can be searched for
 
@@ -40,6 +40,13 @@ from neuronstats.report.settings import ReportJob
 code = report(ReportJob(runs=[sys.argv[1]], out=sys.argv[2]), Console())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 sys.exit(code)
+"""
+LOAD = """
+import sys, time
+import neuronstats
+start = time.monotonic()
+neuronstats.load(sys.argv[1]).neurons.to_pandas()
+print(time.monotonic() - start)
 """
 SORT = "document.querySelector('[tabulator-field=frequency] .tabulator-col-title').click()"
 CHANGED = "count() !== before || first() !== top"
@@ -147,7 +154,10 @@ def page(rounds: Rounds, num_layers: int, scratch: Path) -> Findings:
     written = sum(p.stat().st_size for p in (scratch / "report").rglob("*") if p.is_file())
     num_neurons = num_layers * NEURONS
     limit = ReportSettings().max_bytes + TRIGGER_BYTES + NEURON_BYTES * num_neurons + OTHER_BYTES
+    loading = [sys.executable, "-c", LOAD, str(run)]
+    loaded = float(subprocess.run(loading, check=True, capture_output=True, text=True).stdout)
     findings = Findings(
+        values=[Value("table in a notebook", loaded, "s", most=LOAD_SECONDS)],
         ratios=[_within("folder", (written,), limit, size(limit))],
         facts=[
             ("neurons", f"{num_neurons:,}"),
