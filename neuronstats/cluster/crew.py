@@ -129,6 +129,7 @@ class Crew:
         there = Counter(worker.node.id for worker in hired)
         usable = [node for node in pool.nodes if node.name not in pool.left_out]
         if not usable and not hired and not self._asked:
+            pool.watch.require()
             raise UserError(f"no machine can start a worker: {pool.left_out_words}.")
         planned = {node.id: count for node, count in pool.workers.by_node}
         while missing > 0:

@@ -54,6 +54,14 @@ class Watch:
         if time.monotonic() - self._answered > GONE_SECONDS:
             raise GoneError(self._words)
 
+    def require(self) -> None:
+        """Raise GoneError if the cluster does not answer now; a worker's death may tell first."""
+        if not self._there():
+            raise GoneError(self._words)
+
+    def _there(self) -> bool:
+        return all(_answers(place) for place in (self._head, self._raylet) if place)
+
     @property
     def _words(self) -> str:
         what = "Ray on this machine has ended" if self._local else "the cluster's head is gone"
@@ -73,7 +81,7 @@ class Watch:
         while not self._end.wait(INTERVAL_SECONDS):
             if self._local:
                 self._family.update(psutil.Process().children(recursive=True))
-            if all(_answers(place) for place in (self._head, self._raylet) if place):
+            if self._there():
                 try:
                     self.nodes = self._ray.nodes()
                 except Exception:  # noqa: BLE001 - whatever it is, there was no answer
