@@ -74,7 +74,7 @@ def embedding_terms(shape: Shape) -> list[Term]:
     tokens = min(shape.vocabulary, TOKEN_BLOCK_BYTES // (8 * shape.embedding))
     return [
         Term("output embedding", 2 * 4 * shape.vocabulary * shape.embedding),  # as stored, too
-        Term("its parts", 3 * 8 * tokens * (shape.embedding + NEURON_BLOCK)),
+        Term("its parts", 2 * 8 * tokens * (shape.embedding + NEURON_BLOCK)),
     ]
 
 

@@ -104,10 +104,18 @@ class BitmapReader:
         if out is None:
             out = np.empty((max(0, last - first), ends[-1], width), np.uint8)
 
+        size = (layout.neurons_per_chunk, layout.shard_sequences, width)
+        space = np.empty(size, np.uint8) if self._folder.is_local else None
+
         def fill(index: int) -> None:
+            values = np.empty(size, np.uint8) if space is None else space  # one for each thread
             shard, start, end = shards[index], ends[index], ends[index + 1]
             with damage(f"layer {layer} of {shard}", REPAIR):
-                for chunk, values in self._chunks(layer, first, last, shard):
+                for chunk, frame in self.frames(layer, first, last, shard):
+                    if frame is None:
+                        values[:] = 0
+                    else:
+                        decode(frame, values)
                     low, high = max(first, chunk), min(last, chunk + len(values))
                     part = values[low - chunk : high - chunk, : shard.num_sequences]
                     out[low - first : high - first, start:end] = part
@@ -121,23 +129,6 @@ class BitmapReader:
             with ThreadPoolExecutor(READERS) as threads:
                 list(threads.map(fill, range(len(shards))))
         return out
-
-    def _chunks(
-        self, layer: int, first: int, last: int, shard: Shard
-    ) -> Iterator[tuple[int, UInt8]]:
-        """Yield the chunks that hold some neurons: first neuron, uint8 [neuron, sequence, byte].
-
-        The array is used again for the next chunk.
-        """
-        layout = self._layout
-        width = bits.packed_bytes(layout.num_positions)
-        values = np.empty((layout.neurons_per_chunk, layout.shard_sequences, width), np.uint8)
-        for neuron, frame in self.frames(layer, first, last, shard):
-            if frame is None:
-                values[:] = 0
-            else:
-                decode(frame, values)
-            yield neuron, values
 
     def frames(
         self, layer: int, first: int, last: int, shard: Shard
