@@ -181,7 +181,7 @@ def test_a_model_of_the_hub_is_fetched_once_by_each_machine(network, cluster):
     hub.communicate(timeout=30)
 
 
-def test_folders_that_a_machine_does_not_see(network, cluster):
+def test_folders_that_a_machine_does_not_see(network, inputs, cluster):
     head = cluster[0]
     say(head, "mkdir -p /tmp/private && cp -r /mnt/model /tmp/private/model")
     for run, model, code, words in [
@@ -216,7 +216,8 @@ def test_a_machine_that_joins_works_and_a_killed_raylet_costs_its_shards(network
 
 
 def test_a_dead_head_is_told_within_a_minute_and_the_same_command_goes_on(network, cluster, alone):
-    head, fifth = cluster[0], network.machines[-1]
+    head, fifth = cluster[0], network.machine()
+    join(fifth, head)
     run = network.shared / "gone"
     job = collect(fifth, head, run="/mnt/gone")
     wait_for(job, lambda: "committed" in log(run))
