@@ -41,7 +41,7 @@ def whole(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
     sequences = max(1, sizes.whole_random_tokens // POSITIONS)
     np.save(scratch / "random.npy", random_tokens(sequences, POSITIONS, vocabulary))
     np.save(scratch / "mini.npy", _sample(sizes.whole_tokens))
-    mini = locate(ModelSettings(name="opt-mini"))
+    mini = locate(ModelSettings(name="opt-mini", path="embedded:opt-mini"))
     subjects = {"opt-mini": (mini, "mini"), "opt-125m's shape": (scratch / "random", "random")}
     for name, (model, tokens) in subjects.items():
         _compare(findings, rounds, name, model, scratch / f"{tokens}.npy", scratch / tokens)
@@ -51,7 +51,7 @@ def whole(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
 def _sample(max_tokens: int) -> Tokens:
     """Return the embedded text's token ids [sequence, position]."""
     data = DataSettings(name="sample", kind="sample", max_tokens=max_tokens)
-    job = CollectJob(model=ModelSettings(name="opt-mini"), data=data)
+    job = CollectJob(model=ModelSettings(name="opt-mini", path="embedded:opt-mini"), data=data)
     return read_text(inspect(job, lambda _: None)).tokens
 
 
