@@ -94,6 +94,7 @@ class Crew:
 
     def assign(self, make: Callable[..., Any], args: Sequence[Any]) -> None:
         """Let the workers do other work; what their processes have imported and compiled stays."""
+        self._waiting_since, self._said = time.monotonic(), False  # not since the work before
         if make is self._make and args is self._args:
             return
         self._make, self._args = make, args

@@ -44,6 +44,16 @@ class Picky:
         return os.getpid()
 
 
+class Slow:
+    """Takes longer to be built than the pool waits at a time."""
+
+    def __init__(self):
+        time.sleep(1.2)
+
+    def __call__(self, task):
+        return task
+
+
 class Remembers:
     """Counts how often its process was given work before."""
 
@@ -83,6 +93,13 @@ def test_workers_keep_their_process_for_other_work(pool):
             before[pid] = built
     assert len(before) <= 2
     assert max(before.values()) == 3
+
+
+def test_time_between_two_kinds_of_work_is_not_waited_for_a_worker(pool):
+    """Reading the next model's text may take longer than a worker may take to start."""
+    list(pool.run(Remembers, ("before",), range(2)))
+    pool._crew._waiting_since -= 2 * pool.settings.start_timeout
+    assert len(list(pool.run(Slow, (), range(2)))) == 2
 
 
 def test_a_local_run_listens_on_loopback_alone(pool):
