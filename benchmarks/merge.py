@@ -13,6 +13,7 @@ import torch
 from benchmarks.reduction import LENGTHS, by_counter, by_unique, plain_covers, zipf_tokens
 from benchmarks.rounds import Contestant, Findings, Rounds, Value
 from benchmarks.settings import Sizes
+from benchmarks.start import UNITS
 from benchmarks.subject import BOS, VOCABULARY, collect_run, opt_config, write_random
 from neuronstats import bits
 from neuronstats.cluster.settings import RaySettings
@@ -114,9 +115,9 @@ def _reduced(run: Run) -> float:
     if reduce(job, Console(told)):
         raise UserError("the reduction was interrupted")
     words = " ".join(told.getvalue().split())
-    found = re.search(r"peak memory ([\d.]+) (MB|GB) of ([\d.]+) (MB|GB) planned", words)
+    found = re.search(r"peak memory ([\d.]+) (\w+) of ([\d.]+) (\w+) planned", words)
     assert found is not None, words
-    peak, planned = (float(found[i]) * (1000 if found[i + 1] == "GB" else 1) for i in (1, 3))
+    peak, planned = (float(found[i]) * UNITS[found[i + 1]] for i in (1, 3))
     return peak / planned
 
 

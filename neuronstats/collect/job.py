@@ -116,8 +116,7 @@ def _collect(settings: CollectJob, connected: Callable[[], Pool], console: Conso
         KeptTokens.clear(folder)  # they are in the run now
         check_layout(run, inputs, console)
         todo = remaining(run, settings, console)
-        note = other_arithmetic(run, on_gpu=plan.work.on_gpu)
-        if todo and note:
+        if todo and (note := other_arithmetic(run, on_gpu=plan.work.on_gpu)):
             console.say(note)
         if todo and pool is None:
             pool = connected()
