@@ -161,7 +161,7 @@ PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "merge": lambda sizes, _, rounds, scratch: merging(rounds, sizes, _fresh(scratch, "merge")),
     "stream": lambda _, subject, rounds, scratch: measure(subject, rounds, scratch / "stream"),
     "start": start,
-    "workers": lambda sizes, _, rounds, scratch: scaling(rounds, scratch, sizes.workers_tokens),
+    "workers": lambda sizes, _, rounds, scratch: scaling(rounds, sizes, _fresh(scratch, "workers")),
     "whole": lambda sizes, _, rounds, scratch: whole(rounds, sizes, _fresh(scratch, "whole")),
     "growth": lambda sizes, _, rounds, scratch: growth(rounds, sizes, _fresh(scratch, "growth")),
     "flips": flip,

@@ -1,6 +1,7 @@
 """Workers that do one kind of work: hired where there is room, replaced where lost."""
 
 import gc
+import importlib
 import inspect
 import time
 from collections import Counter
@@ -37,8 +38,13 @@ class _Worker:
 
     _work: Any = None
 
-    def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
+    def load(self, module: str) -> None:
+        """Import what the work will need, while it is not known yet."""
         lowest_niceness()  # before what takes seconds
+        importlib.import_module(module)
+
+    def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
+        lowest_niceness()
 
         import torch
 
@@ -66,6 +72,11 @@ class _Worker:
         """Do a task and report nothing meanwhile."""
         *_, last = self.steps(task)
         return last
+
+
+def start_worker(ray: Any, **options: Any) -> Any:
+    """Start a worker that has no work yet; return Ray's handle."""
+    return ray.remote(_Worker).options(max_restarts=0, max_task_retries=0, **options).remote()
 
 
 @dataclass
@@ -155,13 +166,17 @@ class Crew:
 
     def _spawn(self, node: Node) -> None:
         pool, workers = self._pool, self._pool.workers
+        spare = pool.spare and pool.spare.take(workers.gpus)
+        if spare:
+            self._build(Hired(spare, node))
+            return
         options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
         if workers.memory and pool.settings.address is not None:
             options["memory"] = workers.memory
-        options |= {"max_restarts": 0, "max_task_retries": 0}
         options["scheduling_strategy"] = pool.on(node.id)
-        actor = self._ray.remote(_Worker).options(**options).remote()
-        self._build(Hired(actor, node))
+        if pool.spare is not None:  # counted by the plan alone, so that other work can take it over
+            options["num_cpus"] = 0
+        self._build(Hired(start_worker(self._ray, **options), node))
 
     def _meet(self) -> None:
         """Ask machines that have joined what they are."""
@@ -270,6 +285,12 @@ class Crew:
                 reason = f"it cannot start a worker: {summary(error)}. {advice(error)}"
                 self._pool.leave_out(node.name, reason)
         return LostError(node, error)
+
+    def let_go(self) -> tuple[int, list[Any]]:
+        """Return the GPUs that each worker has, and the workers without a task, ours no more."""
+        actors = [hired.actor for hired in self.idle]
+        self.idle = []
+        return self._workers.gpus, actors
 
     def dismiss(self) -> None:
         """End all workers."""

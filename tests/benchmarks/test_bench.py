@@ -277,12 +277,13 @@ def test_start_and_peak_of_a_collect_run(tmp_path):
 
 
 @pytest.mark.slow  # four whole jobs, a minute
-def test_two_workers_against_one(tmp_path):
-    sizes = dataclasses.replace(SIZES, workers_tokens=20_000)
+def test_two_workers_against_one(tmp_path, monkeypatch):
+    sizes = dataclasses.replace(SIZES, workers_tokens=20_000, workers_layers=2)
+    monkeypatch.setattr("benchmarks.workers.BARE_SECONDS", 1.0)
     report, shown = run(tmp_path, sizes=sizes, parts=["workers"], rounds=1)
-    collect, reduce, outside = report.parts["workers"].values
-    assert 0 < collect.value < 4
-    assert 0 < reduce.value < 4
+    *ratios, outside = report.parts["workers"].values
+    assert [value.what.split(", ")[1] for value in ratios] == ["collect", "reduce", "bare forward"]
+    assert all(0 < value.value < 4 for value in ratios)
     assert outside.value > 0
     assert "two workers / one, collect" in shown
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
+from neuronstats.cluster import local
+
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
@@ -30,6 +32,8 @@ def run_job(name: str, *overrides: object, cwd: Path | None = None) -> tuple[int
     with (
         _known(spec.name, module),
         mock.patch.object(sys, "argv", command),
+        # What is refused needs no Ray, and hundreds of tests do that; the rest starts its own.
+        mock.patch.object(local, "ray_ahead", return_value=contextlib.nullcontext()),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         _inside(cwd),
