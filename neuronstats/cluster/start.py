@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronstats.cluster.connection import name_of
+from neuronstats.cluster.guard import Guard
 from neuronstats.cluster.inspection import PACKAGE, missing_cuda
 from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.cluster.pool import Pool
@@ -63,6 +64,9 @@ def connect(
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     local = address is None
     with contextlib.ExitStack() as stack:
+        guard = Guard() if local else None
+        if guard is not None:
+            stack.callback(guard.close)
         _init(ray, settings, address)
         stack.callback(ray.shutdown)
         client = address is not None and address.startswith("ray://")
@@ -77,7 +81,7 @@ def connect(
             yield pool
         except GoneError:
             stack.pop_all()
-            _leave_without_ray(watch)
+            _leave_without_ray(guard)
             raise
 
 
@@ -142,13 +146,14 @@ def _signals(pool: Pool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave_without_ray(watch: Watch) -> None:
+def _leave_without_ray(guard: Guard | None) -> None:
     """End this process by our own exit code: Ray's ending waits for what is gone, then kills it."""
 
     def leave() -> None:
-        watch.kill_family()
         sys.stdout.flush()
         sys.stderr.flush()
+        if guard is not None:
+            guard.close()
         os._exit(GONE)
 
     atexit.register(leave)  # the last registered is called first
