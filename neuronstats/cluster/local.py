@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import psutil
-
 from neuronstats.cluster.connection import SpareWorkers
 from neuronstats.cluster.crew import start_worker
+from neuronstats.cluster.guard import Guard
 from neuronstats.cluster.nodes import Node, place
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.cluster.watch import Watch
@@ -50,21 +49,22 @@ def local_ray() -> Iterator[LocalRay]:
     prepare_environment(remote=False)
     import ray
 
-    _start(ray)
-    watch = Watch(ray, ray.get_runtime_context().gcs_address, local=True)
-    _started.append(LocalRay(watch, SpareWorkers(ray)))
-    try:
-        yield _started[0]
-    except (GoneError, GeneratorExit):  # it has ended by itself: to end it would wait for it
-        raise
-    except BaseException:
-        _end(ray)
-        raise
-    else:
-        _end(ray)
-    finally:
-        watch.close()
-        _started.clear()
+    with contextlib.closing(Guard()):
+        _start(ray)
+        watch = Watch(ray, ray.get_runtime_context().gcs_address, local=True)
+        _started.append(LocalRay(watch, SpareWorkers(ray)))
+        try:
+            yield _started[0]
+        except (GoneError, GeneratorExit):  # it has ended by itself: to end it would wait for it
+            raise
+        except BaseException:
+            _end(ray)
+            raise
+        else:
+            _end(ray)
+        finally:
+            watch.close()
+            _started.clear()
 
 
 @contextlib.contextmanager
@@ -179,19 +179,9 @@ def _loopback_alone(ray: Any) -> Iterator[None]:
 
 
 def _end(ray: Any) -> None:
-    """End Ray and all that it has started here.
-
-    Ray would give each of its processes a second to heed a SIGTERM, which they have blocked.
-    """
+    """End Ray, which would give each of its processes a second to heed the SIGTERM they blocked."""
     node = ray._private.worker._global_node  # not public
-    family: list[psutil.Process] = []
     if node is not None:
-        for process in [info.process for infos in node.all_processes.values() for info in infos]:
-            with contextlib.suppress(psutil.Error):  # it has ended
-                family += psutil.Process(process.pid).children(recursive=True)
         kill = node.kill_all_processes
         node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False)
     ray.shutdown()
-    for process in family:
-        with contextlib.suppress(psutil.Error):
-            process.kill()

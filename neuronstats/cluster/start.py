@@ -80,7 +80,7 @@ def connect(
             yield pool
         except GoneError:
             stack.pop_all()
-            _leave_without_ray(watch)
+            _leave_without_ray()
             raise
 
 
@@ -145,11 +145,10 @@ def _signals(pool: Pool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave_without_ray(watch: Watch) -> None:
+def _leave_without_ray() -> None:
     """End this process by our own exit code: Ray's ending waits for what is gone, then kills it."""
 
     def leave() -> None:
-        watch.kill_family()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(GONE)

@@ -104,16 +104,54 @@ def test_killed_under_a_local_job(victim, name, start):
     assert left_of(left) == []
 
 
+def none_left(family, where):
+    """Ten seconds after its end nothing of a job is left."""
+    begun = time.monotonic()
+    _, left = psutil.wait_procs(family, timeout=10)
+    print(f"{where}: all gone after {time.monotonic() - begun:.0f} s")
+    assert left_of(left) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["collect", "reduce"])
-def test_a_killed_driver_leaves_nothing(name, start):
-    """Ray's agent tries to tell a head that is gone for some half a minute."""
+def test_a_killed_job_leaves_nothing(name, start):
     job, family = start(name)
     job.kill()
     job.wait()
-    begun = time.monotonic()
-    _, left = psutil.wait_procs(family, timeout=10)
-    assert all("agent" in process.name().lower() for process in left_of(left)), left
-    psutil.wait_procs(left, timeout=60)
-    print(f"driver of {name} killed: all gone after {time.monotonic() - begun:.0f} s")
-    assert left_of(family) == []
+    none_left(family, f"driver of {name} killed")
+
+
+DRIVER = """
+import subprocess, sys, time
+from neuronstats.cluster import start
+from neuronstats.cluster.settings import RaySettings
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+print(other.pid, flush=True)
+with start.connect(RaySettings(), tell=print):
+    time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("agents", [1, 2], ids=["while Ray starts", "at work"])
+def test_a_killed_driver_leaves_nothing(agents):
+    """Ray's agents tried to tell a head that was gone, for up to a minute."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    job = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    other = psutil.Process(int(job.stdout.readline()))
+    try:
+        begun = time.monotonic()
+        while sum("Agent" in process.name() for process in family_of(job)) < agents:
+            assert job.poll() is None
+            assert time.monotonic() - begun < 100
+            time.sleep(0.1)
+        family = family_of(job)
+        assert len(family) > 5  # the other, the guard, Ray's own
+        job.kill()
+        none_left([process for process in family if process != other], "driver killed")
+        assert other.is_running()  # what the driver started beside Ray is not Ray's
+    finally:
+        job.kill()
+        other.kill()
+        job.communicate()
