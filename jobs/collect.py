@@ -10,29 +10,23 @@ from neuronstats.report.settings import ReportJob
 @job("collect", CollectJob, several=True)
 def main(*settings: CollectJob) -> int:
     """Settings -> plan, printed and checked -> run -> one summary line; of each run with -m."""
+    from neuronstats.cluster.local import ray_ahead  # this and the others: not for --help
+
     console, first = Console(), settings[0]
-    if first.plan:
-        return _collect(settings, console)
-    from neuronstats.cluster.local import ray_ahead
+    heavy = ("neuronstats.collect.job", "neuronstats.collect.worker")
+    with ray_ahead(first.ray, *heavy, wanted=not first.plan):
+        from neuronstats.collect.job import collect_all
 
-    with ray_ahead(first.ray, "neuronstats.collect.job", "neuronstats.collect.worker"):
-        code = _collect(settings, console)
-        return code or (_report(settings, console) if first.report else code)
+        code = collect_all(settings, console)
+        if code or first.plan or not first.report:
+            return code
+        from neuronstats.reduce.job import reduce
 
-
-def _collect(settings: tuple[CollectJob, ...], console: Console) -> int:
-    from neuronstats.collect.job import collect_all  # heavy: not for --help
-
-    return collect_all(settings, console)
-
-
-def _report(settings: tuple[CollectJob, ...], console: Console) -> int:
-    from neuronstats.reduce.job import reduce
+        runs = [run.location for run in settings]
+        code = reduce(ReduceJob(runs=runs, ray=first.ray), console)
     from neuronstats.report.job import report
 
-    runs = [run.location for run in settings]
-    code = reduce(ReduceJob(runs=runs, ray=settings[0].ray), console)
-    return code or report(ReportJob(runs=runs, out=str(settings[0].report)), console)
+    return code or report(ReportJob(runs=runs, out=first.report), console)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,13 @@ from neuronstats.reduce.settings import ReduceJob
 @job("reduce", ReduceJob)
 def main(settings: ReduceJob) -> int:
     """Settings -> blocks of neurons, merged -> tables, replaced at once -> one summary line."""
-    if settings.plan:
-        return _reduce(settings)
-    from neuronstats.cluster.local import ray_ahead
+    from neuronstats.cluster.local import ray_ahead  # this and the job: not for --help
 
-    with ray_ahead(settings.ray, "neuronstats.reduce.job", "neuronstats.reduce.worker"):
-        return _reduce(settings)
+    heavy = ("neuronstats.reduce.job", "neuronstats.reduce.worker")
+    with ray_ahead(settings.ray, *heavy, wanted=not settings.plan):
+        from neuronstats.reduce.job import reduce
 
-
-def _reduce(settings: ReduceJob) -> int:
-    from neuronstats.reduce.job import reduce  # heavy: not for --help
-
-    return reduce(settings, Console())
+        return reduce(settings, Console())
 
 
 if __name__ == "__main__":

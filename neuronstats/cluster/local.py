@@ -68,7 +68,9 @@ def local_ray() -> Iterator[LocalRay]:
 
 
 @contextlib.contextmanager
-def ray_ahead(settings: RaySettings, job: str, worker: str) -> Iterator[None]:
+def ray_ahead(
+    settings: RaySettings, job: str, worker: str, *, wanted: bool = True
+) -> Iterator[None]:
     """Start Ray here while a job's module is imported, and have workers import theirs.
 
     On a cluster there is nothing to do: what its machines are is asked first.
@@ -77,11 +79,12 @@ def ray_ahead(settings: RaySettings, job: str, worker: str) -> Iterator[None]:
         settings: where, and how many workers.
         job: the module that this process will need.
         worker: the module that the workers will need.
+        wanted: False where there will be no work; then nothing is done.
 
     Raises:
         UserError: Ray cannot be started.
     """
-    if settings.address is not None:
+    if settings.address is not None or not wanted:
         yield
         return
     prepare_environment(remote=False)
