@@ -1,14 +1,14 @@
 """The loops over packed bits that numba compiles for the CPU; `tensors` is their only caller.
 
-Plain functions, compiled on their first call (about half a second each). numba's on-disk cache is
-not used: it fails at import where neither the package nor the home folder can be written. All
-release the GIL and start no threads. Nothing is checked here: `bits` does that.
+Plain functions, compiled on their first call (about half a second each). Nothing is checked here:
+`tensors` does that.
 """
 
 from typing import Any
 
-import numba
 import numpy as np
+
+from neuronstats.bits.compiled import compiled
 
 _TILE = 2048  # neurons at a time: eight bytes each stay in the first-level cache
 _FULL = 255  # sequences that fit a counter of one byte
@@ -54,7 +54,7 @@ def _swap(low: Any, high: Any, mask: Any, shift: Any) -> Any:
     return low ^ (moved << shift), high ^ moved
 
 
-swap = numba.njit(nogil=True)(_swap)
+swap = compiled(_swap)
 
 
 def _transpose(rows: Any, columns: Any) -> None:
@@ -112,9 +112,9 @@ def _add_position_counts(rows: Any, counts: Any, tile: Any) -> None:
                         wide[n] += narrow[n]
 
 
-pack_rows = numba.njit(nogil=True)(_pack_rows)
-transpose = numba.njit(nogil=True)(_transpose)
-add_position_counts = numba.njit(nogil=True)(_add_position_counts)
+pack_rows = compiled(_pack_rows)
+transpose = compiled(_transpose)
+add_position_counts = compiled(_add_position_counts)
 
 
 def position_counts(rows: Any, counts: Any) -> None:

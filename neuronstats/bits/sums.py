@@ -11,11 +11,12 @@ hence LIMIT. Then they go on as int64.
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from neuronstats.bits.compiled import compiled
 
 FRACTION, HIGH, LOW = 24, 8, 40  # bits behind the point: of a and |a|; of a**2, high part and all
 ROWS = 1 << 11  # added in float64 at a time
@@ -189,7 +190,7 @@ def _add_rows(
                 sums[cases + 5, start + n] = max(sums[cases + 5, start + n], np.int64(most[n]))
 
 
-_add = numba.njit(nogil=True)(_add_rows)
+_add = compiled(_add_rows)
 
 
 def merge(total: Integers, part: Integers) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from neuronstats.stats.ngram_kernels import compiled, popcount
+from neuronstats.bits.compiled import compiled
+from neuronstats.stats.ngram_kernels import popcount
 
 TILE_WORDS = 512  # of a row at a time, 4 kB: a block's rows stay in the second-level cache
 
