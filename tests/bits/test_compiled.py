@@ -23,11 +23,11 @@ print(count_bits(np.array([[7, 1], [0, 2]], np.uint64)), len(count_bits.stats.ca
 IGNORED = shutil.ignore_patterns("embedded", "__pycache__")
 
 
-def count(folder, root=Path(neuronstats.__file__).parents[1]):
+def count(folder, root=Path(neuronstats.__file__).parents[1], before=""):
     """Count bits in a process of its own; return how often the folder's code was used."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", COUNT],
+        [sys.executable, "-P", "-c", before + COUNT],
         capture_output=True,
         text=True,
         check=True,
@@ -52,9 +52,9 @@ def test_damaged_files_are_compiled_again(tmp_path, ending, kept):
     assert [count(tmp_path), count(tmp_path)] == [0, 1]
 
 
-def test_a_folder_that_cannot_be_written_to_the_end(tmp_path):
-    (tmp_path / "file").touch()
-    assert count(tmp_path / "file" / "below") == 0
+def test_a_full_disk(tmp_path):
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
+    assert [count(tmp_path, before=full), count(tmp_path, before=full)] == [0, 0]
 
 
 def twice(values):
