@@ -27,7 +27,7 @@ from helpers.serial import collect_job, quiet, save_tokens, serial
 
 from neuronstats.errors import DONE, FAILED, GONE, WRONG_SETTINGS
 
-SEQUENCES = 1600
+SEQUENCES = 640
 SHARDS = SEQUENCES // 4
 LENGTH = "collect.shard_sequences=4"
 TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
@@ -84,18 +84,26 @@ def cluster(network, inputs):
     return head, second, third
 
 
-def freeze(*found):
-    for machine in found:
-        machine.run("pkill -STOP -f '[r]ay::_Worker'")
-
-
-def thaw(*found):
-    for machine in found:
-        machine.run("pkill -CONT -f '[r]ay::_Worker'")
-
-
 def committed(run, machine):
     return logs(run, machine.name).count(": committed")
+
+
+def freeze(machine):
+    machine.run("pkill -STOP -f '[r]ay::_Worker'")
+
+
+def freeze_at_work(job, run, *found):
+    """Halt each machine's worker once it has committed a shard: some are left for what comes."""
+    running = list(found)
+    while running:
+        wait_for(job, lambda: any(committed(run, machine) for machine in running))
+        for machine in [machine for machine in running if committed(run, machine)]:
+            freeze(machine)
+            running.remove(machine)
+
+
+def thaw(machine):
+    machine.run("pkill -CONT -f '[r]ay::_Worker'")
 
 
 HUB = """
@@ -138,8 +146,10 @@ def test_a_machine_that_is_unplugged_costs_its_shards(network, cluster, alone):
     joined(join(fourth, head))
     run = network.shared / "unplugged"
     job = collect(driver, head, LENGTH, run="/mnt/unplugged")
-    wait_for(job, lambda: committed(run, fourth))
+    freeze_at_work(job, run, head, driver, fourth)
     fourth.unplug()
+    thaw(head)
+    thaw(driver)
     out, err = job.communicate(timeout=600)
     assert job.returncode == DONE, (out, err)
     check_stores(alone, run)
@@ -167,15 +177,14 @@ def test_what_happens_to_machines_in_one_run(network, cluster, alone):
     head, driver, _ = cluster
     run = network.shared / "run"
     job = collect(driver, head, LENGTH, "ray.workers=max")
-    wait_for(job, lambda: committed(run, head) and committed(run, driver))
-    freeze(head, driver)  # so that there is work left for what comes
+    freeze_at_work(job, run, head, driver)
     fourth = network.machine()
     joined(join(fourth, head))
     wait_for(job, lambda: committed(run, fourth))
     say(fourth, "kill -9 $(pgrep -x raylet)")
     before = committed(run, driver)
-    thaw(head, driver)
-    wait_for(job, lambda: committed(run, driver) > before + 5)
+    thaw(driver)
+    wait_for(job, lambda: committed(run, driver) > before + 2)
     freeze(driver)
     head.unplug()
 
