@@ -1,9 +1,11 @@
 """The reduce job: what changes no result, unfinished and changed runs, refusals, several runs."""
 
+import contextlib
 import dataclasses
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +14,8 @@ from helpers import models
 from helpers.reduced import COLLECT_ALL, TABLES, read, run_jobs
 from helpers.serial import collect_job, quiet, save_tokens, serial
 
+from neuronstats.cluster.nodes import Node, place
+from neuronstats.cluster.settings import RaySettings
 from neuronstats.collect.job import collect
 from neuronstats.console import Console
 from neuronstats.errors import SettingsError, UserError
@@ -158,6 +162,27 @@ def test_a_plan_reduces_nothing(collected, monkeypatch):
     with serial(monkeypatch):
         assert reduce(ReduceJob(run=collected[0], plan=True), Console(said)) == 0
     assert "memory, merging" in said.getvalue()
+    assert {path.name for path in Path(collected[0]).iterdir()} & {"tables", "ngrams"} == set()
+
+
+def test_a_plan_on_a_cluster_names_its_machines_and_refuses_what_does_not_fit(
+    collected, monkeypatch
+):
+    """Asked of the cluster: it never connected, and showed no workers."""
+    said, nodes = io.StringIO(), [Node("a", 4, 0, 4 << 30), Node("b", 8, 0, 64 << 30)]
+
+    @contextlib.contextmanager
+    def connect(settings, tell, worker_bytes):
+        workers = place(settings, nodes, memory=worker_bytes, per_core=True)
+        yield SimpleNamespace(workers=workers)
+
+    monkeypatch.setattr("neuronstats.reduce.job.connect", connect)
+    job = ReduceJob(run=collected[0], plan=True, ray=RaySettings(address="head:6379"))
+    assert reduce(job, Console(said)) == 0
+    assert re.search(r"^workers: \d+: a [1-4], b 8$", said.getvalue(), re.MULTILINE)
+    nodes[:] = [Node("a", 64, 0, 1 << 20)]
+    with pytest.raises(SettingsError, match="of memory each do not fit"):
+        reduce(job, quiet())
     assert {path.name for path in Path(collected[0]).iterdir()} & {"tables", "ngrams"} == set()
 
 
