@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import oracle
 from helpers import panels as panel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,17 +24,6 @@ from neuronstats.stats.settings import PositionSettings
 DEFAULT = PositionSettings()
 
 
-def information(counts, num_sequences):
-    """Mutual information of one neuron, in nats, term by term as the method writes it."""
-    f = [count / num_sequences for count in counts]
-    mean = math.fsum(counts) / (num_sequences * len(counts))
-
-    def term(a, b):
-        return a * math.log(a / b) if a > 0 else 0.0
-
-    return math.fsum(term(p, mean) + term(1 - p, 1 - mean) for p in f) / len(f)
-
-
 @st.composite
 def counts_and_sequences(draw):
     num_sequences = draw(st.integers(1, 40))
@@ -48,7 +38,7 @@ def counts_and_sequences(draw):
 def test_information_equals_its_definition(case):
     counts, num_sequences = case
     found = mutual_information(counts, num_sequences)
-    expected = [information(column, num_sequences) for column in counts.T.tolist()]
+    expected = [oracle.information(column, num_sequences) for column in counts.T.tolist()]
     np.testing.assert_allclose(found, expected, atol=1e-14)
     assert (found >= 0).all()
     assert (found <= math.log(2) + 1e-12).all()
