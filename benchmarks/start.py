@@ -11,7 +11,7 @@ from neuronstats.errors import UserError
 
 JOB = Path(__file__).parent.parent / "jobs" / "collect.py"
 POLL_SECONDS = 0.02
-START_GOAL = 15.0  # seconds to the first token
+START_GOAL = 9.0  # seconds to the first token
 PEAK_GOALS = (0.8, 1.0)  # of what was planned
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
