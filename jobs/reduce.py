@@ -11,7 +11,7 @@ def main(settings: ReduceJob) -> int:
     from neuronstats.cluster.local import ray_ahead  # this and the job: not for --help
 
     heavy = ("neuronstats.reduce.job", "neuronstats.reduce.worker")
-    with ray_ahead(settings.ray, *heavy, wanted=not settings.plan):
+    with ray_ahead(settings.ray, *heavy, per_core=True, wanted=not settings.plan):
         from neuronstats.reduce.job import reduce
 
         return reduce(settings, Console())

@@ -69,7 +69,7 @@ def local_ray() -> Iterator[LocalRay]:
 
 @contextlib.contextmanager
 def ray_ahead(
-    settings: RaySettings, job: str, worker: str, *, wanted: bool = True
+    settings: RaySettings, job: str, worker: str, *, per_core: bool = False, wanted: bool = True
 ) -> Iterator[None]:
     """Start Ray here while a job's module is imported, and have workers import theirs.
 
@@ -79,6 +79,7 @@ def ray_ahead(
         settings: where, and how many workers.
         job: the module that this process will need.
         worker: the module that the workers will need.
+        per_core: whether auto is one worker per core, without a GPU.
         wanted: False where there will be no work; then nothing is done.
 
     Raises:
@@ -96,7 +97,7 @@ def ray_ahead(
     try:
         with local_ray() as here:
             signal.signal(signal.SIGTERM, _interrupt)  # Ray has set one of its own
-            _start_workers(here.spare, settings, worker)
+            _start_workers(here.spare, settings, worker, per_core=per_core)
             imports.join()
             yield
     finally:
@@ -113,11 +114,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _start_workers(spare: SpareWorkers, settings: RaySettings, module: str) -> None:
+def _start_workers(
+    spare: SpareWorkers, settings: RaySettings, module: str, *, per_core: bool
+) -> None:
     import ray
 
     try:
-        workers = place(settings, [Node.of(probe())])
+        workers = place(settings, [Node.of(probe())], per_core=per_core)
     except SettingsError:
         return  # the job says so when it knows what it needs
     spare.gpus = workers.gpus

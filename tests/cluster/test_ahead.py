@@ -5,13 +5,17 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest.mock import ANY, Mock, call
 
 import psutil
 import pytest
 
+from neuronstats.cluster import local
+from neuronstats.cluster.connection import SpareWorkers
 from neuronstats.cluster.local import ray_ahead
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.cluster.start import connect
+from neuronstats.machine import Machine
 
 HERE = Path(__file__).parent
 WORKERS = RaySettings(workers=2, cpus_per_worker=1)
@@ -53,6 +57,22 @@ def test_workers_are_started_before_their_work_is_known_and_kept_from_job_to_job
     assert family
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
+
+
+def test_work_per_core_starts_workers_without_gpus(monkeypatch):
+    """As the reduction does, on a machine whose GPUs the collection would take."""
+    machine = Machine(cores=4, gpus=2, host_bytes=1 << 34, gpu_bytes=1 << 34)
+    monkeypatch.setattr(local, "probe", lambda: machine)
+    started = []
+    monkeypatch.setattr(
+        local, "start_worker", lambda _, **options: started.append(options) or Mock()
+    )
+    for per_core, gpus in ((False, 1), (True, 0)):
+        spare = SpareWorkers(None)
+        local._start_workers(spare, RaySettings(), "wave", per_core=per_core)
+        assert start.call_args_list == [call(ANY, num_cpus=0, num_gpus=gpus)] * 2
+        assert spare.gpus == gpus
+        start.reset_mock()
 
 
 def test_what_cannot_be_imported_is_left_to_the_job():
