@@ -63,10 +63,8 @@ def test_work_per_core_starts_workers_without_gpus(monkeypatch):
     """As the reduction does, on a machine whose GPUs the collection would take."""
     machine = Machine(cores=4, gpus=2, host_bytes=1 << 34, gpu_bytes=1 << 34)
     monkeypatch.setattr(local, "probe", lambda: machine)
-    started = []
-    monkeypatch.setattr(
-        local, "start_worker", lambda _, **options: started.append(options) or Mock()
-    )
+    start = Mock()
+    monkeypatch.setattr(local, "start_worker", start)
     for per_core, gpus in ((False, 1), (True, 0)):
         spare = SpareWorkers(None)
         local._start_workers(spare, RaySettings(), "wave", per_core=per_core)
