@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers import machines, models
 from helpers.readme import (
     LEFT_TOKEN,
@@ -33,7 +34,7 @@ LENGTH = "collect.shard_sequences=4"
 TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
 
 pytestmark = [
-    pytest.mark.timeout(1800),  # two minutes on a machine at rest
+    pytest.mark.timeout(3600),  # two minutes on a machine at rest
     pytest.mark.skipif(bool(machines.why_not()), reason=f"NO CLUSTER TEST: {machines.why_not()}"),
 ]
 
@@ -58,10 +59,12 @@ def alone(inputs, tmp_path_factory):
     from neuronstats.reduce.job import reduce
     from neuronstats.reduce.settings import ReduceJob
 
-    run = tmp_path_factory.mktemp("alone") / "run"
+    run, threads = tmp_path_factory.mktemp("alone") / "run", torch.get_num_threads()
+    torch.set_num_threads(1)  # more would wait for each other, beside the machines
     with pytest.MonkeyPatch.context() as patch, serial(patch):
         assert collect(collect_job(run, *inputs, collect__shard_sequences=4), quiet()) == DONE
         assert reduce(ReduceJob(run=str(run)), quiet()) == DONE
+    torch.set_num_threads(threads)
     return run
 
 
