@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ class Ran:
     """What a command took."""
 
     seconds: float
+    cpu_seconds: float
+    """Processor time of its process and of all below it, looked at now and then."""
     own_bytes: int
     """Memory that its process held at most, looked at now and then."""
     all_bytes: int
@@ -33,22 +36,23 @@ def run(*command: str | Path) -> Ran:
     """
     start = time.monotonic()
     words = [sys.executable, *map(str, command)]
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-    )
     own = total = 0
-    while process.poll() is None:
-        held = _held(process.pid)
-        own, total = max(own, held[0]), max(total, sum(held))
-        time.sleep(SAMPLE_SECONDS)
-    said = process.stdout.read() if process.stdout else ""
+    busy: dict[psutil.Process, float] = {}
+    with tempfile.TemporaryFile("w+") as out:  # a pipe that nobody reads fills up
+        process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+        while process.poll() is None:
+            held = _look(process.pid, busy)
+            own, total = max(own, held[0]), max(total, sum(held))
+            time.sleep(SAMPLE_SECONDS)
+        out.seek(0)
+        said = out.read()
     if process.returncode:
         raise UserError(f"{' '.join(words)} failed: {said.strip()}")
-    return Ran(time.monotonic() - start, own, total)
+    return Ran(time.monotonic() - start, sum(busy.values()), own, total)
 
 
-def _held(pid: int) -> list[int]:
-    """Return the memory of a process and of those below it, in bytes."""
+def _look(pid: int, busy: dict[psutil.Process, float]) -> list[int]:
+    """Return the memory of a process and of those below it, in bytes; note their time so far."""
     held = [0]
     try:
         parent = psutil.Process(pid)
@@ -57,9 +61,10 @@ def _held(pid: int) -> list[int]:
         return held
     for number, process in enumerate(processes):
         try:
-            size = process.memory_info().rss
+            size, times = process.memory_info().rss, process.cpu_times()
         except psutil.NoSuchProcess:
             continue
+        busy[process] = times.user + times.system
         if number:
             held.append(size)
         else:

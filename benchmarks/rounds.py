@@ -113,7 +113,7 @@ class Rounds:
 
     Args:
         rounds: rounds that count; in each, every contestant is called once.
-        warmups: rounds before, at least 1, which do not count.
+        warmups: rounds before, which do not count; at least 1 where short calls are repeated.
         on_gpu: wait for the GPU before the clock is read.
         report: called with a line after each round.
     """
@@ -140,7 +140,8 @@ class Rounds:
         cpu: dict[str, list[float]] = {c.name: [] for c in contestants}
         repeats = dict.fromkeys(wall, 1)
         gc.collect()
-        for number in range(-max(1, self.warmups), self.rounds):
+        warmups = max(self.warmups, 1 if least_seconds else 0)
+        for number in range(-warmups, self.rounds):
             for contestant in contestants:
                 name = contestant.name
                 seconds, cpu_seconds = self._time(contestant, repeats[name])

@@ -1,13 +1,12 @@
 """The sweep with its results written to a real run folder, as a collect worker writes them."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.forward import Bitmaps, Swept
 from benchmarks.subject import Subject
-from neuronstats.collect.worker import write_layers
+from neuronstats.collect.writing import Writing
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.store.commit import ShardWriter
 from neuronstats.store.create import new_run
@@ -21,7 +20,7 @@ class Written:
     def __init__(self, subject: Subject, swept: Swept, folder: Path) -> None:
         """Make a run in a new folder."""
         self._subject, self._swept = subject, swept
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._writing = Writing()
         shape, num_sequences = subject.shape, len(subject.tokens)
         corpus = Corpus(
             tokens=subject.tokens,
@@ -44,8 +43,9 @@ class Written:
     def with_thread(self) -> None:
         """Write layers in a thread while the next ones are computed, as a collect worker does."""
         writer = ShardWriter(self._run, self._run.layout.shards[0])
-        for _ in write_layers(self._swept.sweep(self._subject.tokens), writer, self._writing):
+        for _ in self._writing.layers(self._swept.sweep(self._subject.tokens), writer):
             pass
+        self._writing.commit(writer).result()
 
     def read(self) -> Bitmaps:
         """Read back what was written last."""
@@ -62,4 +62,4 @@ class Written:
 
     def close(self) -> None:
         """End the writer thread."""
-        self._writing.shutdown()
+        self._writing.close()

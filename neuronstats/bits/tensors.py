@@ -235,6 +235,13 @@ def position_sums(rows: Tensor, num_positions: int) -> Tensor:
     return sums[:num_positions]
 
 
+def narrow(counts: Tensor, most: int) -> Tensor:
+    """Return int32 counts of at most so many as bytes or int16 that hold them, read unsigned."""
+    if most < 1 << 8:
+        return counts.to(torch.uint8)
+    return counts.to(torch.int16) if most < 1 << 16 else counts
+
+
 def _position_counts_torch(rows: Tensor) -> Tensor:
     """Count uint8 [sequence, byte, neuron] into int32 [8 * byte, neuron], on any device."""
     _, num_bytes, num_neurons = rows.shape

@@ -1,5 +1,6 @@
 """Workers that do one kind of work: hired where there is room, replaced where lost."""
 
+import enum
 import gc
 import importlib
 import inspect
@@ -31,6 +32,33 @@ class LostError(Exception):
     def __init__(self, node: Node, error: BaseException) -> None:
         super().__init__(f"{node.name}: {summary(error)}")
         self.advice = advice(error)
+        self.tasks: list[Any] = []
+        """To be done again; the one in hand first."""
+
+
+class Later(enum.Enum):
+    """What a work returns of a task whose result comes with the next one, or from its `rest`."""
+
+    LATER = enum.auto()
+
+
+LATER = Later.LATER
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a work yields once the task before, whose result was to come later, is done."""
+
+    result: Any
+
+
+class Said(enum.Enum):
+    """What a worker says of its task."""
+
+    REACHED = enum.auto()  # how far it has come
+    DONE = enum.auto()  # its result
+    LATER = enum.auto()
+    BEFORE = enum.auto()  # the result of the task before
 
 
 class _Worker:
@@ -56,22 +84,30 @@ class _Worker:
         reset_peak()
         self._work = make(*args)
 
-    def steps(self, task: Any) -> Iterator[tuple[bool, Any]]:
-        """Yield (False, how far it has come) any number of times, and (True, result) at the end."""
+    def steps(self, task: Any) -> Iterator[tuple[Said, Any]]:
+        """Yield how far a task has come, any number of times, and its result at the end."""
         result = self._work(task)
         if inspect.isgenerator(result):
             while True:
                 try:
-                    yield False, next(result)
+                    step = next(result)
                 except StopIteration as end:
                     result = end.value
                     break
-        yield True, result
+                if isinstance(step, Before):
+                    yield Said.BEFORE, step.result
+                else:
+                    yield Said.REACHED, step
+        yield (Said.LATER, None) if result is LATER else (Said.DONE, result)
 
-    def whole(self, task: Any) -> tuple[bool, Any]:
+    def rest(self) -> tuple[Said, Any]:
+        """Give the result that was to come later."""
+        return Said.DONE, self._work.rest()
+
+    def whole(self, task: Any) -> tuple[Said, Any]:
         """Do a task and report nothing meanwhile."""
         *_, last = self.steps(task)
-        return last
+        return self.rest() if last[0] is Said.LATER else last
 
 
 def start_worker(ray: Any, **options: Any) -> Any:
@@ -86,6 +122,13 @@ class Hired:
     actor: Any
     node: Node
     task: Any = None  # None while it is built
+    behind: Any = None  # the task before, whose result is still to come
+    streams: bool = False
+
+    @property
+    def tasks(self) -> list[Any]:
+        """All that has no result yet."""
+        return [task for task in (self.task, self.behind) if task is not None]
 
 
 class Crew:
@@ -119,13 +162,14 @@ class Crew:
                 self._ray.kill(worker.actor)
 
     def _build(self, hired: Hired) -> None:
+        hired.streams = False
         reference = hired.actor.build.remote(self._make, self._args, self._pool.workers.cpus)
         self._busy[reference] = hired
 
     @property
     def at_work(self) -> bool:
-        """Whether a task is in hand."""
-        return any(hired.task is not None for hired in self._busy.values())
+        """Whether a task has no result yet."""
+        return any(hired.tasks for hired in [*self._busy.values(), *self.idle])
 
     def hire(self, num_tasks: int) -> None:
         """Start workers where there is room: those asked for, and on machines that have joined."""
@@ -188,12 +232,19 @@ class Crew:
     def give(self, task: Any) -> None:
         """Give a task to an idle worker."""
         hired = self.idle.pop()
-        hired.task = task
-        if self._pool.streaming:
+        hired.task, hired.streams = task, self._pool.streaming
+        if hired.streams:
             reference = hired.actor.steps.options(num_returns="streaming").remote(task)
         else:
             reference = hired.actor.whole.remote(task)
         self._busy[reference] = hired
+
+    def settle(self) -> None:
+        """Let idle workers end what is still to come of their last tasks."""
+        for hired in [hired for hired in self.idle if hired.behind is not None]:
+            self.idle.remove(hired)
+            hired.task, hired.behind, hired.streams = hired.behind, None, False
+            self._busy[hired.actor.rest.remote()] = hired
 
     def wait(self) -> list[Any]:
         """Return what has an answer, after half a second at most.
@@ -232,12 +283,8 @@ class Crew:
                 " it busy with other work?"
             )
 
-    def task_of(self, reference: Any) -> Any:
-        """Return the task that a reference is about; None for the start of a worker."""
-        return self._busy[reference].task
-
-    def take(self, reference: Any) -> tuple[bool, Any]:
-        """Take one answer; return whether a task is finished, and its result.
+    def take(self, reference: Any) -> tuple[Any, Any] | None:
+        """Take one answer; return a task and its result, if one is done.
 
         Raises:
             LostError: the worker is gone.
@@ -247,14 +294,14 @@ class Crew:
         hired = self._busy[reference]
         name = "starting a worker" if hired.task is None else str(hired.task)
         try:
-            streamed = hired.task is not None and self._pool.streaming
-            answer = self._ray.get(next(reference) if streamed else reference)
+            answer = self._ray.get(next(reference) if hired.streams else reference)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, UserError):
                 place = name if hired.task is not None else f"on {hired.node.name}"
+                named = any(str(task) in str(cause) for task in hired.tasks)
                 local = hired.task is None and self._pool.settings.address is None
-                raise type(cause)(str(cause) if local else f"{place}: {cause}") from error
+                raise type(cause)(str(cause) if local or named else f"{place}: {cause}") from error
             if isinstance(cause, self._ray.exceptions.RayError):
                 raise self._lose(reference, cause) from error
             if hired.task is None and len(self._pool.nodes) > 1:
@@ -262,19 +309,26 @@ class Crew:
             raise TaskFailedError(f"{name} failed:\n{error}") from error
         except self._ray.exceptions.RayError as error:  # process or machine gone, out of memory
             raise self._lose(reference, error) from error
-        finished, result = (True, answer) if hired.task is None else answer
-        if finished:
-            self._pool.reached.pop(str(hired.task), None)
-            hired.task = None
-            self.idle.append(self._busy.pop(reference))
+        said, value = (Said.DONE, answer) if hired.task is None else answer
+        if said is Said.REACHED:
+            self._pool.reached[str(hired.task)] = float(value)
+            return None
+        if said is Said.BEFORE:
+            task, hired.behind = hired.behind, None
         else:
-            self._pool.reached[str(hired.task)] = float(result)
-        return finished, result
+            task, hired.task = hired.task, None
+            self.idle.append(self._busy.pop(reference))
+        if said is Said.LATER:
+            hired.behind = task
+            return None
+        self._pool.reached.pop(str(task), None)
+        return None if task is None else (task, value)
 
     def _lose(self, reference: Any, error: BaseException) -> LostError:
         """Strike a worker off; leave its machine out if it cannot start one."""
         hired = self._busy.pop(reference)
-        self._pool.reached.pop(str(hired.task), None)
+        for task in hired.tasks:
+            self._pool.reached.pop(str(task), None)
         if isinstance(error, self._ray.exceptions.RayTaskError):
             self._ray.kill(hired.actor)  # else it is dead, and a dead head would be waited for
         node = hired.node
@@ -284,7 +338,9 @@ class Crew:
             if starts >= STARTS and node.name not in self._pool.left_out:
                 reason = f"it cannot start a worker: {summary(error)}. {advice(error)}"
                 self._pool.leave_out(node.name, reason)
-        return LostError(node, error)
+        loss = LostError(node, error)
+        loss.tasks = hired.tasks
+        return loss
 
     def let_go(self) -> tuple[int, list[Any]]:
         """Return the GPUs that each worker has, and the workers without a task, ours no more."""

@@ -33,8 +33,10 @@ class Pool(Connection):
 
         Args:
             make: called on each worker once, with args; its result is called with each task. Where
-                that is a generator, it yields how far it has come, and returns the result. It is
-                not called again where make and args are the same objects as before.
+                that is a generator, it yields how far it has come, and returns the result; or
+                LATER, where it yields the result as a Before with the next task, or gives it when
+                its `rest` is called. It is not called again where make and args are the same
+                objects as before.
             args: small and picklable.
             tasks: small and picklable; str(task) names one in messages.
             tick: called at least twice a second while waiting.
@@ -55,25 +57,27 @@ class Pool(Connection):
                     self._dismiss_spare()
                     while queue and crew.idle:
                         crew.give(queue.popleft())
+                if self.stopping or not queue:
+                    crew.settle()
                 ready = crew.wait()
                 tick()
                 for reference in ready:
-                    task = crew.task_of(reference)
                     try:
-                        finished, result = crew.take(reference)
+                        done = crew.take(reference)
                     except LostError as loss:
-                        if task is None:
+                        if not loss.tasks:
                             continue
+                        task = loss.tasks[0]  # the one before, still written, is not to blame
                         attempts[task] = attempts.get(task, 0) + 1
                         if attempts[task] >= ATTEMPTS:
                             raise UserError(
                                 f"{task} lost its worker {ATTEMPTS} times, the last time on {loss}."
                                 f" {loss.advice}"
                             ) from loss
-                        queue.appendleft(task)
+                        queue.extendleft(loss.tasks)
                     else:
-                        if finished and task is not None:
-                            yield task, result
+                        if done is not None:
+                            yield done
         except BaseException:
             self._crew = None
             crew.dismiss()

@@ -57,7 +57,7 @@ def choose(
     best: tuple[Plan, Workers] | None = None
     misfits: list[str] = []
     for length in shards:  # shorter ones last: weights that are read hide behind long shards
-        for resident, near in _placements(on_gpu=work.on_gpu):
+        for resident, near, table in _placements(on_gpu=work.on_gpu):
             choice = replace(
                 work,
                 workers=wanted.count,
@@ -65,6 +65,7 @@ def choose(
                 batch_sequences=batch,
                 resident=resident,
                 hidden_on_device=near,
+                table_on_device=table,
             )
             plan = make_plan(choice)
             misfits = _misfits(plan, wanted, free_disk)
@@ -104,11 +105,16 @@ def _fewer(
         return None
 
 
-def _placements(*, on_gpu: bool) -> Sequence[tuple[bool, bool]]:
-    """Orders of preference: layers resident, hidden states on the device."""
-    return (
-        [(True, True), (False, True), (False, False)] if on_gpu else [(True, True), (False, True)]
-    )
+def _placements(*, on_gpu: bool) -> Sequence[tuple[bool, bool, bool]]:
+    """List what may be on the device, best first: layers, hidden states, token embeddings.
+
+    Layers that are read for each shard hide behind the work; embeddings looked up on the host
+    do not, nor all of the hidden states' way there and back.
+    """
+    if not on_gpu:
+        return [(True, True, False), (False, True, False)]
+    near = [(layers, True, table) for table in (True, False) for layers in (True, False)]
+    return [*near, (False, False, True), (False, False, False)]
 
 
 def _halvings(length: int, batch: int) -> list[int]:

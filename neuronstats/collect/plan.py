@@ -6,6 +6,8 @@ measured (docs/log.md). A test holds the host memory against the measured peak.
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from neuronstats import bits
 from neuronstats.bits.sums import AMOUNTS, CASES, ROWS
 from neuronstats.cluster.nodes import Node
@@ -21,6 +23,8 @@ COMPRESSED = 0.4  # of raw bits: zstd level 1 at 5 % activity
 SUMS_COMPRESSED = 0.6  # of raw sums
 SUM_ROWS = len(CASES[True] + AMOUNTS)
 SUM_COPIES = 64  # bytes a value that torch's operations take, ROWS tokens at a time
+SCORE_BYTES = 14  # of an attention score where it is held: with its copies (measured)
+ATTENTION = 7  # times the residual stream's width that attention takes at once
 WRITE_AHEAD = 2  # layers that may wait to be written, the one at work included
 
 
@@ -64,6 +68,8 @@ class Work:
     workers: int = 1
     resident: bool = True
     hidden_on_device: bool = True
+    table_on_device: bool = False
+    """Keep the token embeddings on the GPU."""
     shards_left: int | None = None
     """Shards that the run still lacks; None: there is no run yet."""
     sum_tokens: int | None = None
@@ -95,6 +101,17 @@ class Work:
         return self.shard_sequences * width * self.shape.neurons
 
     @property
+    def counts(self) -> int:
+        """Bytes of one layer's position counts, as written."""
+        values = self.corpus.positions * self.shape.neurons
+        return values * np.min_scalar_type(self.shard_sequences).itemsize
+
+    @property
+    def wide_counts(self) -> int:
+        """Bytes of one layer's position counts as they are made, in int32."""
+        return 4 * self.corpus.positions * self.shape.neurons
+
+    @property
     def sums(self) -> int:
         """Bytes of one layer's sums."""
         rows = 0 if self.sum_tokens is None else self.sum_tokens + SUM_ROWS
@@ -118,19 +135,31 @@ class Work:
         return [Term(name, kept * layer), Term("position embeddings and norms", front)]
 
     @property
+    def table(self) -> int:
+        """Numbers of the token embeddings."""
+        return self.shape.vocabulary * self.shape.embedding
+
+    @property
     def hidden(self) -> int:
         """Bytes of the shard's residual stream."""
         return self.shard_tokens * self.shape.hidden * self.dtype_bytes
 
     def batch_terms(self) -> list[Term]:
-        """One batch inside a layer: at its widest, FFN input, fc1's output, its ReLU and fc2's.
+        """One batch inside a layer, where it is widest: in the attention or in the FFN.
 
-        A gated FFN holds its gate, the activation, the other projection and their product.
+        An FFN holds the residual stream, its own input, fc1's output, what the activation takes
+        (a ReLU nothing: it is done in place), and fc2's output; a gated one the activation, the
+        other projection and their product. Where sums are taken, the gate is held as well.
         """
-        tokens = self.batch_sequences * self.corpus.positions
-        inner = 4 if self.shape.activation.gated else 2
-        width = 4 * self.shape.hidden + inner * self.shape.neurons
-        return [Term("one batch's activations", tokens * width * self.dtype_bytes)]
+        tokens, shape = self.batch_sequences * self.corpus.positions, self.shape
+        inner = 1 + shape.activation.copies
+        if shape.activation.gated:
+            inner = max(inner, 3) + bool(self.sums)
+        ffn = 3 * shape.hidden + inner * shape.neurons
+        attention = ATTENTION * shape.hidden * self.dtype_bytes
+        attention += SCORE_BYTES * shape.score_heads * self.corpus.positions
+        widest = max(ffn * self.dtype_bytes, attention)
+        return [Term("one batch's activations", tokens * widest)]
 
     def bit_terms(self) -> list[Term]:
         """Bits of the layer at work: as made, and neuron by neuron."""
@@ -138,19 +167,18 @@ class Work:
 
     def writer_terms(self) -> list[Term]:
         """Layers' bits and counts while they wait, are compressed, and written."""
-        counts = self.corpus.positions * self.shape.neurons * 4
-        bitmap = self.packed_layer if self.num_bitmaps else 0
+        bitmap, counts = self.packed_layer if self.num_bitmaps else 0, self.counts
         compressed = min(2 * OBJECT_BYTES, bitmap + counts)  # an object in parts, and joined
+        made = 0 if self.on_gpu else self.wide_counts
         return [
             Term("bits to be written", WRITE_AHEAD * bitmap),
-            Term("position counts", (WRITE_AHEAD + 1) * counts),
+            Term("position counts", made + (WRITE_AHEAD + 1) * counts),
             Term("compression", compressed),
         ]
 
     def gpu_terms(self) -> tuple[list[Term], list[Term]]:
         """What copies beside the computation take more: on the host, and on the GPU."""
-        counts = self.corpus.positions * self.shape.neurons * 4
-        bitmap = self.packed_layer if self.num_bitmaps else 0
+        bitmap, counts = self.packed_layer if self.num_bitmaps else 0, self.counts
         # One layer's on the way and one's in hand beside those that wait, and what pinning adds.
         held = WRITE_AHEAD + 2
         planned = WRITE_AHEAD * bitmap + (WRITE_AHEAD + 1) * counts
@@ -162,8 +190,10 @@ class Work:
         ]
         device = [
             Term("CUDA", CUDA_DEVICE_BYTES),
-            Term("bits and counts on their way", bitmap + 2 * counts),
+            Term("bits and counts on their way", bitmap + self.wide_counts + 2 * counts),
         ]
+        if self.table_on_device:
+            device.append(Term("token embeddings", self.table * self.dtype_bytes))
         if self.sums:
             copies = SUM_COPIES * ROWS * self.shape.neurons
             rows = 3 * 4 * self.batch_sequences * self.corpus.positions * self.shape.neurons
@@ -180,6 +210,8 @@ class Work:
         layer = self.shape.layer_weights * self.stored_bytes
         seen = min(self.shape.vocabulary, self.corpus.tokens)
         embeddings = seen * self.shape.embedding * self.stored_bytes
+        if self.table_on_device:
+            embeddings = self.table * self.stored_bytes  # mapped while it is sent
         return [
             Term("a layer being read", layer),
             Term("token embeddings", embeddings),

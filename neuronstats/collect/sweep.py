@@ -52,6 +52,7 @@ class Sweep:
         device: to compute on.
         resident: keep all layers on the device.
         hidden_on_device: keep a shard's hidden states on the device; else in host memory.
+        table_on_device: keep the token embeddings on the device; else a batch's rows are sent.
         sum_tokens: take the sums of bits.sums, and those by token of these ids, int64 [token];
             None: take none.
     """
@@ -67,13 +68,15 @@ class Sweep:
         device: torch.device,
         resident: bool = True,
         hidden_on_device: bool = True,
+        table_on_device: bool = False,
         sum_tokens: NDArray[np.int64] | None = None,
     ) -> None:
         self._num_layers, self._num_bitmaps = num_layers, num_bitmaps
         self._batch = batch_sequences
         self._dtype, self._device = dtype, device
         self._hidden_on_device = hidden_on_device
-        self._decoder = Decoder(checkpoint, dtype, device)
+        self._table_on_device = table_on_device
+        self._decoder = Decoder(checkpoint, dtype, device, table_on_device=table_on_device)
         checkpoint.release()  # a layer read through the embeddings' mapping would stay mapped
         self._neurons = self._decoder.shape.neurons
         self._width = self._decoder.shape.hidden
@@ -95,21 +98,30 @@ class Sweep:
             One record a layer, from the first.
 
         Raises:
-            UserError: NaN or infinity in the hidden states; says layer and sequence.
+            UserError: after the last record: NaN or infinity in the hidden states, says layer and
+                sequence; or sums too large to be exact.
         """
         layers = iter(self.layers)
         hidden = self._embedded(tokens)
         made = self._made(layers, hidden, tokens.shape, self._slots(tokens))
         if self._streams is not None:
             made = transfer.to_host(made, self._streams)
-        for index, (finite, sums, *rest) in enumerate(made):
-            self._check_finite(finite, hidden, index, name)
+        wrong: str | None = None
+        finite: Tensor
+        for index, (counts, *rest) in enumerate(made):
+            if index + 1 == self._num_layers:
+                finite = rest.pop()
             arrays = [tensor.numpy() for tensor in rest]
             bitmap = arrays.pop(0) if index < self._num_bitmaps else None
-            record = LayerRecord(index, bitmap, sums.numpy().view(np.uint32), *arrays)
+            unsigned = counts.numpy().view(f"u{counts.element_size()}")
+            record = LayerRecord(index, bitmap, unsigned, *arrays)
             if record.sums is not None:
-                _check_sums(record.sums, tokens.size, index, name)
+                wrong = wrong or _inexact(record.sums, tokens.size, index, name)
             yield record
+        if not bool(finite.all()):
+            self._refuse(finite, tokens, name)
+        if wrong:
+            raise UserError(wrong)
 
     def _slots(self, tokens: NDArray[np.integer[Any]]) -> Tensor | None:
         """Return for each token where bits.sums adds it, int64 [sequence, position]."""
@@ -127,14 +139,20 @@ class Sweep:
         hidden: Tensor,
         shape: tuple[int, ...],
         slots: Tensor | None = None,
+        *,
+        look: bool = False,
     ) -> Iterator[Sequence[Tensor]]:
-        """Yield each layer's `finite`, position counts and, where wanted, neuron-major bits, sums.
+        """Yield each layer's position counts and, where wanted, neuron-major bits, sums, `finite`.
+
+        The last layer's input alone is looked at: what is not finite stays in the residual stream,
+        and a norm makes NaN of it.
 
         Args:
             layers: filled, in order.
             hidden: the shard's residual stream, changed in place.
             shape: of the tokens.
             slots: see `_slots`; None: no sums.
+            look: look at every layer's output.
         """
         num_sequences, num_positions = shape
         size = (num_sequences, bits.packed_bytes(num_positions), self._neurons)
@@ -146,11 +164,13 @@ class Sweep:
         for index, layer in enumerate(layers):
             last = index + 1 == self._num_layers
             weighed = None if slots is None else (self._new_sums(), slots)
-            finite = self._run_layer(layer, batches, rows, num_positions, weighed, last=last)
-            sums = tensors.position_sums(rows, num_positions)
+            finite = self._run_layer(
+                layer, batches, rows, num_positions, weighed, last=last, look=look
+            )
+            counts = tensors.narrow(tensors.position_sums(rows, num_positions), num_sequences)
             bitmap = [tensors.neuron_major(rows)] if index < self._num_bitmaps else []
             beside = [weighed[0].values, weighed[0].by_token] if weighed else []
-            yield finite, sums, *bitmap, *beside
+            yield counts, *bitmap, *beside, *([finite] if last or look else [])
 
     def _new_sums(self) -> Sums:
         assert self._sum_tokens is not None
@@ -171,7 +191,10 @@ class Sweep:
             chosen = np.arange(start, start + self._batch)
             chosen[chosen >= num_sequences] = 0
             batch = torch.from_numpy(tokens[chosen].astype(np.int64))
-            hidden[start : start + self._batch] = self._decoder.front(batch)
+            if self._table_on_device and self._streams is not None:
+                batch = transfer.inward(batch, self._device)
+            part = hidden[start : start + self._batch]
+            part.copy_(self._decoder.front(batch), non_blocking=True)
         return hidden
 
     @torch.inference_mode()
@@ -184,11 +207,13 @@ class Sweep:
         weighed: tuple[Sums, Tensor] | None = None,
         *,
         last: bool,
+        look: bool,
     ) -> Tensor:
         """Carry all batches through one layer, in place.
 
         Returns:
-            A bool per sequence: finite, with (but for the last layer) the others of its batch.
+            A bool per sequence: of the last layer, whether its neurons' inputs are finite; else
+            whether its output is, if it is to be looked at.
         """
         num_sequences = rows.shape[0]
         finite = torch.empty(num_sequences, dtype=torch.bool, device=self._device)
@@ -222,20 +247,20 @@ class Sweep:
 
             output = layer(batch, listen, with_output=not last, weigh=weigh if weighed else None)
             if output is not None:
-                extremes = torch.stack(torch.aminmax(output))
-                finite[start : start + valid] = torch.isfinite(extremes).all()
+                if look:
+                    finite[start : start + valid] = torch.isfinite(output[:valid]).flatten(1).all(1)
                 batch.copy_(output)
         return finite
 
-    def _check_finite(self, finite: Tensor, hidden: Tensor, layer: int, name: str) -> None:
-        if bool(finite.all()):
-            return
-        if transfer.runs_beside(self._device):
-            torch.cuda.synchronize()  # the hidden states may be on their way to the host
-        number = int((~finite).nonzero()[0])
-        batch = hidden[number : min(number + self._batch, len(finite))]
-        inside = (~torch.isfinite(batch).flatten(1).all(1)).nonzero().flatten().tolist()
-        number += inside[0] if inside else 0  # the last layer's input is finite
+    def _refuse(self, finite: Tensor, tokens: NDArray[np.integer[Any]], name: str) -> None:
+        """Carry a shard through the layers again, and name the first that fails."""
+        layer, number = self._num_layers - 1, int((~finite).nonzero()[0])
+        hidden = self._embedded(tokens)
+        made = self._made(iter(self.layers), hidden, tokens.shape, look=True)
+        for index, (*_, found) in enumerate(made):
+            if not bool(found.all()):
+                layer, number = index, int((~found).nonzero()[0])
+                break
         raise UserError(
             f"NaN or infinity in layer {layer}, sequence {number} of {name}: these are never"
             f" counted. The type is {str(self._dtype).removeprefix('torch.')}: try"
@@ -243,12 +268,13 @@ class Sweep:
         )
 
 
-def _check_sums(values: NDArray[np.int64], num_tokens: int, layer: int, name: str) -> None:
-    """Refuse sums that may not have been exact."""
+def _inexact(values: NDArray[np.int64], num_tokens: int, layer: int, name: str) -> str | None:
+    """Say why sums may not have been exact; None where they are."""
     most = sums_.largest(values)
-    if most >= sums_.LIMIT or num_tokens > sums_.MAX_TOKENS:
-        raise UserError(
-            f"layer {layer} of {name}, {num_tokens} tokens: a neuron hands on {most:.6g}; sums are"
-            f" exact below {sums_.LIMIT} and up to {sums_.MAX_TOKENS} tokens a shard. Give"
-            " collect.sums=false, or a smaller collect.shard_sequences."
-        )
+    if most < sums_.LIMIT and num_tokens <= sums_.MAX_TOKENS:
+        return None
+    return (
+        f"layer {layer} of {name}, {num_tokens} tokens: a neuron hands on {most:.6g}; sums are"
+        f" exact below {sums_.LIMIT} and up to {sums_.MAX_TOKENS} tokens a shard. Give"
+        " collect.sums=false, or a smaller collect.shard_sequences."
+    )

@@ -44,6 +44,13 @@ def _after_now(device: torch.device) -> torch.cuda.Stream:
     return stream
 
 
+def inward(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor from the host to the GPU, in the computation's turn; wait for nothing."""
+    copy = pinned(tensor.shape, tensor.dtype)
+    copy.copy_(tensor)
+    return torch.empty_like(tensor, device=device).copy_(copy, non_blocking=True)
+
+
 class WeightsIn:
     """Weights from mapped files into a layer's own memory on the GPU, piece by piece.
 

@@ -3,17 +3,18 @@
 import logging
 import platform
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from neuronstats.collect.plan import WRITE_AHEAD, Work
-from neuronstats.collect.sweep import LayerRecord, Sweep
+from neuronstats.cluster.crew import LATER, Before
+from neuronstats.collect.plan import Work
+from neuronstats.collect.sweep import Sweep
+from neuronstats.collect.writing import Writing
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.machine import peak_host_bytes
 from neuronstats.model.checkpoint import Checkpoint
@@ -36,6 +37,7 @@ class ShardSummary:
 
     tokens: int
     seconds: float
+    """In which the worker did nothing else than this shard."""
     weight_bytes: int
     """Read for this shard; with the first one, also what was read before it."""
     weights_wait_seconds: float
@@ -47,8 +49,19 @@ class ShardSummary:
     peak_bytes: int
 
 
+@dataclass(frozen=True)
+class _Behind:
+    """A shard that is run, and still written."""
+
+    shard: Shard
+    summary: ShardSummary
+    commit: Future[None]
+
+
 class ShardWorker:
     """One worker: keeps the model over shards, writes and commits each.
+
+    A shard's last layers are written while the next shard is begun; one shard may be behind.
 
     Args:
         location: the run.
@@ -86,27 +99,39 @@ class ShardWorker:
             device=device,
             resident=work.resident,
             hidden_on_device=work.hidden_on_device,
+            table_on_device=work.table_on_device,
             sum_tokens=np.array(layout.sum_tokens, np.int64) if layout.sums else None,
         )
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._writing = Writing()
+        self._behind: _Behind | None = None
         self._weight_bytes = 0
 
-    def __call__(self, shard: Shard) -> Generator[int, None, ShardSummary]:
-        """Run, write and commit one shard.
+    def __call__(self, shard: Shard) -> Generator[int | Before, None, object]:
+        """Run one shard, and give it to be written and committed while the next one is run.
 
         Yields:
-            How many of its layers are done.
+            How many of its layers are done; and the summary of the shard before, once committed.
 
         Returns:
-            Its ShardSummary.
+            LATER: its own summary comes with the next shard, or from `rest`.
         """
         start = time.monotonic()
         log.info("%s: start", shard)
         tokens = self._tokens[shard.sequences]
-        records = self._sweep(tokens, str(shard))
         writer = ShardWriter(self._run, shard)
-        waited = yield from write_layers(records, writer, self._writing)
+        try:
+            for layers in self._writing.layers(self._sweep(tokens, str(shard)), writer):
+                if self._behind is not None and self._behind.commit.done():
+                    yield Before(self._committed())
+                yield layers
+            if self._behind is not None:  # one shard behind, not two
+                yield Before(self._committed())
+        except BaseException:
+            if self._behind is not None:
+                wait([self._behind.commit])  # what is wrong with this shard is not wrong with that
+            raise
         read, self._weight_bytes = self._weight_bytes, self._sweep.layers.bytes_read
+        waited, self._writing.waited = self._writing.waited, 0.0
         summary = ShardSummary(
             tokens=shard.num_sequences * self._tokens.shape[1],
             seconds=time.monotonic() - start,
@@ -114,60 +139,31 @@ class ShardWorker:
             weights_wait_seconds=self._sweep.layers.waited_seconds(),
             writer_wait_seconds=waited,
             product_rate=self._product_rate,
+            peak_bytes=0,
+        )
+        self._behind = _Behind(shard, summary, self._writing.commit(writer))
+        return LATER
+
+    def rest(self) -> ShardSummary:
+        """Wait until the shard that was run last is committed; return its summary."""
+        return self._committed()
+
+    def _committed(self) -> ShardSummary:
+        """Wait for the commit of the shard behind."""
+        assert self._behind is not None
+        behind, self._behind = self._behind, None
+        start = time.monotonic()
+        behind.commit.result()
+        waited = time.monotonic() - start
+        summary = replace(
+            behind.summary,
+            seconds=behind.summary.seconds + waited,
+            writer_wait_seconds=behind.summary.writer_wait_seconds + waited,
             peak_bytes=peak_host_bytes(),
         )
-        log.info("%s: committed, %s", shard, summary)
-        log.info("%s: %s", shard, describe([summary], self._work))
+        log.info("%s: committed, %s", behind.shard, summary)
+        log.info("%s: %s", behind.shard, describe([summary], self._work))
         return summary
-
-
-def write_layers(
-    records: Iterable[LayerRecord], writer: ShardWriter, thread: Executor
-) -> Generator[int, None, float]:
-    """Write layers in a thread while the next ones are computed; then commit.
-
-    Args:
-        records: a shard's layers.
-        writer: of that shard.
-        thread: where it writes; at most WRITE_AHEAD layers are held there.
-
-    Yields:
-        How many layers are done, the last one's writing excepted.
-
-    Returns:
-        Seconds in which this thread waited for the writer.
-    """
-    waited = 0.0
-    pending: deque[Future[None]] = deque()
-
-    def wait_for_first() -> float:
-        start = time.monotonic()
-        pending.popleft().result()
-        return time.monotonic() - start
-
-    try:
-        for record in records:
-            if len(pending) == WRITE_AHEAD:
-                waited += wait_for_first()
-            pending.append(
-                thread.submit(
-                    writer.write_layer,
-                    record.layer,
-                    record.bitmap,
-                    record.position_counts,
-                    record.sums,
-                    record.token_sums,
-                )
-            )
-            layers = record.layer + 1
-            del record
-            yield layers
-        while pending:
-            waited += wait_for_first()
-    finally:
-        wait(pending)  # after an error too: nothing is written behind its back
-    writer.commit()
-    return waited
 
 
 def describe(summaries: Sequence[ShardSummary], work: Work) -> str:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.config import max_positions
-from neuronstats.model.ffn import META, NotFound, find_ffn, has_exact_zeros
+from neuronstats.model.ffn import META, NotFound, copies, find_ffn, has_exact_zeros
 from neuronstats.model.layer import Layer
 from neuronstats.model.record import Call, NotReplayable, first_hidden, record
 from neuronstats.model.shape import Activation, Shape
@@ -41,6 +41,8 @@ class Decoder:
         checkpoint: the model's files; without weights only its structure is known.
         dtype: to compute in.
         device: to compute on.
+        table_on_device: keep the token embeddings there; else the rows of a batch's tokens alone
+            are read from the checkpoint.
 
     Raises:
         SettingsError: the model is of a kind that is not understood.
@@ -48,7 +50,12 @@ class Decoder:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
+        *,
+        table_on_device: bool = False,
     ) -> None:
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self._where = str(checkpoint.folder)
@@ -59,7 +66,7 @@ class Decoder:
         stored = checkpoint.names()
         self._stored = resolve_names(self._model, stored, self._where) if stored else None
         self._own = {key: value.shape for key, value in self._model.state_dict().items()}
-        self._table = self._fill_front()
+        self._fill_front(table_on_device=table_on_device)
         self._calls: list[Call] = []
         self._size: tuple[int, ...] = ()
         with self._named():
@@ -119,10 +126,10 @@ class Decoder:
     def _head_name(self) -> str:
         return self._name_of(self._model.get_output_embeddings())
 
-    def _fill_front(self) -> Tensor:
-        """Fill all that is neither a layer nor the head; return the token embedding as stored.
+    def _fill_front(self, *, table_on_device: bool) -> None:
+        """Fill all that is neither a layer nor the head.
 
-        Of the embedding the rows of a batch's tokens alone are read, and kept on the device.
+        Of the token embedding all rows, or those of each batch's tokens when it comes.
         """
         embedding = self._base.get_input_embeddings()
         outside = ((n, m) for n, m in self._model.named_modules() if not self._is_inside(n))
@@ -132,6 +139,10 @@ class Decoder:
             if not self._is_inside(name) and name != self._name_of(embedding):
                 self._set(self._model, name, self._weight(name).to(self.device, self.dtype))
 
+        if table_on_device:  # first there, then in its type: no second copy on the host
+            self._set(embedding, "weight", table.to(self.device).to(self.dtype))
+            return
+
         def look_up(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
             ids = args[0]
             rows = nn.functional.embedding(ids.cpu(), table).flatten(0, -2)
@@ -139,7 +150,6 @@ class Decoder:
             return (torch.arange(ids.numel(), device=self.device).view(ids.shape),)
 
         embedding.register_forward_pre_hook(look_up)
-        return table
 
     def _is_inside(self, name: str) -> bool:
         """Whether a module or weight is a layer's."""
@@ -266,6 +276,7 @@ class Decoder:
         ]
         head = self._own[self._head_name()]
         embedding = self._name_of(self._base.get_input_embeddings())
+        heads = getattr(config, "num_attention_heads", 0)
         front = [
             p.numel()
             for name, p in self._base.named_parameters(prefix=self._base_prefix())
@@ -275,7 +286,7 @@ class Decoder:
             num_layers=len(self._layers),
             hidden=hidden.shape[-1],
             neurons=ffn.neurons,
-            heads=getattr(config, "num_attention_heads", 0),
+            heads=heads,
             vocabulary=config.vocab_size,
             embedding=head[1],
             positions=max_positions(config) or 0,
@@ -285,7 +296,9 @@ class Decoder:
                 name=type(activation).__name__,
                 gated=ffn.gated,
                 exact_zeros=has_exact_zeros(activation),
+                copies=0 if ffn.in_place else copies(activation),
             ),
+            score_heads=heads if config._attn_implementation == "eager" else 0,
         )
 
     def has_positions(self) -> bool:

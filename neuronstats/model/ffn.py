@@ -5,11 +5,14 @@ input's shape and goes into a projection back to the residual stream.
 """
 
 import re
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
 from neuronstats.model.record import Call
@@ -140,3 +143,35 @@ def has_exact_zeros(activation: nn.Module) -> bool:
         below = activation(torch.linspace(-30, 0, 3001))
         above = activation(torch.linspace(0.01, 30, 3000))
     return bool((below == 0).all() and (above != 0).all())
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of the tensors that live at once, of those made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._bytes, self.most = dict[int, int](), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and _storage(tensor) not in given:
+                self._bytes[_storage(tensor)] = tensor.untyped_storage().nbytes()
+                weakref.finalize(tensor.untyped_storage(), self._bytes.pop, _storage(tensor), 0)
+        self.most = max(self.most, sum(self._bytes.values()))
+        return result
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return what tells a tensor's memory from all others alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+@torch.no_grad()
+def copies(activation: nn.Module) -> int:
+    """Count the tensors as large as its input that a function takes at once, its output too."""
+    values = torch.linspace(-1, 1, 4096)
+    with _Live() as live:
+        activation(values)
+    return -(-live.most // (values.numel() * values.element_size()))

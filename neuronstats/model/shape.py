@@ -18,6 +18,8 @@ class Activation:
     """It is 0 wherever its input is not above 0; else a neuron that is not activated still writes,
     and the bit says only that the gate is open."""
     threshold: float = 0.0
+    copies: int = 0
+    """Tensors as large as its input that it takes at once, its output included."""
 
     @property
     def is_relu_like(self) -> bool:
@@ -39,6 +41,7 @@ class Shape:
     layer_weights: int  # numbers in one decoder layer, the largest
     front_weights: int  # numbers beside layers and token embeddings, such as position embeddings
     activation: Activation = Activation()
+    score_heads: int = 0  # heads whose attention scores are held, not taken block by block
 
     @classmethod
     def read(cls, model: Mapping[str, Any]) -> "Shape":
@@ -51,6 +54,7 @@ class Shape:
             "layer_weights": 4 * d**2 + 2 * d * n + 9 * d + n,
             "front_weights": model["positions"] * d,
             "activation": {},
+            "score_heads": 0,
         }
         found = {item.name: {**plain, **model}[item.name] for item in fields(cls)}
         return cls(**{**found, "activation": Activation(**found["activation"])})

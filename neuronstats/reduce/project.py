@@ -14,7 +14,13 @@ from neuronstats.reduce.rows import to_table
 from neuronstats.reduce.weights import ModelWeights, embedding_terms, update_terms
 from neuronstats.stats import suppression
 from neuronstats.stats.output_embedding import Triggers
-from neuronstats.stats.suppression import JUDGE_BLOCK, draw_controls, judge, mean_projections
+from neuronstats.stats.suppression import (
+    JUDGE_BLOCK,
+    SHUFFLED_ROWS,
+    draw_controls,
+    judge,
+    mean_projections,
+)
 from neuronstats.stats.view import LAYER, NEURON, Column, Lists
 
 NUM_TOP = 20
@@ -77,10 +83,22 @@ def memory_terms(shape: Shape) -> tuple[Term, ...]:
     terms = [
         Term("process", PROCESS_BYTES),
         *embedding_terms(shape),
-        *update_terms(shape, shape.neurons),
+        *update_terms(shape, min(shape.neurons, JUDGE_BLOCK)),
         Term("projections", 8 * shape.vocabulary * min(shape.neurons, JUDGE_BLOCK)),
+        Term("projections on others' tokens", 2 * 8 * SHUFFLED_ROWS * JUDGE_BLOCK),
     ]
     return (*terms, allocator(terms))
+
+
+class _Updates:
+    """Some neurons' updates, read in parts: all of a wide layer's may be detectors."""
+
+    def __init__(self, weights: ModelWeights, layer: int, neurons: Sequence[int]) -> None:
+        self._weights, self._layer, self._neurons = weights, layer, neurons
+        self.shape = weights.num_channels, len(neurons)
+
+    def __getitem__(self, place: tuple[slice, slice]) -> NDArray[np.float32]:
+        return self._weights.updates(self._layer, self._neurons[place[1]])
 
 
 def judge_layer(weights: ModelWeights, task: LayerTokens) -> LayerSuppression:
@@ -88,8 +106,8 @@ def judge_layer(weights: ModelWeights, task: LayerTokens) -> LayerSuppression:
     embedding = weights.embedding
     neurons = sorted(task.detected)
     triggers = _triggers(task.detected)
-    updates = weights.updates(task.layer, [*neurons, *sorted(task.controls)])
-    own, others = np.split(updates, [len(neurons)], axis=1)
+    own = _Updates(weights, task.layer, neurons)
+    others = _Updates(weights, task.layer, sorted(task.controls))
     found = judge(embedding, own, triggers, num_top=NUM_TOP)
     controls = mean_projections(embedding, others, _triggers(task.controls))
     order = np.argsort(triggers.neuron, kind="stable")

@@ -42,6 +42,11 @@ class ModelWeights:
             centred=centred,
         )
 
+    @property
+    def num_channels(self) -> int:
+        """Channels of an update."""
+        return self._decoder.shape.hidden
+
     def updates(self, layer: int, neurons: slice | Sequence[int]) -> NDArray[np.float32]:
         """Read what some of a layer's neurons write: float32 [channel, neuron]."""
         updates = self._decoder.updates(layer)[:, neurons]

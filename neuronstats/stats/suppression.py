@@ -4,7 +4,7 @@ Source: Voita et al. 2023, sec. 4.4, figs. 5 and 6; docs/method.md, "Suppression
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,22 @@ from neuronstats.stats.view import BlockView, Column, LayerTotals, Section, unkn
 
 # Neurons whose projections are held at once: 200 MB with OPT's vocabulary.
 JUDGE_BLOCK = 8 * NEURON_BLOCK
+# Rows of other neurons' triggers whose projections are picked out at once.
+SHUFFLED_ROWS = 4096
+
+
+class Updates(Protocol):
+    """Columns of the second FFN matrix, [channel, neuron]: an array, or what reads parts of it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels and neurons."""
+        ...
+
+    def __getitem__(self, place: tuple[slice, slice], /) -> AnyFloats:
+        """Return all channels of some neurons."""
+        ...
+
 
 SUPPRESSES = Column(
     "suppresses", "bool", "trigger_projection is below 0; null where detector_1 is not true"
@@ -101,13 +117,14 @@ class Suppression:
 
 
 def judge(
-    embedding: OutputEmbedding, columns: AnyFloats, triggers: Triggers, *, num_top: int = 20
+    embedding: OutputEmbedding, columns: Updates, triggers: Triggers, *, num_top: int = 20
 ) -> Suppression:
     """Find whether neurons suppress their triggers, and what else they suppress and promote.
 
     Args:
         embedding: the output embedding.
-        columns: columns of the second FFN matrix, [channel, neuron]: one layer's detectors.
+        columns: columns of the second FFN matrix, [channel, neuron]: one layer's detectors; taken
+            JUDGE_BLOCK neurons at a time.
         triggers: their detected tokens.
         num_top: tokens at the top and at the bottom to name.
 
@@ -119,14 +136,17 @@ def judge(
 
     Source: Voita et al. 2023, sec. 4.4; method.md, "Suppression".
     """
-    means = mean_projections(embedding, columns, triggers)
     num_neurons, num_top = columns.shape[1], min(num_top, embedding.num_tokens)
+    means = np.full(num_neurons, np.nan)
     promoted, suppressed = np.zeros((2, num_neurons, num_top), np.int64)
     promoted_projection, suppressed_projection = np.zeros((2, num_neurons, num_top))
     ranks = np.zeros(len(triggers.token), np.int64)
     num_shuffled = 0
     for start in range(0, num_neurons, JUDGE_BLOCK):
-        projection = embedding.project(columns[:, start : start + JUDGE_BLOCK])
+        updates = columns[:, start : start + JUDGE_BLOCK]
+        part = slice(start, start + updates.shape[1])
+        means[part] = _means(embedding, updates, triggers, start)
+        projection = embedding.project(updates)
         for column in range(projection.shape[1]):
             values, neuron = projection[:, column].copy(), start + column
             promoted[neuron] = lowest(-values, num_top)
@@ -150,11 +170,25 @@ def judge(
     )
 
 
-def mean_projections(embedding: OutputEmbedding, columns: AnyFloats, triggers: Triggers) -> Floats:
+def mean_projections(embedding: OutputEmbedding, columns: Updates, triggers: Triggers) -> Floats:
     """Return each neuron's mean projection over its triggers, float64 [neuron]; NaN without any."""
-    values = embedding.project_tokens(columns, triggers)
-    counts = np.bincount(triggers.neuron, minlength=columns.shape[1])
-    sums = np.bincount(triggers.neuron, weights=values, minlength=columns.shape[1])
+    means = np.full(columns.shape[1], np.nan)
+    for start in range(0, len(means), JUDGE_BLOCK):
+        part = slice(start, start + JUDGE_BLOCK)
+        means[part] = _means(embedding, columns[:, part], triggers, start)
+    return means
+
+
+def _means(
+    embedding: OutputEmbedding, updates: AnyFloats, triggers: Triggers, first: int
+) -> Floats:
+    """Do `mean_projections` for some neurons' updates, of which the first has this number."""
+    num_neurons = updates.shape[1]
+    here = (triggers.neuron >= first) & (triggers.neuron < first + num_neurons)
+    own = Triggers(neuron=triggers.neuron[here] - first, token=triggers.token[here])
+    values = embedding.project_tokens(updates, own)
+    counts = np.bincount(own.neuron, minlength=num_neurons)
+    sums = np.bincount(own.neuron, weights=values, minlength=num_neurons)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
@@ -205,8 +239,15 @@ def _num_shuffled(projection: Floats, first: int, triggers: Triggers) -> int:
     if not len(owners):
         return 0
     own = owners[(owners >= first) & (owners < first + projection.shape[1])]
-    values = projection[triggers.token[order]][:, own - first]  # [row, neuron]
-    suppressed = np.add.reduceat(values, starts, axis=0) < 0  # [owner of the triggers, neuron]
-    return int(
-        suppressed.sum() - suppressed[np.searchsorted(owners, own), np.arange(len(own))].sum()
-    )
+    tokens, ends = triggers.token[order], np.append(starts[1:], len(order))
+    number = begin = 0
+    while begin < len(owners):
+        end = max(begin + 1, int(np.searchsorted(ends, starts[begin] + SHUFFLED_ROWS, "right")))
+        rows = slice(starts[begin], ends[end - 1])
+        values = projection[np.ix_(tokens[rows], own - first)]  # [row, neuron]
+        # [owner of the triggers, neuron]
+        suppressed = np.add.reduceat(values, starts[begin:end] - starts[begin], axis=0) < 0
+        itself = owners[begin:end, None] == own[None, :]
+        number += int(np.count_nonzero(suppressed & ~itself))
+        begin = end
+    return number

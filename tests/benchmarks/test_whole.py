@@ -8,7 +8,7 @@ from helpers import models
 from helpers.serial import collect_job, quiet, save_tokens, serial
 from transformers import AutoModelForCausalLM
 
-from benchmarks import by_hand
+from benchmarks import by_hand, commands
 from benchmarks.growth import exponent, growth
 from benchmarks.rounds import Rounds
 from benchmarks.settings import SHORT
@@ -46,6 +46,25 @@ def test_the_script_and_the_jobs_agree(tmp_path, monkeypatch):
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
 def test_a_fixed_cost_is_not_growth(power):
     assert exponent([7 + 3 * size**power for size in (1, 2, 4, 8)]) == pytest.approx(power)
+
+
+def test_what_is_hardly_more_each_time_does_not_grow():
+    """Else noise of a tenth of a second would be an exponent of any size."""
+    assert exponent([7.0, 7.01, 7.02, 7.3]) == 0
+
+
+def test_processor_time_of_a_command_and_what_it_starts(tmp_path):
+    """A child's time counts, waiting does not."""
+    spin = "import time\nend = time.process_time() + 1\nwhile time.process_time() < end: pass"
+    script = tmp_path / "spins.py"
+    script.write_text(
+        f"import subprocess, sys, time\nsubprocess.run([sys.executable, '-c', {spin!r}])\n"
+        "time.sleep(0.5)\n"
+    )
+    ran = commands.run(script)
+    assert 0.8 < ran.cpu_seconds < 1.6
+    assert ran.seconds > ran.cpu_seconds
+    assert 0 < ran.own_bytes < ran.all_bytes
 
 
 @pytest.mark.slow

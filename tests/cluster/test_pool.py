@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from neuronstats.cluster.crew import LATER, Before
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.cluster.start import connect
 from neuronstats.errors import SettingsError, UserError
@@ -42,6 +43,30 @@ class Picky:
             path.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return os.getpid()
+
+
+class Late:
+    """Ends each task with the next one; dies where it is told, the first time."""
+
+    def __init__(self, folder):
+        self._folder, self._behind = Path(folder), None
+
+    def __call__(self, task):
+        yield 1
+        if self._behind is not None:
+            yield Before(self._behind * 2)
+        yield 2
+        self._behind = task
+        flag = self._folder / str(task)
+        if task % 5 == 3 and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return LATER
+
+    def rest(self):
+        if self._behind == 7:
+            raise UserError("7 cannot be ended")
+        return self._behind * 2
 
 
 class Slow:
@@ -116,6 +141,15 @@ def test_time_between_two_kinds_of_work_is_not_waited_for_a_worker(pool):
     list(pool.run(Remembers, ("before",), range(2)))
     pool._crew._waiting_since -= 2 * pool.settings.start_timeout
     assert len(list(pool.run(Slow, (), range(2)))) == 2
+
+
+def test_results_that_come_with_the_next_task(pool, tmp_path):
+    """Each once, those of a worker that was lost too, and the last one's without a next."""
+    done = [(task, result) for task, result in pool.run(Late, (str(tmp_path),), range(7))]
+    assert sorted(done) == [(task, task * 2) for task in range(7)]
+    assert pool.reached == {}
+    with pytest.raises(UserError, match=r"^7 cannot be ended$"):
+        list(pool.run(Late, (str(tmp_path),), [7]))
 
 
 def test_a_local_run_listens_on_loopback_alone(pool):

@@ -49,6 +49,7 @@ def test_two_layers_of_66b_and_a_quarter_of_a_million_tokens_fit_into_24_gb():
     assert device["weights (2 of 32 layers)"] == 2 * OPT_66B.layer_weights * 2
     assert device["hidden states"] == 128 * 2048 * 9216 * 2
     assert device["bits of a layer"] == 2 * 128 * 256 * 36864
+    assert device["one batch's activations"] == 8 * 2048 * 7 * 9216 * 2
     assert plan.device_bytes < 24e9, size(plan.device_bytes)
     assert plan.weight_bytes == 77 * 32 * OPT_66B.layer_weights * 2  # once a shard
 
@@ -64,10 +65,10 @@ def test_hidden_states_on_the_host_leave_three_batches_on_the_gpu():
 
 def test_pinned_bits_are_counted_as_torch_takes_them():
     host = terms(make_plan(WORK).host)
-    bitmap, counts = 128 * 256 * 36864, 2048 * 36864 * 4
+    bitmap, counts = 128 * 256 * 36864, 2048 * 36864  # of less than 256 sequences: bytes
     waiting = host["bits to be written"] + host["position counts"]
-    assert waiting + host["bits and counts in pinned memory"] == 4 * ((1 << 31) + (1 << 29))
-    assert (bitmap, counts) < (1 << 31, 1 << 29)
+    assert waiting + host["bits and counts in pinned memory"] == 4 * ((1 << 31) + (1 << 27))
+    assert (1 << 30, 1 << 26) < (bitmap, counts) < (1 << 31, 1 << 27)
     assert host["weights in pinned memory"] == 128 << 20
 
 
@@ -128,3 +129,16 @@ def test_weights_are_streamed_before_shards_are_halved(hidden):
     assert plan.work.batch_sequences == batch
     assert plan.work.shard_sequences == 128 // batch * batch
     assert plan.work.resident == (hidden < 9216)
+    assert plan.work.table_on_device
+
+
+def test_embeddings_stay_on_the_host_where_the_gpu_has_no_room():
+    table = make_plan(replace(WORK, table_on_device=True))
+    assert table.device_bytes - make_plan(WORK).device_bytes == 50272 * 9216 * 2
+    settings = {"shard_sequences": 128, "batch_sequences": 8}
+    for room, expected in ((table.device_bytes, True), (table.device_bytes - 1, False)):
+        node = Node("here", cpus=16, gpus=1, memory=256 << 30, gpu_memory=room)
+        plan, _ = choose(WORK, RaySettings(), [node], None, **settings)
+        assert plan.work.table_on_device == expected
+        assert not plan.work.resident
+        assert plan.work.hidden_on_device

@@ -109,8 +109,37 @@ def test_bitmaps_of_first_layers_only(tiny_checkpoint, tiny_model):
     assert [record.bitmap is None for record in records] == [False, True, True]
 
 
+def test_embeddings_on_the_device_change_no_bit(tiny_checkpoint, order):
+    tokens = models.random_tokens(5, 16, seed=4)
+    rows = swept_bits(make_sweep(tiny_checkpoint(order)), tokens)
+    whole = swept_bits(make_sweep(tiny_checkpoint(order), table_on_device=True), tokens)
+    for a, b in zip(rows, whole, strict=True):
+        assert (a == b).all()
+
+
+def test_numbers_are_looked_at_once_a_shard(tiny_checkpoint, monkeypatch):
+    """Each look is a pass over memory: the last layer's alone shows all that went wrong before."""
+    looks = []
+    for name in ("aminmax", "isfinite"):
+        look = getattr(torch, name)
+        monkeypatch.setattr(
+            torch, name, lambda *a, look=look, **k: (looks.append(look), look(*a, **k))[1]
+        )
+    list(make_sweep(tiny_checkpoint("pre"))(models.random_tokens(11, 16, seed=4)))
+    assert len(looks) == 2 * 3  # three batches
+
+
+@pytest.mark.parametrize("sequences", [255, 256])
+def test_position_counts_are_as_narrow_as_they_are_stored(sequences, tiny_checkpoint):
+    tokens = models.random_tokens(sequences, 8, seed=4)
+    for record in make_sweep(tiny_checkpoint("pre"))(tokens):
+        assert record.position_counts.dtype == (np.uint8 if sequences < 256 else np.uint16)
+        unpacked = bits.unpack(record.bitmap, 8)
+        assert (record.position_counts == unpacked.sum(axis=1).T).all()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("layer", [0, 1, 2])
 def test_not_a_number_is_never_counted(layer, value, tmp_path):
     tokens = models.random_tokens(7, 16, seed=5)
     damaged = models.tiny_opt("pre", seed=0)
@@ -120,6 +149,8 @@ def test_not_a_number_is_never_counted(layer, value, tmp_path):
     with torch.no_grad():
         if layer == 0:
             damaged.model.decoder.embed_tokens.weight[rare] = value
+        elif layer == 1:
+            damaged.model.decoder.layers[1].fc2.bias[3] = value
         else:  # only the last layer's fc1 is wrong
             damaged.model.decoder.layers[2].fc1.bias[3] = value
     models.save_checkpoint(damaged, tmp_path)

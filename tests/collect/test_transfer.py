@@ -54,7 +54,7 @@ def with_streams(patch, folder, tokens, *, forget=None, **settings):
         ours = make_sweep(folder, **settings)
         for half in (tokens[:5], tokens[5:]):
             for record in ours(half):
-                arrays = [torch.from_numpy(record.position_counts.view(np.int32))]
+                arrays = [torch.from_numpy(record.position_counts)]
                 if record.bitmap is not None:
                     arrays.append(torch.from_numpy(record.bitmap))
                 streams.access(arrays)  # as the writer reads them
@@ -90,6 +90,7 @@ def test_same_bits_and_no_race(resident, near, order, tiny_checkpoint):
             num_bitmaps=2,
             resident=resident,
             hidden_on_device=near,
+            table_on_device=near,
         )
     assert streams.races == []
     assert len(found) == len(expected) == 6
@@ -117,7 +118,7 @@ def test_without_any_one_wait_something_races(forgotten, tiny_checkpoint):
     assert streams.races
 
 
-def test_not_a_number_is_told_one_layer_late(tmp_path):
+def test_not_a_number_is_told_where_it_came_in(tmp_path):
     tokens = models.random_tokens(12, 16, seed=5)
     damaged = models.tiny_opt("pre", seed=0)
     rare = int(tokens[3, 3])
@@ -125,10 +126,9 @@ def test_not_a_number_is_told_one_layer_late(tmp_path):
     with torch.no_grad():
         damaged.model.decoder.embed_tokens.weight[rare] = float("nan")
     models.save_checkpoint(damaged, tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "synchronize", lambda: None)
-        with pytest.raises(UserError, match="NaN or infinity in layer 0, sequence 3 of shard"):
-            with_streams(patch, tmp_path, tokens, resident=False, hidden_on_device=False)
+    message = "NaN or infinity in layer 0, sequence 3 of shard"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=message):
+        with_streams(patch, tmp_path, tokens, resident=False, hidden_on_device=False)
 
 
 def test_pinned_memory_is_planned_as_torch_takes_it():
@@ -153,6 +153,7 @@ def test_every_placement_on_a_gpu(resident, near, planted_checkpoint, planted_co
         device=torch.device("cuda"),
         resident=resident,
         hidden_on_device=near,
+        table_on_device=near,
     )
     for _ in range(3):  # the second and third pass use memory again
         for record in swept(tokens):

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 
+from neuronstats.cluster.crew import LATER, Before
 from neuronstats.cluster.nodes import Workers
 from neuronstats.console import Console
 
@@ -18,17 +19,27 @@ class SerialPool:
         self._reverse = reverse
 
     def run(self, make, args, tasks, tick=lambda: None):
-        work = make(*args)
+        work, behind = make(*args), None
         for task in reversed(tasks) if self._reverse else tasks:
             result = work(task)
             while inspect.isgenerator(result):
                 try:
-                    self.reached[str(task)] = next(result)
+                    step = next(result)
+                    if isinstance(step, Before):
+                        yield behind, step.result
+                    else:
+                        self.reached[str(task)] = step
                     tick()
                 except StopIteration as end:
                     result = end.value
             self.reached.pop(str(task), None)
-            yield task, result
+            if result is LATER:
+                behind = task
+            else:
+                yield task, result
+            tick()
+        if behind is not None and result is LATER:
+            yield behind, work.rest()
             tick()
 
 

@@ -36,8 +36,8 @@ def swept(folder, tokens, *, resident, dtype=torch.float32):
     hidden = sweep._embedded(tokens)
     found = []
     made = sweep._made(iter(sweep.layers), hidden, tokens.shape)
-    for finite, _, bitmap in made:
-        assert finite.all()
+    for _, bitmap, *finite in made:
+        assert all(of_last.all() for of_last in finite)
         found.append(bits.unpack(bitmap.numpy(), tokens.shape[1]))
         outputs.append(hidden[: len(tokens)].float().numpy().copy())
     return found, outputs

@@ -176,3 +176,31 @@ def test_nan_in_the_weights_is_refused():
     none = Triggers(np.zeros(0, np.int64), np.zeros(0, np.int64))
     with pytest.raises(UserError, match="NaN"):
         mean_projections(OutputEmbedding(np.ones((5, 4))), columns, none)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10_000])
+def test_portions_change_nothing(rows, monkeypatch):
+    """All of a layer's neurons may be detectors: their updates are read in parts, as columns."""
+    rng = np.random.default_rng(5)
+    embedding = output_embedding.OutputEmbedding(rng.standard_normal((50, 8)))
+    columns = rng.standard_normal((8, 150)).astype(np.float32)
+    owners = rng.permutation(np.repeat(np.arange(0, 150, 2), 3))  # half of them have triggers
+    triggers = Triggers(neuron=owners, token=rng.integers(0, 50, len(owners)))
+    expected = judge(embedding, columns, triggers)
+    means = mean_projections(embedding, columns, triggers)
+    widest = []
+
+    class Part:
+        shape = columns.shape
+
+        def __getitem__(self, place):
+            widest.append(columns[place].shape[1])
+            return columns[place]
+
+    monkeypatch.setattr(suppression, "JUDGE_BLOCK", 64)
+    monkeypatch.setattr(suppression, "SHUFFLED_ROWS", rows)
+    found = judge(embedding, Part(), triggers)
+    for name in suppression.Suppression.__slots__:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_array_equal(mean_projections(embedding, Part(), triggers), means)
+    assert max(widest) == 64
