@@ -299,7 +299,7 @@ class Crew:
             cause = error.cause
             if isinstance(cause, UserError):
                 place = name if hired.task is not None else f"on {hired.node.name}"
-                named = hired.behind is not None and str(hired.behind) in str(cause)
+                named = any(str(cause).startswith(str(task)) for task in hired.tasks)
                 local = hired.task is None and self._pool.settings.address is None
                 raise type(cause)(str(cause) if local or named else f"{place}: {cause}") from error
             if isinstance(cause, self._ray.exceptions.RayError):

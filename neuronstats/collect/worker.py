@@ -153,7 +153,10 @@ class ShardWorker:
         assert self._behind is not None
         behind, self._behind = self._behind, None
         start = time.monotonic()
-        behind.commit.result()
+        try:
+            behind.commit.result()
+        except UserError as error:
+            raise type(error)(f"{behind.shard}: {error}") from error
         waited = time.monotonic() - start
         summary = replace(
             behind.summary,

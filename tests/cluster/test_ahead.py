@@ -82,9 +82,10 @@ def test_what_cannot_be_imported_is_left_to_the_job():
 
 
 def test_a_cluster_is_not_started_ahead():
+    handler = signal.getsignal(signal.SIGTERM)
     with ray_ahead(RaySettings(address="10.0.0.1:6379"), "no.such.module", "wave"):
         assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def interrupted():
@@ -96,8 +97,9 @@ def interrupted():
 def test_sigterm_before_the_work_begins_interrupts():
     """As Ctrl-C does: the job ends with its own exit code, and Ray with it."""
     before = set(psutil.Process().children(recursive=True))
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     left = set(psutil.Process().children(recursive=True)) - before
     assert not psutil.wait_procs(left, timeout=10)[1]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is handler
