@@ -34,16 +34,27 @@ def leave_token(machine):
     say(machine, f"mkdir -p ~/.ray; echo -n {LEFT_TOKEN} > ~/.ray/auth_token")
 
 
+def patiently(start):
+    """A `ray start`, again where Ray itself gave up after 30 seconds: on a loaded machine."""
+    late = "timed out during startup|No node info found"
+    tried = f"{start} >/tmp/started 2>&1 && exit; cat /tmp/started"
+    again = f"grep -qE '{late}' /tmp/started || exit 1; ray stop --force"
+    return f"for n in 1 2 3; do {tried}; {again}; done; exit 1"
+
+
 def start_head(machine):
     """README's first two commands, one after the other in one shell."""
-    say(machine, "; ".join(commands()[: HEAD + 1]))
+    token, start = commands()[: HEAD + 1]
+    say(machine, f"{token}; {patiently(start)}")
 
 
 def join(machine, head):
     """README's third command, begun after its first's comment: copy the token."""
     token = say(head, "cat ~/.ray/auth_token")
     copy = f"mkdir -p ~/.ray; echo -n {shlex.quote(token)} > ~/.ray/auth_token; "
-    return machine.start(PLACE + MODE + copy + commands()[OTHER].replace("HEAD", head.ip))
+    return machine.start(
+        PLACE + MODE + copy + patiently(commands()[OTHER].replace("HEAD", head.ip))
+    )
 
 
 def joined(*begun):
