@@ -132,7 +132,7 @@ def read_table(folder: RunFolder, name: str) -> pa.Table:
             f"{folder.location}/{TABLES}/{name}.parquet is missing: run jobs/reduce.py"
             f" run={folder.location} first."
         )
-    return pq.read_table(io.BytesIO(data))
+    return pq.ParquetFile(pa.BufferReader(data)).read()  # pq.read_table takes twice the time
 
 
 def open_table(folder: RunFolder, name: str) -> pq.ParquetFile | None:
