@@ -1,7 +1,7 @@
-"""A process beside the driver that ends what the driver's Ray has started, whatever ends the driver.
+"""A process beside the driver that ends what the driver's Ray started, whatever ends the driver.
 
-Ray's agents look for a head that is gone for up to a minute. The driver holds one end of a pipe; when
-it is closed, by its end too, what is left of Ray's processes is killed, each by its id.
+Ray's agents look for a head that is gone for up to a minute. The driver holds one end of a pipe;
+when it is closed, by its end too, what is left of Ray's processes is killed, each by its id.
 """
 
 import contextlib
