@@ -178,7 +178,7 @@ def test_who_slept_past_its_lease_writes_nothing_more(
 
 
 @pytest.mark.parametrize(
-    "seconds", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 300))]
+    "seconds", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 300))]
 )
 def test_an_outage_in_the_middle_is_ridden_out(seconds, server, inputs, local, monkeypatch, caplog):
     location, write_layer, timers = (

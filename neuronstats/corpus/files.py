@@ -95,7 +95,7 @@ def read_documents(path: Path, text: str, domain: str | None) -> Iterator[Docume
             columns = [text] if domain is None else [text, domain]
             for place, row in reader[path.suffix](path, columns):
                 yield place, domain_in(row, domain), text_in(place, row, text)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         raise UserError(f"{path}: broken or cut short ({error})") from error
@@ -168,6 +168,11 @@ def _batch_rows(
                     f"{path}, rows {number + 1} to {number + BATCH_ROWS}: a text has a byte "
                     f"0x{error.object[error.start]:02x} at its offset {error.start}, which is not "
                     "UTF-8 text"
+                ) from error
+            except (ValueError, OverflowError, KeyError) as error:  # dates, time zones
+                raise UserError(
+                    f"{path}, rows {number + 1} to {number + BATCH_ROWS}: a value cannot be read"
+                    f" ({error!s:.200})"
                 ) from error
             for row in rows:
                 number += 1
