@@ -41,11 +41,6 @@ CORE_MINUTES = 36864 * 32  # neurons of opt-66b's first half
 def merging(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
     """Merge the run's first layer; count SAMPLE of its neurons plainly; read and decode some.
 
-    Args:
-        rounds: how often.
-        sizes: of the run.
-        scratch: an empty folder.
-
     Raises:
         UserError: the run cannot be made.
     """

@@ -17,12 +17,7 @@ UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 def starting(rounds: Rounds, scratch: Path, max_tokens: int) -> Findings:
-    """Run the job as often as there are rounds, each time into a new folder.
-
-    Args:
-        rounds: how often.
-        scratch: for the runs.
-        max_tokens: of the embedded text.
+    """Run the job over the embedded text as often as there are rounds, each time into a new folder.
 
     Raises:
         UserError: the job fails.

@@ -66,11 +66,9 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    model = models.tiny_opt(num_layers=2, hidden=16, heads=2, ffn=24, positions=16)
-    checkpoint = models.save_tokenizer(models.save_checkpoint(model, folder / "model"))
-    return checkpoint, save_tokens(folder / "tokens.npy", models.random_tokens(6, 16, seed=3))
+def inputs(tmp_path_factory, smallest_checkpoint):
+    file = tmp_path_factory.mktemp("inputs") / "tokens.npy"
+    return smallest_checkpoint, save_tokens(file, models.random_tokens(6, 16, seed=3))
 
 
 def make(location, inputs):

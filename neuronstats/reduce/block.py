@@ -78,16 +78,7 @@ def memory_terms(
     ngram_bytes: int,
     shape: Shape,
 ) -> tuple[Term, ...]:
-    """Bound the memory of a worker, by what it is for.
-
-    Args:
-        layout: the run's.
-        shards: those that count.
-        num_neurons: of the largest block.
-        settings: lengths and thresholds.
-        ngram_bytes: of the n-gram ids.
-        shape: the model's.
-    """
+    """Bound the memory of a worker whose largest block has so many neurons, by what it is for."""
     num_sequences = sum(shard.num_sequences for shard in shards)
     longest = max(shard.num_sequences for shard in shards)
     row = bits.packed_bytes(layout.num_positions)

@@ -117,7 +117,7 @@ def section(view: BlockView, settings: Any) -> Section:
 
 
 def _shares(part: Floats, whole: Floats) -> Any:
-    """Divide; null where there is nothing to take a share of."""
+    """Divide the two; null where there is nothing to take a share of."""
     return np.ma.masked_array(part / np.where(whole > 0, whole, 1), whole == 0)
 
 

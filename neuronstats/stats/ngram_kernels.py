@@ -33,7 +33,7 @@ SINGLE_SHIFT = 16
 
 
 def _trailing_zeros_code(_context: Any, _word: Any) -> Any:
-    """Position of the lowest set bit of a uint64; anything where there is none."""
+    """Find the position of the lowest set bit of a uint64; anything where there is none."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], context.get_constant(types.boolean, 1))

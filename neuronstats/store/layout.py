@@ -155,7 +155,7 @@ class Record:
 
     @staticmethod
     def key(index: int) -> str:
-        """The record's key below activations.zarr."""
+        """Return the record's key below activations.zarr."""
         return f"records/{index:05d}.json"
 
     def dumps(self) -> bytes:

@@ -66,12 +66,12 @@ class Manifest:
             return cls(folder, None)
         try:
             content = json.loads(data)
-            told = content.pop("checksum")
+            known = content.pop("checksum")
             objects = {
                 name: (int(n), str(digest)) for name, (n, digest) in content["objects"].items()
             }
             reduction = dict(content["reduction"])
-            whole = told == _own_checksum(content)
+            whole = known == _own_checksum(content)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:

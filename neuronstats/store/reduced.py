@@ -177,14 +177,10 @@ class ReducedRun:
     def rows(
         self, name: str, layer: int, first: int, last: int, columns: list[str] | None = None
     ) -> pa.Table | None:
-        """Return a table's rows of some neurons of one layer, reading only the groups they are in.
+        """Return a table's rows of a layer's neurons from `first` to below `last`.
 
-        Args:
-            name: a table with the columns layer and neuron.
-            layer: the layer.
-            first: the first neuron.
-            last: one past the last neuron.
-            columns: layer, neuron and others; None: all.
+        Only the groups that they are in are read. The table has the columns layer and neuron, and
+        so have `columns`; None: all of them.
         """
         file = self._file(name)
         if file is None:

@@ -288,14 +288,7 @@ class Run:
     def read_sums(
         self, kind: str, layer: int, neurons: slice, shards: Sequence[Shard]
     ) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
-        """Yield each shard's int64 [quantity or token, neuron] of one layer.
-
-        Args:
-            kind: sums or token_sums.
-            layer: the layer.
-            neurons: of it.
-            shards: whose they are.
-        """
+        """Yield each shard's int64 [quantity or token, neuron] of a layer's sums or token_sums."""
         array = self.array(self.zarr(), kind, layer)
         for shard in shards:
             with damage(f"{kind} of layer {layer} of {shard}", REPAIR):

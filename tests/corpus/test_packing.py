@@ -6,6 +6,7 @@ from helpers.words import BOS, SEPARATOR, VOCAB, WORDS
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from neuronstats.corpus import packing as packing_module
 from neuronstats.corpus import tokenizer as tokenizer_module
 from neuronstats.corpus.corpus import allot, choose_sequences
 from neuronstats.corpus.packing import tokenize
@@ -75,15 +76,7 @@ texts_strategy = st.lists(
 )
 @EXAMPLES
 def test_corpus_is_what_was_foretold(
-    words,
-    texts,
-    length,
-    limit,
-    packing,
-    shares,
-    batch,
-    piece,
-    rest,
+    words, texts, length, limit, packing, shares, batch, piece, rest
 ):
     assume(shares is None or (limit is not None and sum(shares.values()) > 0))
     values = {
@@ -91,13 +84,13 @@ def test_corpus_is_what_was_foretold(
         "max_tokens": None if limit is None else limit * length + rest * (length - 1),
         "packing": packing,
         "shares": shares,
-        "batch_characters": batch,
     }
     expected = foretell(texts, length, limit, packing, shares)
     quotas = allot(limit, shares) if shares and limit else {}
     absent = any(quota and name not in dict(texts) for name, quota in quotas.items())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_module, "PIECE_CHARACTERS", piece)
+        patch.setattr(packing_module, "BATCH_CHARACTERS", batch)
         if absent or not expected:
             match = "there is no text of it" if absent else "too little text"
             with pytest.raises(UserError, match=match):
@@ -121,55 +114,32 @@ def counted(texts, read):
         yield pair
 
 
-def test_reading_ends_when_all_shared_domains_are_full(words):
+def test_reading_ends_when_all_shared_domains_are_full(words, monkeypatch):
+    monkeypatch.setattr(packing_module, "BATCH_CHARACTERS", 1)
     read: list[int] = []
     full: set[str] = set()
     texts = [("xyz"[number % 3], "a b c d") for number in range(300)]
-    corpus = tokenize(
-        counted(texts, read),
-        words,
-        bos_id=BOS,
-        separator_id=SEPARATOR,
-        vocab_size=VOCAB,
-        sequence_length=5,
-        max_tokens=20,
-        shares={"y": 3, "x": 1},
-        full=full,
-        batch_characters=1,
-    )
+    some = {"sequence_length": 5, "max_tokens": 20, "shares": {"y": 3, "x": 1}, "full": full}
+    corpus = make(counted(texts, read), words, **some)
     assert corpus.domains == ("y", "x")
     assert np.bincount(corpus.domain).tolist() == [3, 1]
     assert len(read) < 15
     assert full == {"x", "y", "z"}  # z is wanted by nobody
 
 
-def test_domains_that_nobody_wants_are_not_tokenised(words):
+def test_domains_that_nobody_wants_are_not_tokenised(words, monkeypatch):
+    monkeypatch.setattr(packing_module, "BATCH_CHARACTERS", 1)
     texts = [("z", "h"), ("x", "a b"), ("y", "h"), ("x", "h h")]  # h is outside the vocabulary
-    corpus = make(
-        texts,
-        words,
-        sequence_length=3,
-        vocab_size=9,
-        max_tokens=3,
-        shares={"x": 9, "y": 1},
-        batch_characters=1,
-    )
+    some = {"sequence_length": 3, "vocab_size": 9, "max_tokens": 3, "shares": {"x": 9, "y": 1}}
+    corpus = make(texts, words, **some)
     assert corpus.tokens.tolist() == [[BOS, WORDS["a"], WORDS["b"]]]
 
 
 def test_without_shares_the_whole_is_read_and_the_proportions_kept(words):
     read: list[int] = []
     texts = [("x" if number % 4 else "y", "a b c d") for number in range(400)]
-    corpus = tokenize(
-        counted(texts, read),
-        words,
-        bos_id=BOS,
-        separator_id=SEPARATOR,
-        vocab_size=VOCAB,
-        sequence_length=5,
-        max_tokens=40,
-        packing="document",
-    )
+    some = {"sequence_length": 5, "max_tokens": 40, "packing": "document"}
+    corpus = make(counted(texts, read), words, **some)
     assert len(read) == 400
     assert corpus.domains == ("y", "x")
     assert np.bincount(corpus.domain).tolist() == [2, 6]

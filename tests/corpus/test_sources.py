@@ -30,25 +30,8 @@ def write_jsonl(path, rows):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "locl"}, "data.kind=locl: expected one of sample, local, tokens, hub"),
-        ({"packing": "pack"}, "data.packing=pack: expected one of concat, document"),
         ({"kind": "local"}, r"data=sample needs data.path: a file, folder or glob"),
-        ({"kind": "tokens"}, r"data=sample needs data.path: an .npy file"),
-        ({"path": "a.txt"}, r"data.path=a.txt is for data=local and data=tokens"),
-        ({"kind": "tokens", "path": "a.npy", "packing": "document"}, "data.packing is for text"),
-        ({"kind": "tokens", "path": "a.npy", "separator": "x"}, "data.separator is for text"),
-        ({"sequence_length": 1}, "data.sequence_length=1: expected 2 or more"),
-        ({"max_tokens": 0}, "data.max_tokens=0: expected 1 or more"),
-        ({"shares": {"a": 1.0}}, "data.shares are shares of data.max_tokens"),
-        ({"shares": {"a": 0.0}, "max_tokens": 9}, "must be 0 or more and not all 0"),
-        ({"shares": {"a": -1.0, "b": 2.0}, "max_tokens": 9}, r"got \{'a': -1.0\}"),
         ({"shares": {"a": float("nan")}, "max_tokens": 9}, r"got \{'a': nan\}"),
-        ({"kind": "hub"}, "data.sources is empty"),
-        ({"kind": "hub", "sources": [Source(domain="a", path="b")]}, "set data.max_tokens"),
-        (
-            {"kind": "hub", "max_tokens": 9, "sources": [Source(domain="a")]},
-            "domain and path are needed",
-        ),
         (
             {"kind": "hub", "max_tokens": 9, "sources": [Source(domain="a", path="b")] * 2},
             "a domain is there twice: a, a",

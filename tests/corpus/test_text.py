@@ -143,18 +143,9 @@ def test_half_a_surrogate_pair(tmp_path):
         read(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"text": ', "line 2: not JSON"),
-        ("[" * 200_000, "line 2: not JSON"),
-        ('["text"]', "line 2: expected an object"),
-        ('{"body": "b"}', "line 2: there is no column 'text'; the columns are body"),
-    ],
-)
-def test_bad_json_line(tmp_path, line, message):
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n{line}\n')
-    with pytest.raises(UserError, match=message):
+def test_json_that_nests_too_deep(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "[" * 200_000)
+    with pytest.raises(UserError, match="line 2: not JSON"):
         read(tmp_path / "a.jsonl")
 
 
@@ -162,13 +153,6 @@ def test_json_rows_may_leave_out_the_domain_and_lines_may_be_blank(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a", "domain": 7}\n\n{"text": "b"}\n{"text": "c", "domain": " "}')
     assert read(path, domain="domain") == [("7", "a"), ("unknown", "b"), ("unknown", "c")]
-
-
-@pytest.mark.parametrize("content", ["", " \n\t"])
-def test_no_text_at_all(tmp_path, content):
-    (tmp_path / "a.txt").write_text(content)
-    with pytest.raises(UserError, match=r"data=local: there is no text in .*documents: 1, all"):
-        read(tmp_path)
 
 
 def test_empty_documents_are_left_out_and_said(tmp_path, caplog):
@@ -200,21 +184,6 @@ def test_glob(tmp_path, monkeypatch):
     assert [content for _, content in read("../b*.txt")] == ["b1.txt"]
     (tmp_path / "[1].txt").write_text("a file's own name comes first")
     assert read(tmp_path / "[1].txt") == [("text", "a file's own name comes first")]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nothing", "there is no such file or folder"),
-        ("*.txt", r"no file ends in .txt, .jsonl, .parquet, .arrow; found nothing"),
-        ("a.md", r"no file ends in .*; found a.md"),
-        ("", r"no file ends in .*; found a.md"),
-    ],
-)
-def test_nothing_to_read(tmp_path, name, message):
-    (tmp_path / "a.md").write_text("no")
-    with pytest.raises(UserError, match=message):
-        read(tmp_path / name)
 
 
 def test_unreadable_file(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from neuronstats.corpus import tokenizer as tokenizer_module
-from neuronstats.corpus.packing import load_tokenizer, tokenize
+from neuronstats.corpus.packing import tokenize
+from neuronstats.corpus.tokenizer import load_tokenizer
 from neuronstats.errors import UserError
 
 EXAMPLES = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

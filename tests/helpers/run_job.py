@@ -5,9 +5,7 @@ import importlib.util
 import io
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from unittest import mock
 
 from neuronstats.cluster import local
@@ -15,7 +13,7 @@ from neuronstats.cluster import local
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
-def run_job(name: str, *overrides: object, cwd: Path | None = None) -> tuple[int, str, str]:
+def run_job(name, *overrides, cwd=None):
     """Run jobs/NAME.py; return its exit code, standard output and standard error.
 
     Args:
@@ -48,7 +46,7 @@ def run_job(name: str, *overrides: object, cwd: Path | None = None) -> tuple[int
 
 
 @contextlib.contextmanager
-def _known(name: str, module: ModuleType) -> Iterator[None]:
+def _known(name, module):
     sys.modules[name] = module  # what it imports stays, as patch.dict would not have it
     try:
         yield
@@ -57,7 +55,7 @@ def _known(name: str, module: ModuleType) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _inside(folder: Path | None) -> Iterator[None]:
+def _inside(folder):
     before = Path.cwd()
     os.chdir(folder or before)
     try:
