@@ -54,6 +54,7 @@ class Sweep:
         hidden_on_device: keep a shard's hidden states on the device; else in host memory.
         sum_tokens: take the sums of bits.sums, and those by token of these ids, int64 [token];
             None: take none.
+        threshold: a bit is set where the activation function's input is above it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Sweep:
         resident: bool = True,
         hidden_on_device: bool = True,
         sum_tokens: NDArray[np.int64] | None = None,
+        threshold: float = 0.0,
     ) -> None:
         self._num_layers, self._num_bitmaps = num_layers, num_bitmaps
         self._batch = batch_sequences
@@ -78,7 +80,7 @@ class Sweep:
         self._neurons = self._decoder.shape.neurons
         self._width = self._decoder.shape.hidden
         self._gated = self._decoder.shape.activation.gated
-        self._sum_tokens = sum_tokens
+        self._sum_tokens, self._threshold = sum_tokens, tensors.rounded(threshold, dtype)
         self._streams = transfer.Streams(device) if transfer.runs_beside(device) else None
         self.layers = LayerSource(self._decoder, num_layers, resident=resident)
 
@@ -155,7 +157,7 @@ class Sweep:
     def _new_sums(self) -> Sums:
         assert self._sum_tokens is not None
         size = (self._neurons, len(self._sum_tokens))
-        return Sums(*size, gated=self._gated, device=self._device)
+        return Sums(*size, gated=self._gated, device=self._device, threshold=self._threshold)
 
     @torch.inference_mode()
     def _embedded(self, tokens: NDArray[np.integer[Any]]) -> Tensor:
@@ -203,7 +205,7 @@ class Sweep:
                     tensors.relu_pack_rows_(real, num_positions, out)
                     rest.relu_()
                     return
-                tensors.pack_rows(real, num_positions, out)
+                tensors.pack_rows(real, num_positions, out, self._threshold)
                 if last:
                     # There is no output to look at: NaN and infinity show in the extremes.
                     extremes = torch.stack(torch.aminmax(real.reshape(valid, -1), dim=1))

@@ -87,6 +87,7 @@ class ShardWorker:
             resident=work.resident,
             hidden_on_device=work.hidden_on_device,
             sum_tokens=np.array(layout.sum_tokens, np.int64) if layout.sums else None,
+            threshold=self._run.about.threshold,
         )
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._weight_bytes = 0

@@ -82,6 +82,11 @@ class RunInfo:
         return int(self.raw["model"].get("family", "opt") != "opt")
 
     @property
+    def threshold(self) -> float:
+        """What the activation function's input is above where a bit is set; 0 in the paper."""
+        return float(self.raw["model"].get("activation", {}).get("threshold", 0.0))
+
+    @property
     def has_positions(self) -> bool:
         """Whether the model has positional embeddings."""
         return bool(self.raw["model"].get("has_positions", True))
