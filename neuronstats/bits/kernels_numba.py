@@ -14,8 +14,12 @@ _TILE = 2048  # neurons at a time: eight bytes each stay in the first-level cach
 _FULL = 255  # sequences that fit a counter of one byte
 
 
-def _pack_rows(flat: Any, row_stride: int, num_positions: int, rows: Any) -> None:
-    """Fill uint8 [sequence, byte, neuron] from integers that have the input's signs.
+def _pack_rows(
+    flat: Any, row_stride: int, num_positions: int, rows: Any, changed: Any = 0, limit: Any = 0
+) -> None:
+    """Fill uint8 [sequence, byte, neuron] from the input's bits as integers of its width.
+
+    A bit is set where the integer, changed in those bits, is above the limit, all of one type.
 
     Eight rows are read at once, each from its own pointer into the one flat array: only so does
     LLVM make vector instructions of the loop over neurons, and memory is read at its full speed.
@@ -37,14 +41,14 @@ def _pack_rows(flat: Any, row_stride: int, num_positions: int, rows: Any) -> Non
         out = rows[sequence, byte]
         for n in range(num_neurons):
             out[n] = mask & (
-                (p0[n] > 0) * np.uint8(1)
-                | (p1[n] > 0) * np.uint8(2)
-                | (p2[n] > 0) * np.uint8(4)
-                | (p3[n] > 0) * np.uint8(8)
-                | (p4[n] > 0) * np.uint8(16)
-                | (p5[n] > 0) * np.uint8(32)
-                | (p6[n] > 0) * np.uint8(64)
-                | (p7[n] > 0) * np.uint8(128)
+                ((p0[n] ^ changed) > limit) * np.uint8(1)
+                | ((p1[n] ^ changed) > limit) * np.uint8(2)
+                | ((p2[n] ^ changed) > limit) * np.uint8(4)
+                | ((p3[n] ^ changed) > limit) * np.uint8(8)
+                | ((p4[n] ^ changed) > limit) * np.uint8(16)
+                | ((p5[n] ^ changed) > limit) * np.uint8(32)
+                | ((p6[n] ^ changed) > limit) * np.uint8(64)
+                | ((p7[n] ^ changed) > limit) * np.uint8(128)
             )
 
 

@@ -55,6 +55,7 @@ class Sweep:
         table_on_device: keep the token embeddings on the device; else a batch's rows are sent.
         sum_tokens: take the sums of bits.sums, and those by token of these ids, int64 [token];
             None: take none.
+        threshold: a bit is set where the activation function's input is above it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Sweep:
         hidden_on_device: bool = True,
         table_on_device: bool = False,
         sum_tokens: NDArray[np.int64] | None = None,
+        threshold: float = 0.0,
     ) -> None:
         self._num_layers, self._num_bitmaps = num_layers, num_bitmaps
         self._batch = batch_sequences
@@ -81,7 +83,7 @@ class Sweep:
         self._neurons = self._decoder.shape.neurons
         self._width = self._decoder.shape.hidden
         self._gated = self._decoder.shape.activation.gated
-        self._sum_tokens = sum_tokens
+        self._sum_tokens, self._threshold = sum_tokens, tensors.rounded(threshold, dtype)
         self._streams = transfer.Streams(device) if transfer.runs_beside(device) else None
         self.layers = LayerSource(self._decoder, num_layers, resident=resident)
 
@@ -175,7 +177,7 @@ class Sweep:
     def _new_sums(self) -> Sums:
         assert self._sum_tokens is not None
         size = (self._neurons, len(self._sum_tokens))
-        return Sums(*size, gated=self._gated, device=self._device)
+        return Sums(*size, gated=self._gated, device=self._device, threshold=self._threshold)
 
     @torch.inference_mode()
     def _embedded(self, tokens: NDArray[np.integer[Any]]) -> Tensor:
@@ -228,7 +230,7 @@ class Sweep:
                     tensors.relu_pack_rows_(real, num_positions, out)
                     rest.relu_()
                     return
-                tensors.pack_rows(real, num_positions, out)
+                tensors.pack_rows(real, num_positions, out, self._threshold)
                 if last:
                     # There is no output to look at: NaN and infinity show in the extremes.
                     extremes = torch.stack(torch.aminmax(real.reshape(valid, -1), dim=1))

@@ -101,6 +101,7 @@ class ShardWorker:
             hidden_on_device=work.hidden_on_device,
             table_on_device=work.table_on_device,
             sum_tokens=np.array(layout.sum_tokens, np.int64) if layout.sums else None,
+            threshold=self._run.about.threshold,
         )
         self._writing = Writing()
         self._behind: _Behind | None = None

@@ -217,6 +217,7 @@ class _Reduction:
             "layers": self._num_layers,
             "complete": len(self._shards) == num_shards,
             **({"first_position": first} if (first := run.about.first_position) else {}),
+            **({"threshold": above} if (above := run.about.threshold) else {}),
             **manifest.MARK,
         }
         with run.folder.lock(), contextlib.ExitStack() as stack:

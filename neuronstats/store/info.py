@@ -114,6 +114,11 @@ class RunInfo:
         return int(self._map("model").get("family", "opt") != "opt")
 
     @property
+    def threshold(self) -> float:
+        """What the activation function's input is above where a bit is set; 0 in the paper."""
+        return float(self.raw["model"].get("activation", {}).get("threshold", 0.0))
+
+    @property
     def has_positions(self) -> bool:
         """Whether the model has positional embeddings."""
         return bool(self._map("model").get("has_positions", True))

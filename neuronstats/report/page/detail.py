@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from neuronstats import bits
 from neuronstats.errors import UserError
 from neuronstats.report.notebook import LoadedRun, contexts_of_bitmap, top_and_bottom
+from neuronstats.report.page.writing import writing
 from neuronstats.report.settings import ReportSettings
 from neuronstats.stats import ngrams, positions
 from neuronstats.stats.suppression import PROMOTED, SUPPRESSED, TRIGGER_RANK, TRIGGERS
@@ -46,6 +47,9 @@ def details(
         for neuron in neurons:
             row = layer * run.layout.num_neurons + neuron
             found[neuron]["consistency"] = _round(column[row].as_py())
+    places = [layer * run.layout.num_neurons + neuron for neuron in neurons]
+    for neuron, written in zip(neurons, writing(run, places), strict=False):  # none, or of each
+        found[neuron]["writing"] = written
     return {str(neuron): entry for neuron, entry in found.items()}
 
 

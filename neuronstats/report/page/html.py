@@ -28,7 +28,7 @@ WRITES = {
 NEVER = {
     "dead": ("dead: never activated", "a dead neuron's frequency is below"),
     "never_open": (
-        "never open: no gate above 0, which is not dead",
+        "never open: no gate above {above:g}, which is not dead",
         "a never-open neuron's gate is open less often than",
     ),
 }
@@ -57,7 +57,8 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
     neurons = run.neurons
     never = int(pc.sum(neurons[run.never], min_count=0).as_py())
     share = 100 * never / max(1, len(neurons))
-    rows = {NEVER[run.never][0]: KeyNumber(f"{never:,} ({share:.2f} %)", "dead")}
+    name = NEVER[run.never][0].format(above=run.run.about.threshold)
+    rows = {name: KeyNumber(f"{never:,} ({share:.2f} %)", "dead")}
     for n, word in ngrams.WORDS.items():
         detector = ngrams.detector(n).name
         if run.has(detector):
@@ -156,6 +157,7 @@ def info_script(
             "neurons": named.run.layout.num_neurons,
             "tokens": named.run.tokens,
             "never": named.run.never.replace("_", " "),
+            "threshold": named.run.run.about.threshold,
             "ngrams": named.run.ngrams,
             "columns": [c.for_page() for c in columns.neuron_columns(named.run.ngrams)],
             "settings": named.run.metadata["settings"],

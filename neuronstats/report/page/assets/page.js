@@ -157,7 +157,7 @@ const NS = (() => {
     const lines = [];
     const smooth = info.runs[run].never !== "dead";  // a gate that is not open still writes
     if (flag(flags, "never")) {
-      lines.push(smooth ? `Never open: the gate was above 0 on none of ${number(tokens)} tokens. With 95 % confidence it`
+      lines.push(smooth ? `Never open: the gate was above ${info.runs[run].threshold} on none of ${number(tokens)} tokens. With 95 % confidence it`
         + ` is on fewer than 3/tokens = ${(3 / tokens).toPrecision(2)}. A closed gate still writes: this is not dead.`
         : `Dead: activated on none of ${number(tokens)} tokens. With 95 % confidence its frequency is`
         + ` below 3/tokens = ${(3 / tokens).toPrecision(2)}.`);
@@ -412,6 +412,14 @@ const NS = (() => {
     ].filter(([, list]) => list));
   }
 
+  // How much it writes and which way; nothing in runs without sums.
+  function writing(entry) {
+    if (!entry.writing) return [];
+    const rows = entry.writing.map(({ title, value, format, meaning }) => [
+      title, value === null ? "–" : format === "percent" ? percent(value) : String(value), meaning]);
+    return [make("h3", { textContent: "How much it writes" }), grid(["", "", "meaning"], rows)];
+  }
+
   function contexts(entry) {
     if (!entry.contexts) return [make("p", { textContent: "No contexts: this layer has no bitmaps (collect.bitmaps)." })];
     if (!entry.contexts.length) return [make("p", { textContent: "No contexts: it was activated on nothing but the begin-of-sequence token." })];
@@ -471,7 +479,7 @@ const NS = (() => {
       }
       at("ngrams").replaceChildren(...ngramTables(entry));
       const words = updates(entry);
-      at("updates").replaceChildren(...(words ? [make("h3", { textContent: "Promoted and suppressed tokens" }), words] : []));
+      at("updates").replaceChildren(...writing(entry), ...(words ? [make("h3", { textContent: "Promoted and suppressed tokens" }), words] : []));
       at("contexts").replaceChildren(...contexts(entry));
     }
     panel.dataset.shown = `${run}/${index}/${neuron}`;
