@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import xxhash
 
-from neuronstats.bits.sums import quantities
+from neuronstats.bits import quantities
 from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.collect.choose import choose
 from neuronstats.collect.inspect import Inputs, read_text
@@ -138,7 +138,7 @@ def open_run(inputs: Inputs, folder: RunFolder, plan: Plan, corpus: Corpus | Non
         shard_sequences=plan.work.shard_sequences,
         domains=corpus.domains,
         shards=make_shards(corpus, plan.work.shard_sequences),
-        sums=() if number is None else quantities(gated=gated),
+        sums=() if number is None else quantities.names(gated=gated),
         sum_tokens=() if number is None else corpus.most_frequent(number),
     )
     return new_run(folder, corpus, layout, _new_info(inputs, plan, asked, corpus))

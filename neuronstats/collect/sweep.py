@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronstats import bits
-from neuronstats.bits import sums as sums_
-from neuronstats.bits import tensors
-from neuronstats.bits.sums import Sums
+from neuronstats.bits import quantities, tensors
+from neuronstats.bits.sums import LEFT_OUT, NO_SLOT, Sums
 from neuronstats.collect import transfer
 from neuronstats.collect.weights import LayerSource
 from neuronstats.errors import UserError
@@ -129,10 +128,10 @@ class Sweep:
         """Return for each token where bits.sums adds it, int64 [sequence, position]."""
         if self._sum_tokens is None:
             return None
-        slots = np.full(tokens.shape, sums_.NO_SLOT, np.int64)
+        slots = np.full(tokens.shape, NO_SLOT, np.int64)
         for slot, token in enumerate(self._sum_tokens.tolist()):
             slots[tokens == token] = slot
-        slots[:, : sums_.first_position(tokens.shape[1])] = sums_.LEFT_OUT
+        slots[:, : quantities.first_position(tokens.shape[1])] = LEFT_OUT
         return torch.from_numpy(slots).to(self._device)
 
     def _made(
@@ -272,11 +271,11 @@ class Sweep:
 
 def _inexact(values: NDArray[np.int64], num_tokens: int, layer: int, name: str) -> str | None:
     """Say why sums may not have been exact; None where they are."""
-    most = sums_.largest(values)
-    if most < sums_.LIMIT and num_tokens <= sums_.MAX_TOKENS:
+    most = quantities.largest(values)
+    if most < quantities.LIMIT and num_tokens <= quantities.MAX_TOKENS:
         return None
     return (
         f"layer {layer} of {name}, {num_tokens} tokens: a neuron hands on {most:.6g}; sums are"
-        f" exact below {sums_.LIMIT} and up to {sums_.MAX_TOKENS} tokens a shard. Give"
+        f" exact below {quantities.LIMIT} and up to {quantities.MAX_TOKENS} tokens a shard. Give"
         " collect.sums=false, or a smaller collect.shard_sequences."
     )

@@ -129,9 +129,9 @@ class BlockView:
 
     @cached_property
     def sums(self) -> Integers:
-        """What was summed beside the bits, int64 [domain, quantity, neuron]; see bits/sums.py.
+        """What was summed beside the bits, int64 [domain, quantity, neuron].
 
-        The quantities are those of `bits.sums.quantities`, over all positions but the first.
+        The quantities are those of `bits.quantities.names`, over all positions but the first.
         """
         assert self.read_sums is not None
         return self.read_sums()

@@ -9,7 +9,7 @@ from helpers.hooked import hooked
 from transformers import AutoModelForCausalLM
 
 from neuronstats import bits
-from neuronstats.bits import sums
+from neuronstats.bits import quantities
 from neuronstats.collect.job import collect
 from neuronstats.collect.sweep import Sweep
 from neuronstats.errors import SettingsError
@@ -67,7 +67,7 @@ def compare(record, here, limit, *, gated):
     np.testing.assert_array_equal(found, is_open.transpose(2, 0, 1))
     np.testing.assert_array_equal(record.position_counts, is_open.sum(0))
     is_open, a, positive = is_open[:, 1:], a[:, 1:], u[:, 1:] > 0  # without position 0
-    rows = dict(zip(sums.quantities(gated=gated), record.sums, strict=True))
+    rows = dict(zip(quantities.names(gated=gated), record.sums, strict=True))
     fixed = np.rint(abs(a) * 2**24).astype(np.int64)
     np.testing.assert_array_equal(rows["absolute_open"], (fixed * is_open).sum((0, 1)))
     np.testing.assert_array_equal(rows["absolute"], fixed.sum((0, 1)))
