@@ -426,8 +426,8 @@ const NS = (() => {
   function writing(entry) {
     if (!entry.writing) return [];
     const rows = entry.writing.map(({ title, value, format, meaning }) => [
-      title, value === null ? "–" : format === "percent" ? percent(value) : String(value), meaning]);
-    return [make("h3", { textContent: "How much it writes" }), grid(["", "", "meaning"], rows)];
+      title, value === null ? "–" : format === "percent" ? percent(value).replace(" ", "\u00a0") : String(value), meaning]);
+    return [make("h3", { textContent: "How much it writes" }), grid(["", "value", "meaning"], rows)];
   }
 
   function contexts(entry) {
