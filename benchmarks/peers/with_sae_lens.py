@@ -11,7 +11,8 @@ from benchmarks.peers.measure import Counts, measure
 
 def count(folder: str, tokens: Counts, out: Path) -> Counts:
     """Return activations int64 [layer, neuron]."""
-    model = load_model("AutoModelForCausalLM", folder, device="cpu")
+    exact = {"dtype": torch.float32}
+    model = load_model("AutoModelForCausalLM", folder, "cpu", exact)
     config = model.model.config
     counts = np.zeros((config.num_hidden_layers, config.ffn_dim), np.int64)
     names = [f"model.decoder.layers.{layer}.fc1" for layer in range(len(counts))]

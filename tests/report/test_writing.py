@@ -47,9 +47,9 @@ def test_details_have_the_tables_values(folder):
 @browser_missing
 def test_the_panel_shows_them(folder, browser):  # noqa: F811
     page = Page(browser, folder / "report")
-    page.open("#local/0/5")
+    page.open("#run/0/5")
     page.shown(0, 5)
-    texts = page.texts("#updates tr")
+    texts = [text.replace("\u00a0", " ") for text in page.texts("#updates tr")]
     row = pq.read_table(folder / "run" / "tables" / "neurons.parquet").to_pylist()[5]
     share = f"{100 * row['open_write_share']:.3g}"
     assert any(text.startswith(f"from open gates{share} %") for text in texts), texts
