@@ -13,7 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronstats.stats import dead, ngrams, positions, suppression, vocabulary
+from neuronstats.stats import (
+    contributions,
+    dead,
+    ngrams,
+    positions,
+    signed,
+    suppression,
+    vocabulary,
+)
 from neuronstats.stats.curves import TYPES
 from neuronstats.stats.ngrams import WORDS
 from neuronstats.stats.view import LAYER, NEURON, Column
@@ -75,6 +83,16 @@ DOMAIN_COLUMNS = (
     Shown(positions.DOMAIN_FREQUENCY, "frequency", "percent"),
     Shown(positions.DOMAIN_TOKENS, "tokens", "count"),
     Shown(positions.DOMAIN_MI, "nats of position", "nats"),
+)
+
+# How much a neuron writes and which way, in runs whose sweep took sums.
+WRITING_COLUMNS = (
+    Shown(contributions.OPEN_SHARE, "from open gates", "percent"),
+    Shown(contributions.ONE_SIGNEDNESS, "one-signedness", "number"),
+    Shown(contributions.CONTRIBUTION, "mean contribution", "number"),
+    Shown(signed.TRIGGERS, "triggers that count", "number"),
+    Shown(signed.PROJECTION, "on its triggers", "number"),
+    Shown(signed.NORMED, "on its triggers, with the final norm", "number"),
 )
 
 
@@ -202,5 +220,6 @@ def for_page() -> dict[str, Any]:
         },
         "classes": {name: {"mask": c.mask, "value": c.value} for name, c in CLASSES.items()},
         "domain_columns": [shown.for_page() for shown in DOMAIN_COLUMNS],
+        "writing_columns": [shown.for_page() for shown in WRITING_COLUMNS],
         "ngram_columns": {n: [shown.for_page() for shown in ngram_columns(n)] for n in WORDS},
     }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from neuronstats import bits
 from neuronstats.errors import UserError
 from neuronstats.report.notebook import LoadedRun, contexts_of_bitmap, top_and_bottom
-from neuronstats.report.page.writing import writing
+from neuronstats.report.page.columns import WRITING_COLUMNS
 from neuronstats.report.settings import ReportSettings
 from neuronstats.stats import ngrams, positions
 from neuronstats.stats.suppression import PROMOTED, SUPPRESSED, TRIGGER_RANK, TRIGGERS
@@ -47,9 +47,12 @@ def details(
         for neuron in neurons:
             row = layer * run.layout.num_neurons + neuron
             found[neuron]["consistency"] = _round(column[row].as_py())
-    places = [layer * run.layout.num_neurons + neuron for neuron in neurons]
-    for neuron, written in zip(neurons, writing(run, places), strict=False):  # none, or of each
-        found[neuron]["writing"] = written
+    written = [shown.column.name for shown in WRITING_COLUMNS if run.has(shown.column.name)]
+    if written:
+        places = [layer * run.layout.num_neurons + neuron for neuron in neurons]
+        amounts = run.neurons.select(written).take(places).to_pylist()
+        for neuron, amount in zip(neurons, amounts, strict=True):
+            found[neuron]["writing"] = {name: _round(value) for name, value in amount.items()}
     return {str(neuron): entry for neuron, entry in found.items()}
 
 

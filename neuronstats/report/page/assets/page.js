@@ -127,6 +127,7 @@ const NS = (() => {
     visible,
     percent,
     count: number,
+    number: String,
     nats: (value) => value.toFixed(4),
     ratio: (value, row, column) => ratio(value, row[column.of]),
     link: (value, row) => make("a", { href: address(row.run, row.layer, row.neuron), textContent: value }),
@@ -415,9 +416,10 @@ const NS = (() => {
   // How much it writes and which way; nothing in runs without sums.
   function writing(entry) {
     if (!entry.writing) return [];
-    const rows = entry.writing.map(({ title, value, format, meaning }) => [
-      title, value === null ? "–" : format === "percent" ? percent(value).replace(" ", "\u00a0") : String(value), meaning]);
-    return [make("h3", { textContent: "How much it writes" }), grid([{ title: "" }, { title: "value" }, { title: "meaning" }], rows)];
+    const rows = info.writing_columns.filter((column) => column.field in entry.writing).map((column) => [
+      column.title, written(column, entry.writing).replace(" ", "\u00a0"), column.meaning]);
+    const head = [{ title: "" }, { title: "value" }, { title: "meaning" }];
+    return [make("h3", { textContent: "How much it writes" }), grid(head, rows)];
   }
 
   function contexts(entry) {
