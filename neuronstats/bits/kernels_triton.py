@@ -100,6 +100,8 @@ def _position_counts(
     tl.store(at_count + num_neurons * 7, c7, mask=inside)
 
 
+# There is nothing to fuse in whole numbers; some versions warn of it if they are not told.
+_OPTIONS = {"enable_fp_fusion": False}
 pack_rows_kernel = triton.jit(_pack_rows)
 transpose_kernel = triton.jit(_transpose)
 position_counts_kernel = triton.jit(_position_counts)
@@ -132,6 +134,7 @@ def pack_rows(
             relu=relu,
             minus_infinity=-round(1 / torch.finfo(values.dtype).eps),  # the exponent's bits, all 1
             block=_PACK_NEURONS,
+            **_OPTIONS,
         )
 
 
@@ -141,7 +144,7 @@ def transpose(rows: Tensor, columns: Tensor) -> None:
     side = _TRANSPOSE_BYTES
     with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
         transpose_kernel[(triton.cdiv(num_rows, side), triton.cdiv(num_neurons, side))](
-            rows, columns, num_rows, num_neurons, block=side
+            rows, columns, num_rows, num_neurons, block=side, **_OPTIONS
         )
 
 
@@ -151,6 +154,12 @@ def position_counts(rows: Tensor) -> Tensor:
     counts = rows.new_empty((8 * num_bytes, num_neurons), dtype=torch.int32)
     with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
         position_counts_kernel[(triton.cdiv(num_neurons, _COUNT_NEURONS), num_bytes)](
-            rows, counts, num_sequences, num_bytes, num_neurons, block=_COUNT_NEURONS
+            rows,
+            counts,
+            num_sequences,
+            num_bytes,
+            num_neurons,
+            block=_COUNT_NEURONS,
+            **_OPTIONS,
         )
     return counts

@@ -13,7 +13,7 @@ from typing import Any
 from neuronstats.cluster.connection import Connection
 from neuronstats.cluster.inspection import lowest_niceness
 from neuronstats.cluster.nodes import Node
-from neuronstats.cluster.words import advice, summary, vanished
+from neuronstats.cluster.words import advice, gpu_advice, summary, vanished
 from neuronstats.errors import UserError
 from neuronstats.machine import reset_peak
 
@@ -302,6 +302,8 @@ class Crew:
                 named = any(str(cause).startswith(str(task)) for task in hired.tasks)
                 local = hired.task is None and self._pool.settings.address is None
                 raise type(cause)(str(cause) if local or named else f"{place}: {cause}") from error
+            if type(cause).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+                raise UserError(f"{name}: {gpu_advice(cause)}") from error
             if isinstance(cause, self._ray.exceptions.RayError):
                 raise self._lose(reference, cause) from error
             if hired.task is None and len(self._pool.nodes) > 1:

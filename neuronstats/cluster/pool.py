@@ -1,4 +1,4 @@
-"""A pool of workers, each with one task in flight.
+"""A pool of workers, each with one task in flight, and perhaps one behind whose result is to come.
 
 Tasks carry names, not data: what a worker makes goes from it to the store, and only a small summary
 comes back. A worker that is lost (killed, its machine gone) is replaced and its task done again,

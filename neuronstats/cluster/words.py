@@ -39,3 +39,12 @@ def advice(error: BaseException | str) -> str:
             " log of that machine says which."
         )
     return "The logs of Ray on that machine say more (/tmp/ray/session_latest/logs)."
+
+
+def gpu_advice(error: BaseException) -> str:
+    """Say in one line that a GPU's memory was too small, and what to do."""
+    reason = (" ".join(str(error).split()) or type(error).__name__).split(". ")[0]
+    return (
+        f"the GPU has too little free memory ({reason}): is it used by others? Else give smaller"
+        " collect.batch_sequences or collect.shard_sequences."
+    )

@@ -187,7 +187,8 @@ class Sweep:
         if self._hidden_on_device:
             hidden = torch.empty(shape, dtype=self._dtype, device=self._device)
         else:
-            hidden = transfer.pinned(shape, self._dtype)
+            assert self._streams is not None
+            hidden = self._streams.host(shape, self._dtype, "hidden states")
         for start in range(0, whole, self._batch):
             chosen = np.arange(start, start + self._batch)
             chosen[chosen >= num_sequences] = 0

@@ -7,7 +7,8 @@ where it touches the memory itself. Without a GPU nothing of this module runs.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class WeightsIn:
 
 
 class Streams:
-    """The streams of one worker's shards, made once.
+    """The streams of one worker's shards, made once, and the pinned memory at their ends.
 
     torch has thirty-two and deals them out in turn: those of each new shard would in time be the
     weights' own.
@@ -125,6 +126,17 @@ class Streams:
 
     def __init__(self, device: torch.device) -> None:
         self.inward, self.outward, self.to_host = (cuda.Stream(device) for _ in range(3))
+        self._largest: dict[Hashable, int] = {}
+
+    def host(self, shape: Sequence[int], dtype: torch.dtype, purpose: Hashable) -> Tensor:
+        """Return pinned memory; for each purpose of the largest size that there was.
+
+        torch keeps what it has pinned: a short shard's own sizes would stay beside the full ones.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        self._largest[purpose] = max(size, self._largest.get(purpose, 0))
+        memory = pinned((self._largest[purpose],), torch.uint8)
+        return memory[:size].view(dtype).view(tuple(shape))
 
 
 class HiddenAside:
@@ -193,7 +205,7 @@ def to_host(made: Iterable[Sequence[Tensor]], streams: Streams) -> Iterator[list
         ready, copied = cuda.Event(), cuda.Event()
         ready.record(cuda.current_stream())
         stream.wait_event(ready)
-        copies = [pinned(tensor.shape, tensor.dtype) for tensor in tensors]
+        copies = [streams.host(t.shape, t.dtype, _kind(t)) for t in tensors]
         with cuda.stream(stream):
             for copy, tensor in zip(copies, tensors, strict=True):
                 copy.copy_(tensor, non_blocking=True)
@@ -209,3 +221,8 @@ def _arrived(copied: torch.cuda.Event, copies: list[Tensor], _: Sequence[Tensor]
     """Wait for copies; what they are copied from must live until then."""
     copied.synchronize()
     return copies
+
+
+def _kind(tensor: Tensor) -> Hashable:
+    """Return what is the same of a layer's bits, counts and sums for shards of any length."""
+    return tensor.dtype, tensor.shape[0] if tensor.ndim > 1 else None

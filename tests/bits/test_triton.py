@@ -177,3 +177,23 @@ def test_what_triton_needs(
 def test_triton_kernels_on_cuda() -> None:
     pytest.importorskip("triton", reason=NO_TRITON)
     compare_triton("cuda")
+
+
+def test_kernels_are_started_without_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.9 warns at the first start else, and a warning is an error in tests."""
+    pytest.importorskip("triton", reason=NO_TRITON)
+    from neuronstats.bits import kernels_triton
+
+    started: list[dict[str, Any]] = []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args, **kwargs: started.append(kwargs)
+
+    for name in ("pack_rows_kernel", "transpose_kernel", "position_counts_kernel"):
+        monkeypatch.setattr(kernels_triton, name, Kernel())
+    rows = torch.zeros((1, 1, 8), dtype=torch.uint8)
+    kernels_triton.pack_rows(torch.zeros(8, 8), 8, rows, relu=False)
+    kernels_triton.transpose(rows, rows.view(8, 1, 1))
+    kernels_triton.position_counts(rows)
+    assert [kwargs["enable_fp_fusion"] for kwargs in started] == [False] * 3

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from neuronstats.cluster.crew import LATER, Before
 from neuronstats.cluster.settings import RaySettings
@@ -36,6 +37,10 @@ class Picky:
             os._exit(3)
 
     def __call__(self, task):
+        if task == "large":
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ..."
+            )
         if task == "bad":
             raise UserError("the input is bad")
         path = Path(task)
@@ -148,7 +153,7 @@ def test_results_that_come_with_the_next_task(pool, tmp_path):
     done = [(task, result) for task, result in pool.run(Late, (str(tmp_path),), range(7))]
     assert sorted(done) == [(task, task * 2) for task in range(7)]
     assert pool.reached == {}
-    with pytest.raises(UserError, match=r"^7 cannot be ended$"):
+    with pytest.raises(UserError, match=r"^7: 7 cannot be ended$"):
         list(pool.run(Late, (str(tmp_path),), [7]))
 
 
@@ -205,6 +210,8 @@ def test_a_task_that_kills_every_worker_ends_the_job_with_its_name(pool, tmp_pat
 def test_errors_of_people_keep_their_kind(pool):
     with pytest.raises(UserError, match=r"^bad: the input is bad$"):
         list(pool.run(Picky, (), ["bad"]))
+    with pytest.raises(UserError, match=r"^large: the GPU has too little .*CUDA out of memory\)"):
+        list(pool.run(Picky, (), ["large"]))
     with pytest.raises(SettingsError, match=r"^model.path=/nowhere does not exist"):
         list(pool.run(Picky, ("settings",), ["any"]))
 

@@ -135,6 +135,27 @@ def test_pinned_memory_is_planned_as_torch_takes_it():
     assert [transfer.pinned_bytes(n) for n in (1, 2, 3, 4096, 4097)] == [1, 2, 4, 4096, 8192]
 
 
+@pytest.mark.parametrize("near", [True, False])
+def test_a_short_shard_pins_no_memory_of_its_own(near, tiny_checkpoint, monkeypatch):
+    """torch keeps what it has pinned, each size for itself."""
+    asked = []
+    tokens = models.random_tokens(8, 21, seed=6)  # shards of five and three
+    pinned = Streams.pinned
+
+    def noted(streams, shape, dtype):
+        asked.append(int(np.prod(shape)) * dtype.itemsize)
+        return pinned(streams, shape, dtype)
+
+    monkeypatch.setattr(Streams, "pinned", noted)
+    with pytest.MonkeyPatch.context() as patch:
+        found, _ = with_streams(
+            patch, tiny_checkpoint("pre"), tokens, hidden_on_device=near, table_on_device=True
+        )
+    assert [len(record.bitmap[0]) for record in found] == [5] * 3 + [3] * 3
+    assert set(asked[len(asked) // 2 + 2 :]) <= set(asked[: len(asked) // 2 + 2])
+    assert len(set(asked)) == 5 + (not near)  # weights, ids, bits, counts, finite; hidden states
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("resident", "near"), PLACEMENTS)
