@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import OPTForCausalLM
 
 # Minutes each: first, so that of several test processes none begins one when the others are done.
-LONGEST = ("test_resume.py", "test_cluster.py", "test_crash.py", "test_wheel.py")
+LONGEST = ("test_nodes.py", "test_resume.py", "test_cluster.py", "test_crash.py", "test_wheel.py")
 
 
 def pytest_collection_modifyitems(items):

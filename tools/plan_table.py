@@ -1,5 +1,6 @@
 """Writes docs/plan.md: what every OPT model takes on four kinds of machines, by the plan itself."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 
 from neuronstats.cluster.nodes import Node
 from neuronstats.cluster.settings import RaySettings
-from neuronstats.collect.inspect import inspect
+from neuronstats.collect.inspect import Inputs, inspect
 from neuronstats.collect.plan import CorpusSize, Plan
 from neuronstats.collect.prepare import make_choices
 from neuronstats.collect.settings import CollectJob
@@ -45,13 +46,19 @@ shards, or read anew for each. Disk is what is expected after compression.
 """
 
 
-def plan_of(name: str, node: Node) -> Plan:
-    """Plan a model on a machine, from the sizes in conf/model."""
+@functools.cache
+def inspected(name: str) -> Inputs:
+    """Return what is known of a model, from the sizes in conf/model."""
     chosen = yaml.safe_load((ROOT / "conf" / "model" / f"opt-{name}.yaml").read_text())
     settings = CollectJob(
         model=ModelSettings(**chosen), ray=RaySettings(), plan=True, run="/nowhere/runs/opt"
     )
-    plan, _ = make_choices(inspect(settings, lambda line: None), [node], CORPUS, None)
+    return inspect(settings, lambda line: None)
+
+
+def plan_of(name: str, node: Node) -> Plan:
+    """Plan a model on a machine."""
+    plan, _ = make_choices(inspected(name), [node], CORPUS, None)
     return plan
 
 

@@ -30,7 +30,7 @@ from neuronstats.errors import DONE, FAILED, GONE, WRONG_SETTINGS
 
 SEQUENCES = 640
 SHARDS = SEQUENCES // 4
-LENGTH = "collect.shard_sequences=4"
+LENGTH = "collect.shard_sequences=4 ray.cpus_per_worker=1"  # room for two jobs at once
 TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
 
 pytestmark = [
@@ -165,8 +165,7 @@ def test_folders_that_a_machine_does_not_see(cluster):
         ("/tmp/private/run", "/mnt/model", FAILED, "run folder /tmp/private/run does not exist"),
         ("/mnt/unseen", "/tmp/private/model", WRONG_SETTINGS, "model.path=/tmp/private/model"),
     ]
-    more = (LENGTH, "ray.cpus_per_worker=1")  # room for both jobs
-    jobs = [collect(driver, head, *more, run=run, model=model) for run, model, _, _ in cases]
+    jobs = [collect(driver, head, LENGTH, run=run, model=model) for run, model, _, _ in cases]
     for job, (_, _, code, words) in zip(jobs, cases, strict=True):
         out, err = job.communicate(timeout=600)
         assert job.returncode == code, (out, err)

@@ -86,22 +86,21 @@ esac
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory, tiny_checkpoint):
-    network = machines.Network(tmp_path_factory.mktemp("network"))
-    shared = network.shared
-    (shared / "bin").mkdir()
-    (shared / "steps").mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (shared / "bin" / name).write_text(text)
-        (shared / "bin" / name).chmod(0o755)
-    (shared / "hosts").write_text(
-        "127.0.0.1 localhost\n" + "".join(f"10.77.0.{n[1:]} {n}\n" for n in NAMES)
-    )
-    shutil.copytree(tiny_checkpoint("pre"), shared / "model")
-    save_tokens(shared / "tokens.npy", models.random_tokens(640, 64, seed=3))
-    found = [network.machine("mount --bind /mnt/hosts /etc/hosts") for _ in NAMES]
-    daemons = [machine.start(SLURMD) for machine in found]
-    yield network, found
-    network.remove()
+    with machines.Network(tmp_path_factory.mktemp("network")) as network:
+        shared = network.shared
+        (shared / "bin").mkdir()
+        (shared / "steps").mkdir()
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+            (shared / "bin" / name).write_text(text)
+            (shared / "bin" / name).chmod(0o755)
+        (shared / "hosts").write_text(
+            "127.0.0.1 localhost\n" + "".join(f"10.77.0.{n[1:]} {n}\n" for n in NAMES)
+        )
+        shutil.copytree(tiny_checkpoint("pre"), shared / "model")
+        save_tokens(shared / "tokens.npy", models.random_tokens(640, 64, seed=3))
+        found = [network.machine("mount --bind /mnt/hosts /etc/hosts") for _ in NAMES]
+        daemons = [machine.start(SLURMD) for machine in found]
+        yield network, found
     for daemon in daemons:
         daemon.communicate(timeout=30)
 
@@ -127,7 +126,7 @@ def committed(run):
 def test_it_collects_on_all_machines(slurm):
     network, found = slurm
     job = sbatch(found[0], 1, 16)
-    out, err = job.communicate(timeout=400)
+    out, err = job.communicate(timeout=900)
     assert job.returncode == DONE, (out, err)
     run = Run.open(str(network.shared / "run16"))
     assert len(run.records()) == len(run.layout.shards) == 40
@@ -140,20 +139,20 @@ def test_before_its_time_ends_it_is_requeued_and_goes_on(slurm):
     network, found = slurm
     run = network.shared / "run2"
     job = sbatch(found[0], 2, 2)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not committed(run):
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
     pid = (network.shared / "pid").read_text().strip()
     found[0].run(f"kill -{signal.SIGTERM.value} {pid}")  # --signal=B:TERM: the batch script alone
-    out, err = job.communicate(timeout=400)
+    out, err = job.communicate(timeout=900)
     assert job.returncode == INTERRUPTED, (out, err)
     assert "stopping: finishing what is in flight" in out
     assert (network.shared / "requeued").read_text() == "2\n"
     assert 0 < committed(run) < 320
     job = sbatch(found[0], 2, 2)
-    out, err = job.communicate(timeout=400)
+    out, err = job.communicate(timeout=900)
     assert job.returncode == DONE, (out, err)
     assert "are committed already" in out
     assert committed(run) == 320
