@@ -11,6 +11,7 @@ from neuronstats.errors import GONE, GoneError
 
 INTERVAL_SECONDS = 2.0
 GONE_SECONDS = 20.0  # without an answer; Ray ends this process after 60
+REQUIRED_SECONDS = 8.0  # a raylet that ends ends its workers first
 STUCK_SECONDS = 15.0  # more, for the main thread to notice: it may be waiting inside Ray
 
 
@@ -51,9 +52,14 @@ class Watch:
             raise GoneError(self._words)
 
     def require(self) -> None:
-        """Raise GoneError if the cluster does not answer now; a worker's death may tell first."""
-        if not self._there():
-            raise GoneError(self._words)
+        """Raise GoneError if the cluster goes away in these seconds; workers may die before it."""
+        deadline = time.monotonic() + REQUIRED_SECONDS
+        while True:
+            if not self._there():
+                raise GoneError(self._words)
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.2)
 
     def _there(self) -> bool:
         return all(_answers(place) for place in (self._head, self._raylet) if place)

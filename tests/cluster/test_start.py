@@ -92,13 +92,26 @@ class DeadRay:
 @pytest.mark.parametrize(("local", "says"), [(True, "Ray on this machine"), (False, "the head")])
 def test_a_head_that_answers_no_more(monkeypatch, local, says):
     monkeypatch.setattr(watch, "INTERVAL_SECONDS", 0.01)
-    monkeypatch.setattr(watch, "GONE_SECONDS", 0.2)
+    monkeypatch.setattr(watch, "GONE_SECONDS", 1.0)
     watching = watch.Watch(DeadRay(), "127.0.0.1:1", local=local)
     watching.check()
-    time.sleep(0.4)
+    time.sleep(1.1)
     with pytest.raises(GoneError, match="the same command goes on") as caught:
         watching.check()
     assert says.removeprefix("the ") in str(caught.value)
+    watching.close()
+
+
+def test_a_raylet_that_ends_seconds_after_its_workers():
+    """With its agent killed it ended its workers first: "no machine can start a worker"."""
+    server = socket.create_server(("127.0.0.1", 0))
+    place = server.getsockname()
+    node = DeadRay().nodes()[0] | {"NodeManagerPort": place[1]}
+    ray = SimpleNamespace(nodes=lambda: [node], get_runtime_context=DeadRay().get_runtime_context)
+    watching = watch.Watch(ray, f"127.0.0.1:{place[1]}", local=True)
+    threading.Timer(1, server.close).start()
+    with pytest.raises(GoneError, match="Ray on this machine has ended"):
+        watching.require()
     watching.close()
 
 
