@@ -26,11 +26,7 @@ _numbers = itertools.count()
 
 
 class Cap:
-    """A control group for one process.
-
-    Args:
-        folder: the group, which exists; removed when closed.
-    """
+    """A control group for one process: an existing folder, removed when closed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -75,10 +71,7 @@ class Cap:
 class Child:
     """Makes a way of doing the work in a new process, and has it done there.
 
-    Args:
-        name: for messages.
-        make: called there, so picklable; gives what does the work once.
-        cap: the group it is to be in.
+    `make` is called there, so it is picklable; it returns what does the work once.
     """
 
     def __init__(
@@ -102,7 +95,7 @@ class Child:
         return self._process.pid
 
     def __call__(self) -> int:
-        """Do the work once; give the most bytes of its own that the process held meanwhile."""
+        """Do the work once; return the most bytes of its own that the process held meanwhile."""
         self._pipe.send("again")
         return self._answer()
 
@@ -116,12 +109,12 @@ class Child:
         return int(answer)
 
     def cpu_seconds(self) -> float:
-        """Processor time so far."""
+        """Return the processor time so far."""
         fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def disk_bytes_read(self) -> int:
-        """Bytes read from disks so far."""
+        """Return the bytes read from disks so far."""
         lines = Path(f"/proc/{self._pid}/io").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 

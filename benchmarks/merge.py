@@ -41,15 +41,10 @@ CORE_MINUTES = 36864 * 32  # neurons of opt-66b's first half
 def merging(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
     """Merge the run's first layer; count SAMPLE of its neurons plainly; read and decode some.
 
-    Args:
-        rounds: how often.
-        sizes: of the run.
-        scratch: an empty folder.
-
     Raises:
         UserError: the run cannot be made.
     """
-    run = _make_run(sizes, scratch)
+    run = random_run(scratch, sizes.merge_layers, sizes.merge_neurons, sizes.merge_tokens)
     tokens = run.corpus().tokens
     layout, shards = run.layout, run.layout.shards
     sample = run.read_bits(0, slice(0, SAMPLE), shards)
@@ -101,11 +96,16 @@ def merging(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
     )
 
 
-def _make_run(sizes: Sizes, scratch: Path) -> Run:
-    config = opt_config(sizes.merge_layers, HIDDEN, HEADS, VOCABULARY, neurons=sizes.merge_neurons)
+def random_run(scratch: Path, layers: int, neurons: int, num_tokens: int) -> Run:
+    """Collect a model of random weights over tokens by Zipf's law, all bitmaps; return the run.
+
+    Raises:
+        UserError: the job was interrupted.
+    """
+    config = opt_config(layers, HIDDEN, HEADS, VOCABULARY, neurons=neurons)
     write_random(scratch / "model", config, ACTIVE, torch.float32)
-    tokens = zipf_tokens(max(1, sizes.merge_tokens // POSITIONS), POSITIONS)
-    return Run.open(str(collect_run(scratch, tokens, sizes.merge_layers, Console(io.StringIO()))))
+    tokens = zipf_tokens(max(1, num_tokens // POSITIONS), POSITIONS)
+    return Run.open(str(collect_run(scratch, tokens, layers, Console(io.StringIO()))))
 
 
 def _reduced(run: Run) -> float:

@@ -73,7 +73,7 @@ def forward(_sizes: Sizes, subject: Subject, rounds: Rounds, scratch: Path) -> F
 
 
 def _best_batch(bare: Bare, subject: Subject, rounds: Rounds) -> tuple[int, tuple[str, str]]:
-    """Find Hugging Face's fastest batch; give it, and what was tried."""
+    """Find Hugging Face's fastest batch; return it, and what was tried."""
     num_sequences, num_positions = subject.tokens.shape
     tokens = BATCH_TOKENS[subject.device.type]
     sizes = {min(num_sequences, max(1, number // num_positions)) for number in tokens}
@@ -121,7 +121,7 @@ def _compare(
 
 
 def _flop(shape: Shape, num_layers: int, positions: int) -> int:
-    """Floating-point operations of a token in the first layers."""
+    """Count the floating-point operations of a token in the first layers."""
     return num_layers * (2 * shape.layer_weights + 2 * positions * shape.hidden)
 
 
@@ -161,7 +161,7 @@ PARTS: dict[str, Callable[[Sizes, Subject, Rounds, Path], Findings]] = {
     "merge": lambda sizes, _, rounds, scratch: merging(rounds, sizes, _fresh(scratch, "merge")),
     "stream": lambda _, subject, rounds, scratch: measure(subject, rounds, scratch / "stream"),
     "start": start,
-    "workers": lambda sizes, _, rounds, scratch: scaling(rounds, scratch, sizes.workers_tokens),
+    "workers": lambda sizes, _, rounds, scratch: scaling(rounds, sizes, _fresh(scratch, "workers")),
     "whole": lambda sizes, _, rounds, scratch: whole(rounds, sizes, _fresh(scratch, "whole")),
     "growth": lambda sizes, _, rounds, scratch: growth(rounds, sizes, _fresh(scratch, "growth")),
     "flips": flip,

@@ -17,11 +17,7 @@ HEAD = ("what", "median", "least to most", "best", "by CPU time", "goal", "")
 
 
 class Report:
-    """Gathers the findings of all parts, and writes a section for each.
-
-    Args:
-        device: what computes.
-    """
+    """Gathers the findings of all parts, and writes a section for each."""
 
     def __init__(self, device: torch.device) -> None:
         self.parts: dict[str, Findings] = {}

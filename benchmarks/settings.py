@@ -40,6 +40,8 @@ class Sizes:
     """Of the embedded text."""
     workers_tokens: int = 900_000
     """Of the embedded text."""
+    workers_layers: int = 8
+    """Of the run that is reduced by one worker and by two: as `merge`, with more layers."""
     page_layers: int = 64
     """Of the run whose page is opened, of 36 864 neurons each, as opt-66b has."""
     growth_tokens: int = 131_072
@@ -60,6 +62,7 @@ SHORT = Sizes(
     merge_neurons=120,
     start_tokens=50_000,
     workers_tokens=50_000,
+    workers_layers=2,
     page_layers=2,
     growth_tokens=8_192,
     whole_tokens=50_000,

@@ -11,18 +11,13 @@ from neuronstats.errors import UserError
 
 JOB = Path(__file__).parent.parent / "jobs" / "collect.py"
 POLL_SECONDS = 0.02
-START_GOAL = 15.0  # seconds to the first token
+START_GOAL = 9.0  # seconds to the first token
 PEAK_GOALS = (0.8, 1.0)  # of what was planned
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 def starting(rounds: Rounds, scratch: Path, max_tokens: int) -> Findings:
-    """Run the job as often as there are rounds, each time into a new folder.
-
-    Args:
-        rounds: how often.
-        scratch: for the runs.
-        max_tokens: of the embedded text.
+    """Run the job over the embedded text as often as there are rounds, each time into a new folder.
 
     Raises:
         UserError: the job fails.

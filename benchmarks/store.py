@@ -56,7 +56,7 @@ class Written:
         ]
 
     def stored_bytes(self) -> int:
-        """Bytes on disk of bitmaps and counts."""
+        """Return the bytes on disk of bitmaps and counts."""
         records = self._run.records().values()
         return sum(size for record in records for size, _ in record.objects.values())
 

@@ -101,7 +101,7 @@ def _resident(subject: Subject, _scratch: Path, *, drop: bool) -> Callable[[], o
 
 
 def _streamed(subject: Subject, _scratch: Path, *, drop: bool) -> Callable[[], object]:
-    """Two layers in memory; each is read once for the shard."""
+    """Sweep with two layers in memory; each is read once for the shard."""
     swept, files = Swept(subject, resident=False), weight_files(subject.folder) if drop else []
 
     def record() -> None:
@@ -112,7 +112,7 @@ def _streamed(subject: Subject, _scratch: Path, *, drop: bool) -> Callable[[], o
 
 
 def _accelerate(subject: Subject, scratch: Path, *, drop: bool) -> Callable[[], object]:
-    """accelerate's disk offload of the base model: every layer is read for every batch."""
+    """Offload the base model to disk by accelerate: every layer is read for every batch."""
     accelerate: Any = importlib.import_module("accelerate")
     model: Any = load_model(subject).model
     scratch.mkdir(parents=True)

@@ -1,8 +1,9 @@
-"""Two workers of one thread against one, in turn: collect and reduce on the embedded model.
+"""Two workers of one thread against one, in turn: collect, reduce, and bare forward passes.
 
 For a machine at rest with two cores or more; a run should take a minute.
 """
 
+import json
 import re
 import statistics
 import subprocess
@@ -11,51 +12,84 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from benchmarks.merge import random_run
 from benchmarks.rounds import Findings, Rounds, Value
+from benchmarks.settings import Sizes
 from neuronstats.errors import UserError
 
 JOBS = Path(__file__).parent.parent / "jobs"
 COLLECT_GOAL, REDUCE_GOAL = 1.85, 1.7  # times as fast
 OUTSIDE_GOAL = 8.0  # seconds of a collect job that are no sweep
 STAMP = re.compile(r"^([\d-]+ [\d:,]+) .*shard \d+ .*: (start|committed)", re.MULTILINE)
+BARE_SECONDS = 10.0
+BARE = """
+import json, sys, time, torch
+from neuronstats.model.source import EMBEDDED
+from transformers import AutoModel
+
+torch.set_num_threads(1)
+model = AutoModel.from_pretrained(EMBEDDED / "opt-mini").eval()
+tokens = torch.randint(4, 900, (4, 512))
+with torch.inference_mode():
+    model(tokens)
+    start, passes = time.monotonic(), 0
+    while time.monotonic() < start + float(sys.argv[1]):
+        model(tokens)
+        passes += 1
+print(json.dumps(passes * tokens.numel() / (time.monotonic() - start)))
+"""
 
 
-def scaling(rounds: Rounds, scratch: Path, max_tokens: int) -> Findings:
-    """Run both jobs with one worker and with two, in turn, as often as there are rounds.
+def scaling(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
+    """Do each with one worker and with two, in turn, as often as there are rounds.
 
     Args:
         rounds: how often.
-        scratch: for the runs.
-        max_tokens: of the embedded text.
+        sizes: tokens of the embedded text, to be collected; and of the random run, to be reduced.
+        scratch: an empty folder, for the runs.
 
     Raises:
         UserError: a job fails.
     """
-    sweeps: dict[int, list[float]] = {1: [], 2: []}
-    reductions: dict[int, list[float]] = {1: [], 2: []}
+    to_reduce = random_run(
+        scratch / "random", sizes.workers_layers, sizes.merge_neurons, sizes.merge_tokens
+    )
+    seconds: dict[str, dict[int, list[float]]] = {
+        name: {1: [], 2: []} for name in ("collect", "reduce", "bare forward")
+    }
     outside = []
     for number in range(rounds.rounds):
         for workers in (1, 2):
-            run = scratch / f"workers-{number}-{workers}"
-            text = f"data.max_tokens={max_tokens}"
+            run = scratch / f"collect-{number}-{workers}"
+            text = f"data.max_tokens={sizes.workers_tokens}"
             whole = _run("collect", workers, f"run={run}", text, "collect.shard_sequences=32")
-            sweeps[workers].append(_sweep_seconds(run))
-            outside.append(whole - sweeps[workers][-1])
-            reductions[workers].append(_run("reduce", workers, f"run={run}"))
+            seconds["collect"][workers].append(_sweep_seconds(run))
+            outside.append(whole - seconds["collect"][workers][-1])
+            run = Path(to_reduce.folder.location)
+            seconds["reduce"][workers].append(_run("reduce", workers, f"run={run}"))
+            seconds["bare forward"][workers].append(sizes.workers_tokens / _bare_rate(workers))
         rounds.report(f"round {number + 1} of {rounds.rounds}")
     values = []
-    for job, seconds, goal in (
-        ("collect", sweeps, COLLECT_GOAL),
-        ("reduce", reductions, REDUCE_GOAL),
-    ):
-        ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
-        times = "; ".join(f"{n}: {', '.join(f'{s:.1f}' for s in seconds[n])} s" for n in (1, 2))
-        name = f"two workers / one, {job}"
-        values.append(Value(name, statistics.median(ratios), "", least=goal, note=times))
+    for name, goal in (("collect", COLLECT_GOAL), ("reduce", REDUCE_GOAL), ("bare forward", None)):
+        one, two = seconds[name][1], seconds[name][2]
+        ratio = statistics.median(a / b for a, b in zip(one, two, strict=True))
+        note = "; ".join(
+            f"{n}: {', '.join(f'{s:.1f}' for s in of)} s" for n, of in ((1, one), (2, two))
+        )
+        values.append(Value(f"two workers / one, {name}", ratio, "", least=goal, note=note))
     values.append(Value("outside the sweep", min(outside), "s", most=OUTSIDE_GOAL))
+    layout = to_reduce.layout
+    reduced = f"{layout.num_layers} layers of {layout.num_neurons} neurons, random weights"
     return Findings(
         values=values,
-        facts=[("run", f"opt-mini over {max_tokens} tokens of the embedded text, one thread each")],
+        facts=[
+            ("collected", f"opt-mini over {sizes.workers_tokens} tokens, one thread each"),
+            ("reduced", f"{reduced}, {layout.num_sequences * layout.num_positions:.2e} tokens"),
+            (
+                "bare forward",
+                "processes side by side, without Ray or anything of ours: the machine",
+            ),
+        ],
     )
 
 
@@ -75,3 +109,11 @@ def _sweep_seconds(run: Path) -> float:
     text = "".join(path.read_text() for path in (run / "logs").glob("*.log"))
     times = [datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f") for at, _ in STAMP.findall(text)]
     return (max(times) - min(times)).total_seconds()
+
+
+def _bare_rate(processes: int) -> float:
+    """Return the tokens a second of bare forward passes in so many processes of one thread."""
+    command = [sys.executable, "-c", BARE, str(BARE_SECONDS)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    started = [subprocess.Popen(command, **options) for _ in range(processes)]  # type: ignore[call-overload]
+    return sum(json.loads(process.communicate()[0]) for process in started)

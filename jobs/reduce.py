@@ -8,9 +8,13 @@ from neuronstats.reduce.settings import ReduceJob
 @job("reduce", ReduceJob)
 def main(settings: ReduceJob) -> int:
     """Settings -> blocks of neurons, merged -> tables, replaced at once -> one summary line."""
-    from neuronstats.reduce.job import reduce  # heavy: not for --help
+    from neuronstats.cluster.local import ray_ahead  # this and the job: not for --help
 
-    return reduce(settings, Console())
+    heavy = ("neuronstats.reduce.job", "neuronstats.reduce.worker")
+    with ray_ahead(settings.ray, *heavy, per_core=True, wanted=not settings.plan):
+        from neuronstats.reduce.job import reduce
+
+        return reduce(settings, Console())
 
 
 if __name__ == "__main__":

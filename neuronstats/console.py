@@ -103,7 +103,7 @@ class Advance(Protocol):
     """What `Console.progress` gives."""
 
     def __call__(self, number: int, words: str, underway: float = 0.0) -> None:
-        """Tell of units newly done, how things stand, and units done of what is underway."""
+        """Report units newly done, how things stand, and units done of what is underway."""
 
 
 class _Pace:

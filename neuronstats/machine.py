@@ -108,7 +108,7 @@ def gpu_name() -> str:
 
 
 def _names(name: str, index: str, uuid: str) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES means a GPU: by its number, or the beginning of its UUID.
+    """Return whether CUDA_VISIBLE_DEVICES means a GPU: by its number, or the beginning of its UUID.
 
     A part of a GPU (MIG-GPU-UUID/...) counts as the GPU: its own memory is not asked for here.
     """
@@ -139,7 +139,7 @@ def peak_host_bytes() -> int:
 
 
 def reset_peak() -> None:
-    """Let `peak_host_bytes` begin anew, where the system can."""
+    """Reset `peak_host_bytes`, where the system can."""
     with contextlib.suppress(OSError):
         CLEAR_REFS.write_text("5")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,26 +9,25 @@ import pytest
 
 # Heavy imports stay inside the fixtures: most tests need none of them.
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import OPTForCausalLM
 
 # Minutes each: first, so that of several test processes none begins one when the others are done.
 LONGEST = ("test_resume.py", "test_cluster.py", "test_crash.py", "test_wheel.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Put the longest files first."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Callable[..., OPTForCausalLM]:
+def tiny_model():
     """tiny_model("pre" | "post", seed=0): the random model, made once. Do not change it."""
     from helpers import models
 
     made: dict[tuple[str, int], OPTForCausalLM] = {}
 
-    def get(order: str = "pre", seed: int = 0) -> OPTForCausalLM:
+    def get(order="pre", seed=0):
         if (order, seed) not in made:
             made[order, seed] = models.tiny_opt(order, seed=seed)
         return made[order, seed]
@@ -38,9 +36,7 @@ def tiny_model() -> Callable[..., OPTForCausalLM]:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(
-    tiny_model: Callable[..., OPTForCausalLM], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
+def tiny_checkpoint(tiny_model, tmp_path_factory):
     """tiny_checkpoint("pre", seed=0, layout=..., ...): its folder, with a tokenizer, written once.
 
     Keywords are those of models.save_checkpoint. Copy the folder before damaging it.
@@ -49,7 +45,7 @@ def tiny_checkpoint(
 
     made: dict[tuple[object, ...], Path] = {}
 
-    def get(order: str = "pre", seed: int = 0, **settings: object) -> Path:
+    def get(order="pre", seed=0, **settings):
         key = (order, seed, *sorted(settings.items()))
         if key not in made:
             folder = tmp_path_factory.mktemp(f"opt-{order}")
@@ -60,14 +56,24 @@ def tiny_checkpoint(
     return get
 
 
+@pytest.fixture(scope="session")
+def smallest_checkpoint(tmp_path_factory):
+    """The folder of a model of two layers of 24 neurons, 16 positions, with a tokenizer."""
+    from helpers import models
+
+    model = models.tiny_opt(num_layers=2, hidden=16, heads=2, ffn=24, positions=16)
+    folder = tmp_path_factory.mktemp("opt-smallest")
+    return models.save_tokenizer(models.save_checkpoint(model, folder))
+
+
 @pytest.fixture(scope="session", params=["pre", "post"])
-def order(request: pytest.FixtureRequest) -> str:
+def order(request):
     """Both LayerNorm orders: a test that takes this runs twice."""
     return request.param
 
 
 @pytest.fixture(scope="session")
-def planted_model() -> OPTForCausalLM:
+def planted_model():
     """The model of planted.py. Do not change it."""
     from helpers import planted
 
@@ -75,9 +81,7 @@ def planted_model() -> OPTForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def planted_checkpoint(
-    planted_model: OPTForCausalLM, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def planted_checkpoint(planted_model, tmp_path_factory):
     """The planted model's folder: one safetensors file, and a tokenizer of words w3, w4, ..."""
     from helpers import models, planted
 
@@ -86,7 +90,7 @@ def planted_checkpoint(
 
 
 @pytest.fixture(scope="session")
-def run_folder(planted_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(planted_checkpoint, tmp_path_factory):
     """The planted model's reduced run, of reported.py. Copy it before changing it."""
     from helpers.reported import planted_run
 
@@ -94,7 +98,7 @@ def run_folder(planted_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def planted_corpus() -> tuple[np.ndarray, list[str]]:
+def planted_corpus():
     """Token ids [sequence, position] and domains of the planted corpus, with its defaults."""
     from helpers import planted
 

@@ -3,14 +3,12 @@
 import pytest
 import yaml
 from helpers import models
-from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.serial import collect_job, make_run, quiet, serial
 
 from neuronstats.check.job import check, find_damage
 from neuronstats.check.settings import CheckJob
 from neuronstats.collect.job import collect
 from neuronstats.errors import UserError
-from neuronstats.reduce.job import reduce
-from neuronstats.reduce.settings import ReduceJob
 from neuronstats.stats.settings import ReduceSettings
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import LOCK, LOGS, RUN_FILE, TABLES, ZARR
@@ -19,18 +17,13 @@ from neuronstats.store.run import Run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, smallest_checkpoint):
     """A collected and reduced run, with settings of its own."""
-    base = tmp_path_factory.mktemp("check")
-    model = models.tiny_opt(num_layers=2, hidden=16, heads=2, ffn=24, positions=16)
-    checkpoint = models.save_tokenizer(models.save_checkpoint(model, base / "model"))
-    tokens = save_tokens(base / "tokens.npy", models.random_tokens(6, 16, seed=3), list("aaabbb"))
-    with pytest.MonkeyPatch.context() as patch, serial(patch):
-        settings = {"collect__shard_sequences": 3, "collect__bitmaps": 1}
-        assert collect(collect_job(base / "run", checkpoint, tokens, **settings), quiet()) == 0
-        job = ReduceJob(run=str(base / "run"), reduce=ReduceSettings(cover_share=0.5))
-        assert reduce(job, quiet()) == 0
-    return str(base / "run")
+    folder = tmp_path_factory.mktemp("check") / "run"
+    tokens, domains = models.random_tokens(6, 16, seed=3), list("aaabbb")
+    settings = {"collect__shard_sequences": 3, "collect__bitmaps": 1}
+    reduction = ReduceSettings(cover_share=0.5)
+    return make_run(folder, smallest_checkpoint, tokens, domains, reduction, **settings)
 
 
 def contents(location):

@@ -38,15 +38,19 @@ def schema_of(name):
 
 def settings_of(monkeypatch, name, *overrides):
     """What a job's function is called with."""
-    taken = []
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
-    schema = schema_of(name)
-    with pytest.raises(SystemExit) as end:
-        config.job(name, schema)(taken.append)()
-    assert end.value.code == config.DONE
+    taken, schema = [], schema_of(name)
+    assert end_of(monkeypatch, taken.append, *overrides, name=name, schema=schema) == config.DONE
     [settings] = taken
     assert type(settings) is schema
     return settings
+
+
+def end_of(monkeypatch, function, *arguments, name="collect", schema=CollectJob):
+    """The exit code of a job that does what a function does."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        config.job(name, schema)(function)()
+    return end.value.code
 
 
 def assert_plain(value):
@@ -129,10 +133,8 @@ def test_default_run_folder(monkeypatch):
 def all_settings(monkeypatch, *arguments):
     """What a job is called with, one time after another, and how it ends."""
     found = []
-    monkeypatch.setattr(sys, "argv", ["collect.py", *arguments])
-    with pytest.raises(SystemExit) as end:
-        config.job("collect", CollectJob)(found.append)()
-    return found, end.value.code
+    code = end_of(monkeypatch, found.append, *arguments)
+    return found, code
 
 
 def test_multirun_is_one_run_for_each_value(monkeypatch, tmp_path, capsys):
@@ -161,16 +163,14 @@ def test_multirun_ends_with_the_first_failure(monkeypatch):
         return 130 if settings.run == "b" else 0
 
     asked = []
-    monkeypatch.setattr(sys, "argv", ["collect.py", "--multirun", "run=a,b,c"])
-    with pytest.raises(SystemExit) as end:
-        config.job("collect", CollectJob)(function)()
-    assert (asked, end.value.code) == (["a", "b"], 130)
+    assert end_of(monkeypatch, function, "--multirun", "run=a,b,c") == 130
+    assert asked == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("raised", "code", "message"),
     [
-        (None, 0, ""),
+        (None, config.INTERRUPTED, ""),  # the job's own exit code
         (SettingsError("wrong so"), 2, "error: wrong so\n"),
         (UserError("failed so"), 1, "error: failed so\n"),
         (KeyboardInterrupt(), 130, "what was committed stays"),
@@ -181,20 +181,11 @@ def test_exit_codes(monkeypatch, capsys, raised, code, message):
     def function(settings):
         if raised is not None:
             raise raised
+        return code
 
-    monkeypatch.setattr(sys, "argv", ["collect.py"])
-    with pytest.raises(SystemExit) as end:
-        config.job("collect", CollectJob)(function)()
-    assert end.value.code == code
+    assert end_of(monkeypatch, function) == code
     last = capsys.readouterr().err.split("error: ")[-1]
     assert message.removeprefix("error: ") in last
-
-
-def test_a_job_says_its_own_exit_code(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["collect.py"])
-    with pytest.raises(SystemExit) as end:
-        config.job("collect", CollectJob)(lambda settings: config.INTERRUPTED)()
-    assert end.value.code == 130
 
 
 def keys(settings, prefix=""):

@@ -26,12 +26,9 @@ KINDS = ("local", "object store")
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("crash")
-    model = models.tiny_opt(num_layers=2, hidden=16, heads=2, ffn=24, positions=16)
-    checkpoint = models.save_tokenizer(models.save_checkpoint(model, folder / "model"))
-    tokens = models.random_tokens(6, 16, seed=3)
-    return checkpoint, save_tokens(folder / "tokens.npy", tokens, list("aaabbb"))
+def inputs(tmp_path_factory, smallest_checkpoint):
+    file, tokens = tmp_path_factory.mktemp("crash") / "t.npy", models.random_tokens(6, 16, seed=3)
+    return smallest_checkpoint, save_tokens(file, tokens, list("aaabbb"))
 
 
 @pytest.fixture(params=KINDS)

@@ -10,12 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import models
-from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.serial import make_run, quiet
 from helpers.steps import Steps
 
-from neuronstats.collect.job import collect
-from neuronstats.reduce.job import reduce
-from neuronstats.reduce.settings import ReduceJob
 from neuronstats.report import job as report_job
 from neuronstats.report.figures.frame import Drawing
 from neuronstats.report.job import report
@@ -37,16 +34,9 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    base = tmp_path_factory.mktemp("crash")
-    model = models.tiny_opt(num_layers=2, hidden=16, heads=2, ffn=24, positions=16)
-    checkpoint = models.save_tokenizer(models.save_checkpoint(model, base / "model"))
-    tokens = save_tokens(base / "tokens.npy", models.random_tokens(6, 16, seed=3))
-    with pytest.MonkeyPatch.context() as patch, serial(patch):
-        assert collect(collect_job(base / "run", checkpoint, tokens), quiet()) == 0
-        job = ReduceJob(run=str(base / "run"), reduce=ReduceSettings(ngrams=[1]))
-        assert reduce(job, quiet()) == 0
-    return str(base / "run")
+def run(tmp_path_factory, smallest_checkpoint):
+    folder, tokens = tmp_path_factory.mktemp("crash") / "run", models.random_tokens(6, 16, seed=3)
+    return make_run(folder, smallest_checkpoint, tokens, reduction=ReduceSettings(ngrams=[1]))
 
 
 @pytest.fixture

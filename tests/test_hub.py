@@ -79,7 +79,7 @@ def command(tmp_path, folders):
                 env=own | hub.environment | environment,
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=900,
                 check=False,
             )
             return done.returncode, done.stdout, done.stderr
@@ -111,6 +111,7 @@ def test_word_for_word(command, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_new_run_offline_and_a_source_that_is_gone(command, folders, tmp_path):
     hub, call = command
     serve(hub, folders, without=[REDDIT])

@@ -11,7 +11,7 @@ _COUNT_BLOCK = 1 << 22  # bytes of bits counted at a time; the words' counts tak
 
 
 def packed_bytes(num_positions: int) -> int:
-    """Give the bytes that one sequence of one neuron takes: eight positions to a byte."""
+    """Return the bytes that one sequence of one neuron takes: eight positions to a byte."""
     return -(-num_positions // 8)
 
 
@@ -49,7 +49,7 @@ def count(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def unpack(bits: NDArray[np.uint8], num_positions: int) -> NDArray[np.bool_]:
-    """Give activations back: uint8 [..., byte] to bool [..., position].
+    """Unpack activations: uint8 [..., byte] to bool [..., position].
 
     Raises:
         ValueError: the bytes are not as many as these positions take.

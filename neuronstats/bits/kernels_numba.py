@@ -1,21 +1,25 @@
 """The loops over packed bits that numba compiles for the CPU; `tensors` is their only caller.
 
-Plain functions, compiled on their first call (about half a second each). numba's on-disk cache is
-not used: it fails at import where neither the package nor the home folder can be written. All
-release the GIL and start no threads. Nothing is checked here: `bits` does that.
+Plain functions, compiled on their first call (about half a second each). Nothing is checked here:
+`tensors` does that.
 """
 
 from typing import Any
 
-import numba
 import numpy as np
+
+from neuronstats.bits.compiled import compiled
 
 _TILE = 2048  # neurons at a time: eight bytes each stay in the first-level cache
 _FULL = 255  # sequences that fit a counter of one byte
 
 
-def _pack_rows(flat: Any, row_stride: int, num_positions: int, rows: Any) -> None:
-    """Fill uint8 [sequence, byte, neuron] from integers that have the input's signs.
+def _pack_rows(
+    flat: Any, row_stride: int, num_positions: int, rows: Any, changed: Any = 0, limit: Any = 0
+) -> None:
+    """Fill uint8 [sequence, byte, neuron] from the input's bits as integers of its width.
+
+    A bit is set where the integer, changed in those bits, is above the limit, all of one type.
 
     Eight rows are read at once, each from its own pointer into the one flat array: only so does
     LLVM make vector instructions of the loop over neurons, and memory is read at its full speed.
@@ -37,14 +41,14 @@ def _pack_rows(flat: Any, row_stride: int, num_positions: int, rows: Any) -> Non
         out = rows[sequence, byte]
         for n in range(num_neurons):
             out[n] = mask & (
-                (p0[n] > 0) * np.uint8(1)
-                | (p1[n] > 0) * np.uint8(2)
-                | (p2[n] > 0) * np.uint8(4)
-                | (p3[n] > 0) * np.uint8(8)
-                | (p4[n] > 0) * np.uint8(16)
-                | (p5[n] > 0) * np.uint8(32)
-                | (p6[n] > 0) * np.uint8(64)
-                | (p7[n] > 0) * np.uint8(128)
+                ((p0[n] ^ changed) > limit) * np.uint8(1)
+                | ((p1[n] ^ changed) > limit) * np.uint8(2)
+                | ((p2[n] ^ changed) > limit) * np.uint8(4)
+                | ((p3[n] ^ changed) > limit) * np.uint8(8)
+                | ((p4[n] ^ changed) > limit) * np.uint8(16)
+                | ((p5[n] ^ changed) > limit) * np.uint8(32)
+                | ((p6[n] ^ changed) > limit) * np.uint8(64)
+                | ((p7[n] ^ changed) > limit) * np.uint8(128)
             )
 
 
@@ -54,7 +58,7 @@ def _swap(low: Any, high: Any, mask: Any, shift: Any) -> Any:
     return low ^ (moved << shift), high ^ moved
 
 
-swap = numba.njit(nogil=True)(_swap)
+swap = compiled(_swap)
 
 
 def _transpose(rows: Any, columns: Any) -> None:
@@ -112,9 +116,9 @@ def _add_position_counts(rows: Any, counts: Any, tile: Any) -> None:
                         wide[n] += narrow[n]
 
 
-pack_rows = numba.njit(nogil=True)(_pack_rows)
-transpose = numba.njit(nogil=True)(_transpose)
-add_position_counts = numba.njit(nogil=True)(_add_position_counts)
+pack_rows = compiled(_pack_rows)
+transpose = compiled(_transpose)
+add_position_counts = compiled(_add_position_counts)
 
 
 def position_counts(rows: Any, counts: Any) -> None:

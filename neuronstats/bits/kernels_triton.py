@@ -23,13 +23,16 @@ def _pack_rows(
     num_positions: "Any",
     num_bytes: "Any",
     num_neurons: "Any",
+    changed: tl.constexpr,
+    limit: tl.constexpr,
     relu: tl.constexpr,
     minus_infinity: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
     """Make one byte row, a block of neurons wide, from up to eight rows of values.
 
-    Values are the bits of floats as integers. The negative floats lie from the least integer (-0)
+    Values are the bits of floats as integers; a bit is set where such a one, changed in some of its
+    bits, is above the limit. The negative floats lie from the least integer (-0)
     up to minus infinity; between that and zero is NaN only, which the ReLU keeps.
     """
     num_blocks = tl.cdiv(num_neurons, block)
@@ -41,8 +44,8 @@ def _pack_rows(
     for j in tl.static_range(8):
         inside = neuron < tl.where(first + j < num_positions, num_neurons, 0)
         at = values + (start + j) * row_stride + neuron
-        value = tl.load(at, mask=inside, other=0)
-        packed |= (value > 0).to(tl.uint8) << j
+        value = tl.load(at, mask=inside, other=limit ^ changed)  # which is not above it
+        packed |= ((value ^ changed) > limit).to(tl.uint8) << j
         if relu:
             tl.store(at, tl.where(value > minus_infinity, value, 0), mask=inside)
     tl.store(rows + row.to(tl.int64) * num_neurons + neuron, packed, mask=neuron < num_neurons)
@@ -104,8 +107,18 @@ transpose_kernel = triton.jit(_transpose)
 position_counts_kernel = triton.jit(_position_counts)
 
 
-def pack_rows(values: Tensor, num_positions: int, rows: Tensor, *, relu: bool) -> None:
-    """Fill rows uint8 [sequence, byte, neuron]; `relu` applies it in place as well."""
+def pack_rows(
+    values: Tensor,
+    num_positions: int,
+    rows: Tensor,
+    *,
+    relu: bool,
+    limit: tuple[int, int] = (0, 0),
+) -> None:
+    """Fill rows uint8 [sequence, byte, neuron]; `relu` applies it in place as well.
+
+    The limit is that of kernels_numba's loop: what is changed, and what is compared with.
+    """
     num_sequences, num_bytes, num_neurons = rows.shape
     num_blocks = triton.cdiv(num_neurons, _PACK_NEURONS)
     with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
@@ -116,6 +129,8 @@ def pack_rows(values: Tensor, num_positions: int, rows: Tensor, *, relu: bool) -
             num_positions,
             num_bytes,
             num_neurons,
+            changed=limit[0],
+            limit=limit[1],
             relu=relu,
             minus_infinity=-round(1 / torch.finfo(values.dtype).eps),  # the exponent's bits, all 1
             block=_PACK_NEURONS,

@@ -34,21 +34,43 @@ _INTEGERS = {
 _SUM_BLOCK = 64  # sequences summed at a time by torch's operations
 
 
-def activated(fc1_output: Tensor) -> Tensor:
-    """Tell which neurons are activated: the ReLU's input is above zero.
+def activated(fc1_output: Tensor, threshold: float = 0.0) -> Tensor:
+    """Tell which neurons are activated: the activation function's input is above a threshold.
 
     Args:
-        fc1_output: output of the FFN's first layer, before the ReLU; any shape and float type.
+        fc1_output: that input, of a ReLU the output of the FFN's first layer; any shape and float
+            type.
+        threshold: is first rounded to that type; 0 for a ReLU.
 
     Returns:
         Booleans of the same shape.
 
     Source: Voita et al. 2023, sec. 2: activated where the ReLU's output is not zero.
     """
-    return fc1_output > 0
+    return fc1_output > rounded(threshold, fc1_output.dtype)
 
 
-def pack_rows(fc1_output: Tensor, num_positions: int, out: Tensor) -> None:
+def rounded(threshold: float, dtype: torch.dtype) -> float:
+    """Return the type's number next to a threshold, which values of that type are compared with."""
+    return torch.tensor(threshold, dtype=dtype).item() + 0.0
+
+
+@functools.cache
+def _limit(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
+    """Return integers that decide on the bits of a float, as an integer, of a type.
+
+    Returns:
+        What its bits are to be changed in, and what it is then compared with: above means that the
+        float is above the threshold. Negative floats fall as their integers rise; to change all
+        bits but the sign puts them, and all others, in the opposite order of the integers.
+    """
+    kind = _INTEGERS[dtype]
+    integer = int(torch.tensor(rounded(threshold, dtype), dtype=dtype).view(kind))
+    changed = torch.iinfo(kind).max if integer < 0 else 0
+    return changed, integer ^ changed
+
+
+def pack_rows(fc1_output: Tensor, num_positions: int, out: Tensor, threshold: float = 0.0) -> None:
     """Write which neurons are activated as bits, eight positions to a byte.
 
     The same bits as packing `activated(fc1_output)`, in one pass over the input. They are undefined
@@ -59,6 +81,7 @@ def pack_rows(fc1_output: Tensor, num_positions: int, out: Tensor) -> None:
             Rows may be strided, the values within one may not.
         num_positions: positions in each sequence.
         out: uint8 [sequence, byte, neuron], contiguous, on the same device; overwritten.
+        threshold: as `activated` takes it.
 
     Raises:
         ValueError: a shape, type, stride or device is not as above.
@@ -68,11 +91,12 @@ def pack_rows(fc1_output: Tensor, num_positions: int, out: Tensor) -> None:
         return
     values = fc1_output.detach()
     if out.device.type == "cpu":
-        _pack_rows_numba(values, num_positions, out)
+        _pack_rows_numba(values, num_positions, out, threshold)
     elif kernels := _triton(out):
-        kernels.pack_rows(values, num_positions, out, relu=False)
+        limit = _limit(threshold, values.dtype)
+        kernels.pack_rows(values, num_positions, out, relu=False, limit=limit)
     else:
-        _pack_rows_torch(values, num_positions, out)
+        _pack_rows_torch(values, num_positions, out, threshold)
 
 
 def relu_pack_rows_(fc1_output: Tensor, num_positions: int, out: Tensor) -> None:
@@ -135,21 +159,28 @@ def _find_triton() -> bool:
     return False
 
 
-def _pack_rows_numba(values: Tensor, num_positions: int, out: Tensor) -> None:
+def _pack_rows_numba(
+    values: Tensor, num_positions: int, out: Tensor, threshold: float = 0.0
+) -> None:
     """Pack on the CPU, from a flat view of all that lies between the first and the last value."""
     num_rows, row_stride = values.shape[0], values.stride(0)
     flat = values.as_strided(((num_rows - 1) * row_stride + values.shape[1],), (1,))
     integers = flat.view(_INTEGERS[values.dtype]).numpy()
-    kernels_numba.pack_rows(integers, row_stride, num_positions, out.numpy())
+    limit = map(integers.dtype.type, _limit(threshold, values.dtype))
+    kernels_numba.pack_rows(integers, row_stride, num_positions, out.numpy(), *limit)
 
 
-def _pack_rows_torch(values: Tensor, num_positions: int, out: Tensor) -> None:
+def _pack_rows_torch(
+    values: Tensor, num_positions: int, out: Tensor, threshold: float = 0.0
+) -> None:
     """Pack with torch's operations, on any device."""
     num_sequences, _, num_neurons = out.shape
     by_sequence = values.view(num_sequences, num_positions, num_neurons)
     out.zero_()
     for j in range(min(8, num_positions)):
-        bits = activated(by_sequence[:, j::8]).to(torch.uint8)  # [sequence, byte, neuron]
+        bits = activated(by_sequence[:, j::8], threshold).to(
+            torch.uint8
+        )  # [sequence, byte, neuron]
         out[:, : bits.shape[1]].add_(bits, alpha=1 << j)
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,26 @@ from neuronstats.errors import UserError
 from neuronstats.machine import SPARE
 
 
+@dataclass
+class SpareWorkers:
+    """Workers on this machine without work: started early, or kept from the work before."""
+
+    ray: Any
+    gpus: int = 0
+    actors: list[Any] = field(default_factory=list)
+
+    def take(self, gpus: int) -> Any:
+        """Return a worker with these GPUs; None if there is none."""
+        if gpus != self.gpus:
+            self.dismiss()
+        return self.actors.pop() if self.actors else None
+
+    def dismiss(self) -> None:
+        """End those that were not taken."""
+        while self.actors:
+            self.ray.kill(self.actors.pop())
+
+
 class Connection:
     """What is known of the cluster, and the workers that the settings ask for.
 
@@ -23,6 +44,7 @@ class Connection:
         settings: how many workers.
         tell: called with a line for the user.
         streaming: whether workers can report how far a task has come (not through ray://).
+        spare: workers that are there already.
     """
 
     def __init__(
@@ -33,9 +55,10 @@ class Connection:
         *,
         tell: Callable[[str], None],
         streaming: bool,
+        spare: SpareWorkers | None = None,
     ) -> None:
         self.ray, self.watch, self.settings = ray, watch, settings
-        self.tell, self.streaming = tell, streaming
+        self.tell, self.streaming, self.spare = tell, streaming, spare
         self.nodes: list[Node] = []
         self.workers = Workers(0, 0, 1)
         self.reached: dict[str, float] = {}

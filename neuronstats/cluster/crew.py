@@ -1,7 +1,7 @@
 """Workers that do one kind of work: hired where there is room, replaced where lost."""
 
-import enum
 import gc
+import importlib
 import inspect
 import time
 from collections import Counter
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from neuronstats.cluster.answers import LATER, Before, Said
 from neuronstats.cluster.connection import Connection
 from neuronstats.cluster.inspection import lowest_niceness
 from neuronstats.cluster.nodes import Node
@@ -35,38 +36,18 @@ class LostError(Exception):
         """To be done again; the one in hand first."""
 
 
-class Later(enum.Enum):
-    """What a work returns of a task whose result comes with the next one, or from its `rest`."""
-
-    LATER = enum.auto()
-
-
-LATER = Later.LATER
-
-
-@dataclass(frozen=True)
-class Before:
-    """What a work yields once the task before, whose result was to come later, is done."""
-
-    result: Any
-
-
-class Said(enum.Enum):
-    """What a worker says of its task."""
-
-    REACHED = enum.auto()  # how far it has come
-    DONE = enum.auto()  # its result
-    LATER = enum.auto()
-    BEFORE = enum.auto()  # the result of the task before
-
-
 class _Worker:
     """The actor: built first, so that a bad model is told as itself and not as a lost worker."""
 
     _work: Any = None
 
-    def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
+    def load(self, module: str) -> None:
+        """Import what the work will need, while it is not known yet."""
         lowest_niceness()  # before what takes seconds
+        importlib.import_module(module)
+
+    def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
+        lowest_niceness()
 
         import torch
 
@@ -102,6 +83,11 @@ class _Worker:
         """Do a task and report nothing meanwhile."""
         *_, last = self.steps(task)
         return self.rest() if last[0] is Said.LATER else last
+
+
+def start_worker(ray: Any, **options: Any) -> Any:
+    """Start a worker that has no work yet; return Ray's handle."""
+    return ray.remote(_Worker).options(max_restarts=0, max_task_retries=0, **options).remote()
 
 
 @dataclass
@@ -199,13 +185,17 @@ class Crew:
 
     def _spawn(self, node: Node) -> None:
         pool, workers = self._pool, self._pool.workers
+        spare = pool.spare and pool.spare.take(workers.gpus)
+        if spare:
+            self._build(Hired(spare, node))
+            return
         options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
         if workers.memory and pool.settings.address is not None:
             options["memory"] = workers.memory
-        options |= {"max_restarts": 0, "max_task_retries": 0}
         options["scheduling_strategy"] = pool.on(node.id)
-        actor = self._ray.remote(_Worker).options(**options).remote()
-        self._build(Hired(actor, node))
+        if pool.spare is not None:  # counted by the plan alone, so that other work can take it over
+            options["num_cpus"] = 0
+        self._build(Hired(start_worker(self._ray, **options), node))
 
     def _meet(self) -> None:
         """Ask machines that have joined what they are."""
@@ -284,9 +274,10 @@ class Crew:
             cause = error.cause
             if isinstance(cause, UserError):
                 place = name if hired.task is not None else f"on {hired.node.name}"
-                before = hired.behind is not None and str(hired.behind) in str(cause)
+                named = any(str(cause).startswith(str(task)) for task in hired.tasks)
+                named |= hired.behind is not None and str(hired.behind) in str(cause)
                 local = hired.task is None and self._pool.settings.address is None
-                raise type(cause)(str(cause) if local or before else f"{place}: {cause}") from error
+                raise type(cause)(str(cause) if local or named else f"{place}: {cause}") from error
             if type(cause).__name__ == "OutOfMemoryError":  # torch's, of a GPU
                 raise UserError(f"{name}: {gpu_advice(cause)}") from error
             if isinstance(cause, self._ray.exceptions.RayError):
@@ -328,6 +319,12 @@ class Crew:
         loss = LostError(node, error)
         loss.tasks = hired.tasks
         return loss
+
+    def let_go(self) -> tuple[int, list[Any]]:
+        """Return the GPUs that each worker has, and the workers without a task, ours no more."""
+        actors = [hired.actor for hired in self.idle]
+        self.idle = []
+        return self._workers.gpus, actors
 
     def dismiss(self) -> None:
         """End all workers."""

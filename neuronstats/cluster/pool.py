@@ -54,6 +54,7 @@ class Pool(Connection):
                 self.watch.check()
                 if not self.stopping:
                     crew.hire(len(queue))
+                    self._dismiss_spare()
                     while queue and crew.idle:
                         crew.give(queue.popleft())
                 if self.stopping or not queue:
@@ -83,6 +84,17 @@ class Pool(Connection):
             raise
         finally:
             self.reached.clear()
+
+    def close(self) -> None:
+        """End the workers; on this machine keep those without work, for the next pool."""
+        if self._crew is not None:
+            if self.spare is not None and not self._crew.at_work:
+                self.spare.gpus, self.spare.actors = self._crew.let_go()
+            self._crew.dismiss()
+
+    def _dismiss_spare(self) -> None:
+        if self.spare is not None:
+            self.spare.dismiss()
 
     def _hired(self, make: Callable[..., Any], args: Sequence[Any]) -> Crew:
         """Return the workers of the call before, given other work if it is other, or new ones."""

@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 
 from neuronstats.cluster.connection import name_of
 from neuronstats.cluster.inspection import PACKAGE, missing_cuda
+from neuronstats.cluster.local import local_ray, prepare_environment, sigterm_blocked
 from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.settings import RaySettings
@@ -27,7 +27,6 @@ from neuronstats.cluster.words import summary
 from neuronstats.errors import GONE, GoneError, SettingsError, UserError
 from neuronstats.machine import Machine, probe
 
-OBJECT_STORE_BYTES = 128 << 20  # results are small; ray's default is 30 % of the memory
 HEAD_SECONDS = 45.0  # for the head to answer a question
 SHIPPED = ("conf", "jobs")  # beside the package, where they are there
 JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`
@@ -55,29 +54,33 @@ def connect(
         UserError: the cluster cannot be reached.
         GoneError: it went away meanwhile.
     """
-    _prepare_environment(remote=settings.address is not None)
+    prepare_environment(remote=settings.address is not None)
     address = None if settings.address is None else _reachable(settings)
     import ray
 
     # Ray prints of every lost worker what we say ourselves, in one line, if it matters.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    local = address is None
     with contextlib.ExitStack() as stack:
-        _init(ray, settings, address)
-        stack.callback(ray.shutdown)
         client = address is not None and address.startswith("ray://")
-        head = None if client else ray.get_runtime_context().gcs_address
-        watch = Watch(ray, head, local=local)
-        stack.callback(watch.close)
-        pool = Pool(ray, watch, settings, tell=tell, streaming=not client)
+        if address is None:
+            here = stack.enter_context(local_ray())
+            watch, spare = here.watch, here.spare
+        else:
+            _join(ray, settings, address)
+            stack.callback(ray.shutdown)
+            head = None if client else ray.get_runtime_context().gcs_address
+            watch, spare = Watch(ray, head, local=False), None
+            stack.callback(watch.close)
+        pool = Pool(ray, watch, settings, tell=tell, streaming=not client, spare=spare)
+        stack.callback(pool.close)
         stack.enter_context(_signals(pool))
         try:
-            pool.nodes = _own_node(watch) if local else inspect_nodes(pool, watch.nodes)
+            pool.nodes = _own_node(watch) if address is None else inspect_nodes(pool, watch.nodes)
             pool.workers = _first_workers(pool, worker_bytes)
             yield pool
         except GoneError:
             stack.pop_all()
-            _leave_without_ray(watch)
+            _leave_without_ray()
             raise
 
 
@@ -142,11 +145,10 @@ def _signals(pool: Pool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave_without_ray(watch: Watch) -> None:
+def _leave_without_ray() -> None:
     """End this process by our own exit code: Ray's ending waits for what is gone, then kills it."""
 
     def leave() -> None:
-        watch.kill_family()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(GONE)
@@ -154,62 +156,21 @@ def _leave_without_ray(watch: Watch) -> None:
     atexit.register(leave)  # the last registered is called first
 
 
-def _prepare_environment(*, remote: bool) -> None:
-    """Set what ray reads at import: no telemetry, no chatter, an authentication that is stated."""
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SCHEDULER_EVENTS": "0",
-        "RAY_worker_niceness": "0",  # 15 otherwise, which any other process starves
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }.items():
-        os.environ.setdefault(name, value)
-    if not remote and "RAY_AUTH_MODE" not in os.environ:
-        # A token of this run alone, in the environment: ray's own would be left in a file in HOME,
-        # and a cluster started later would demand it.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _init(ray: Any, settings: RaySettings, address: str | None) -> None:
+def _join(ray: Any, settings: RaySettings, address: str) -> None:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    shipped = contextlib.nullcontext(None) if address is None else _shipped_code()
-    if address is None:
-        machine = probe()
-        options |= {"address": "local", "include_dashboard": False}
-        options |= {"num_cpus": machine.cores, "num_gpus": machine.gpus}
-        options |= {"object_store_memory": OBJECT_STORE_BYTES}
-    with shipped as folder:
-        if address is not None:
-            options["address"] = address
-            if folder is not None:
-                set_here = {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
-                options["runtime_env"] = {
-                    **{"working_dir": folder, "excludes": ["**/__pycache__"]},
-                    "env_vars": set_here,
-                }
-        # What ray starts inherits the mask: a SIGTERM to the whole process group (a scheduler's, a
-        # container's) then reaches this process alone, which lets the shards in flight finish.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    with _shipped_code() as folder:
+        if folder is not None:
+            set_here = {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
+            options["runtime_env"] = {
+                **{"working_dir": folder, "excludes": ["**/__pycache__"]},
+                "env_vars": set_here,
+            }
         try:
-            with _loopback_alone(ray) if address is None else contextlib.nullcontext():
-                ray.init(**options)
+            with sigterm_blocked():
+                ray.init(address=address, **options)
         except Exception as error:
-            where = "on this machine" if address is None else f"at ray.address={settings.address}"
+            where = f"at ray.address={settings.address}"
             raise UserError(f"Ray could not be started {where}: {summary(error)}.") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-@contextlib.contextmanager
-def _loopback_alone(ray: Any) -> Iterator[None]:
-    """Have Ray listen on 127.0.0.1 and nowhere else, as it does by itself on macOS."""
-    constants = ray._private.ray_constants  # not public; without it Ray listens on all addresses
-    before = constants.ENABLE_RAY_CLUSTER
-    constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager

@@ -1,14 +1,11 @@
 """Whether the cluster is still there, and which machines it has: looked at beside the work."""
 
-import contextlib
 import os
 import socket
 import sys
 import threading
 import time
 from typing import Any
-
-import psutil
 
 from neuronstats.errors import GONE, GoneError
 
@@ -39,7 +36,6 @@ class Watch:
             None,
         )
         self._answered = time.monotonic()
-        self._family: set[psutil.Process] = set()
         self._end = threading.Event()
         for work in (self._look, self._guard):
             threading.Thread(target=work, name="watch", daemon=True).start()
@@ -67,20 +63,12 @@ class Watch:
         what = "Ray on this machine has ended" if self._local else "the cluster's head is gone"
         return f"{what}; what was committed stays; the same command goes on."
 
-    def kill_family(self) -> None:
-        """Kill what Ray has started here: without its head it would stay for a minute."""
-        for process in self._family:
-            with contextlib.suppress(psutil.Error):  # it has ended
-                process.kill()
-
     def close(self) -> None:
         """Look no more."""
         self._end.set()
 
     def _look(self) -> None:
         while not self._end.wait(INTERVAL_SECONDS):
-            if self._local:
-                self._family.update(psutil.Process().children(recursive=True))
             if self._there():
                 try:
                     self.nodes = self._ray.nodes()
@@ -95,7 +83,6 @@ class Watch:
                 sys.stdout.flush()
                 sys.stderr.write(f"error: {self._words}\n")
                 sys.stderr.flush()
-                self.kill_family()
                 os._exit(GONE)
 
 

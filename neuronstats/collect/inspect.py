@@ -20,7 +20,7 @@ from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.config import BOS_ALWAYS, bos_id, separator_id
 from neuronstats.model.decoder import Decoder, check_weights
 from neuronstats.model.settings import Dtype
-from neuronstats.model.shape import Shape, num_first_layers
+from neuronstats.model.shape import Activation, Shape, num_first_layers
 from neuronstats.model.source import is_here, locate
 from neuronstats.store import run as store
 from neuronstats.store.faults import storage_errors
@@ -54,8 +54,11 @@ class Inputs:
 
     @property
     def shape(self) -> Shape:
-        """The model's sizes."""
-        return self.decoder.shape
+        """The model's sizes, and the threshold that its gates are compared with."""
+        shape = self.decoder.shape
+        threshold = self.settings.collect.threshold
+        activation = dataclasses.replace(shape.activation, threshold=threshold)
+        return dataclasses.replace(shape, activation=activation)
 
     @property
     def sum_tokens(self) -> int | None:
@@ -90,6 +93,7 @@ def inspect(settings: CollectJob, say: Callable[[str], None]) -> Inputs:
     with tempfile.TemporaryDirectory(prefix="neuronstats-") as spare:
         folder = _model_folder(settings, Path(spare), say, weights=here)
         decoder = Decoder(Checkpoint(folder, weights=here))
+    _check_threshold(settings.collect.threshold, decoder.shape.activation)
     total = decoder.shape.num_layers
     num_layers = num_first_layers(settings.collect.layers, total, "collect.layers")
     if num_layers == 0:
@@ -172,6 +176,15 @@ def is_small(settings: CollectJob) -> bool:
     return kind in ("sample", "tokens") or (
         kind == "local" and _text_bytes(settings) <= ESTIMATE_FROM_BYTES
     )
+
+
+def _check_threshold(threshold: float, activation: Activation) -> None:
+    """Refuse a threshold where the function itself says what is activated."""
+    if threshold and activation.exact_zeros:
+        raise SettingsError(
+            f"collect.threshold={threshold:g}: the model's {activation.name} is 0 exactly where its"
+            " input is not above 0, and a neuron is activated where it is not 0: expected 0."
+        )
 
 
 def _existing_run(location: str) -> Mapping[str, Any] | None:

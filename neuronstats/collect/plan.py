@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neuronstats import bits
-from neuronstats.bits.sums import AMOUNTS, CASES, ROWS
+from neuronstats.bits.quantities import AMOUNTS, CASES, ROWS
 from neuronstats.cluster.nodes import Node
 from neuronstats.collect import transfer
 from neuronstats.machine import PROCESS_BYTES, Term, allocator

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import xxhash
 
-from neuronstats.bits.sums import quantities
+from neuronstats.bits import quantities
 from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.collect.choose import choose
 from neuronstats.collect.inspect import Inputs, read_text
@@ -28,6 +28,7 @@ from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import Layout, make_shards
 from neuronstats.store.run import Run
 
+ABSENT = {"collect.threshold": 0.0}  # what an identity says by leaving a setting out
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 
 
@@ -103,6 +104,7 @@ def identity(inputs: Inputs, plan: Plan) -> dict[str, Any]:
         "collect.shard_sequences": work.shard_sequences,
         "collect.batch_sequences": work.batch_sequences,
         **({} if work.sum_tokens is None else {"collect.sum_tokens": work.sum_tokens}),
+        **({} if (above := work.shape.activation.threshold) == 0 else {"collect.threshold": above}),
     }
 
 
@@ -136,7 +138,7 @@ def open_run(inputs: Inputs, folder: RunFolder, plan: Plan, corpus: Corpus | Non
         shard_sequences=plan.work.shard_sequences,
         domains=corpus.domains,
         shards=make_shards(corpus, plan.work.shard_sequences),
-        sums=() if number is None else quantities(gated=gated),
+        sums=() if number is None else quantities.names(gated=gated),
         sum_tokens=() if number is None else corpus.most_frequent(number),
     )
     return new_run(folder, corpus, layout, _new_info(inputs, plan, asked, corpus))
@@ -167,10 +169,9 @@ def _new_info(
 def refuse_differences(location: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise SettingsError naming every setting in which a run differs from what is asked for."""
     known = [key for key in {**new, **old} if key != "data.tokens"]  # which are read later
+    values = [(key, old.get(key, ABSENT.get(key)), new.get(key, ABSENT.get(key))) for key in known]
     differences = [
-        f"{key}: {_difference(old.get(key), new.get(key))}"
-        for key in known
-        if old.get(key) != new.get(key)
+        f"{key}: {_difference(before, now)}" for key, before, now in values if before != now
     ]
     if differences:
         raise SettingsError(

@@ -1,5 +1,6 @@
 """What is recorded, and in which portions: settings of the collect job."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from neuronstats.cluster.settings import RaySettings
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import expect
 from neuronstats.model.settings import ModelSettings
+
+LARGEST = 65504.0  # of float16: no threshold above it is one for every type
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,6 +29,8 @@ class CollectSettings:
     direction (GELU, SiLU, gated FFNs), take sums of what they hand on; OPT has none."""
     sum_tokens: int = 256
     """The most frequent tokens, each of whose values is summed by itself too."""
+    threshold: float = 0.0
+    """A gate is open where the activation function's input is above this; of ReLU models 0."""
     verify: bool = True
     """When going on with a run, read every committed object and compare its checksum."""
 
@@ -36,6 +41,10 @@ class CollectSettings:
             met = value == "auto" or (type(value) is int and value >= 1)
             expect(f"collect.{name}", value, "auto or a number from 1", met=met)
         expect("collect.sum_tokens", self.sum_tokens, "0 or more", met=self.sum_tokens >= 0)
+        wanted = f"a number from -{LARGEST:g} to {LARGEST:g}"
+        met = math.isfinite(self.threshold) and abs(self.threshold) <= LARGEST
+        expect("collect.threshold", self.threshold, wanted, met=met)
+        self.threshold = float(self.threshold) + 0.0  # of -0.0, which is no other threshold, 0.0
 
 
 @dataclass(kw_only=True, slots=True)

@@ -27,7 +27,7 @@ def show_plan(
         download: whether the weights are on the hub.
     """
     work = plan.work
-    about = "" if exact else "about "
+    about, above = "" if exact else "about ", work.shape.activation.threshold
     corpus, batches = work.corpus, f"{work.batch_sequences} sequences a batch"
     layers = f"{work.num_layers} of {work.shape.num_layers}, bitmaps of {work.num_bitmaps}"
     rows = [
@@ -36,6 +36,7 @@ def show_plan(
             f"{about}{short(corpus.tokens)}, {corpus.sequences} sequences of {corpus.positions}",
         ),
         ("layers", f"{layers}; {work.shape.neurons} neurons each"),
+        *([] if not above else [("gate", f"open where its input is above {above:g}")]),
         ("shards", f"{work.num_shards} of up to {work.shard_sequences} sequences, {batches}"),
         ("workers", f"{workers}, {'one GPU each' if work.on_gpu else 'CPU'}"),
         (

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronstats import bits
-from neuronstats.bits import sums as sums_
-from neuronstats.bits import tensors
-from neuronstats.bits.sums import Sums
+from neuronstats.bits import quantities, tensors
+from neuronstats.bits.sums import LEFT_OUT, NO_SLOT, Sums
 from neuronstats.collect import transfer
 from neuronstats.collect.weights import LayerSource
 from neuronstats.errors import UserError
@@ -55,6 +54,7 @@ class Sweep:
         table_on_device: keep the token embeddings on the device; else a batch's rows are sent.
         sum_tokens: take the sums of bits.sums, and those by token of these ids, int64 [token];
             None: take none.
+        threshold: a bit is set where the activation function's input is above it.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Sweep:
         hidden_on_device: bool = True,
         table_on_device: bool = False,
         sum_tokens: NDArray[np.int64] | None = None,
+        threshold: float = 0.0,
     ) -> None:
         self._num_layers, self._num_bitmaps = num_layers, num_bitmaps
         self._batch = batch_sequences
@@ -81,7 +82,7 @@ class Sweep:
         self._neurons = self._decoder.shape.neurons
         self._width = self._decoder.shape.hidden
         self._gated = self._decoder.shape.activation.gated
-        self._sum_tokens = sum_tokens
+        self._sum_tokens, self._threshold = sum_tokens, tensors.rounded(threshold, dtype)
         self._streams = transfer.Streams(device) if transfer.runs_beside(device) else None
         self.layers = LayerSource(self._decoder, num_layers, resident=resident)
 
@@ -127,10 +128,10 @@ class Sweep:
         """Return for each token where bits.sums adds it, int64 [sequence, position]."""
         if self._sum_tokens is None:
             return None
-        slots = np.full(tokens.shape, sums_.NO_SLOT, np.int64)
+        slots = np.full(tokens.shape, NO_SLOT, np.int64)
         for slot, token in enumerate(self._sum_tokens.tolist()):
             slots[tokens == token] = slot
-        slots[:, : sums_.first_position(tokens.shape[1])] = sums_.LEFT_OUT
+        slots[:, : quantities.first_position(tokens.shape[1])] = LEFT_OUT
         return torch.from_numpy(slots).to(self._device)
 
     def _made(
@@ -175,7 +176,7 @@ class Sweep:
     def _new_sums(self) -> Sums:
         assert self._sum_tokens is not None
         size = (self._neurons, len(self._sum_tokens))
-        return Sums(*size, gated=self._gated, device=self._device)
+        return Sums(*size, gated=self._gated, device=self._device, threshold=self._threshold)
 
     @torch.inference_mode()
     def _embedded(self, tokens: NDArray[np.integer[Any]]) -> Tensor:
@@ -229,7 +230,7 @@ class Sweep:
                     tensors.relu_pack_rows_(real, num_positions, out)
                     rest.relu_()
                     return
-                tensors.pack_rows(real, num_positions, out)
+                tensors.pack_rows(real, num_positions, out, self._threshold)
                 if last:
                     # There is no output to look at: NaN and infinity show in the extremes.
                     extremes = torch.stack(torch.aminmax(real.reshape(valid, -1), dim=1))
@@ -271,11 +272,11 @@ class Sweep:
 
 def _inexact(values: NDArray[np.int64], num_tokens: int, layer: int, name: str) -> str | None:
     """Say why sums may not have been exact; None where they are."""
-    most = sums_.largest(values)
-    if most < sums_.LIMIT and num_tokens <= sums_.MAX_TOKENS:
+    most = quantities.largest(values)
+    if most < quantities.LIMIT and num_tokens <= quantities.MAX_TOKENS:
         return None
     return (
         f"layer {layer} of {name}, {num_tokens} tokens: a neuron hands on {most:.6g}; sums are"
-        f" exact below {sums_.LIMIT} and up to {sums_.MAX_TOKENS} tokens a shard. Give"
+        f" exact below {quantities.LIMIT} and up to {quantities.MAX_TOKENS} tokens a shard. Give"
         " collect.sums=false, or a smaller collect.shard_sequences."
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuronstats.cluster.crew import LATER, Before
+from neuronstats.cluster.answers import LATER, Before
 from neuronstats.collect.plan import Work
 from neuronstats.collect.sweep import Sweep
 from neuronstats.collect.writing import Writing
@@ -101,6 +101,7 @@ class ShardWorker:
             hidden_on_device=work.hidden_on_device,
             table_on_device=work.table_on_device,
             sum_tokens=np.array(layout.sum_tokens, np.int64) if layout.sums else None,
+            threshold=self._run.about.threshold,
         )
         self._writing = Writing()
         self._behind: _Behind | None = None
@@ -153,7 +154,10 @@ class ShardWorker:
         assert self._behind is not None
         behind, self._behind = self._behind, None
         start = time.monotonic()
-        behind.commit.result()
+        try:
+            behind.commit.result()
+        except UserError as error:
+            raise type(error)(f"{behind.shard}: {error}") from error
         waited = time.monotonic() - start
         summary = replace(
             behind.summary,

@@ -86,14 +86,7 @@ def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
 
 
 def whole_sequences(max_tokens: int | None, num_positions: int) -> int | None:
-    """Compute how many whole sequences a number of tokens allows.
-
-    Args:
-        max_tokens: tokens in all, or None for no limit.
-        num_positions: tokens in a sequence.
-
-    Returns:
-        Sequences, at least 1; None for no limit.
+    """Return how many whole sequences a number of tokens allows, at least 1; None for no limit.
 
     Raises:
         SettingsError: the tokens allow not even one.

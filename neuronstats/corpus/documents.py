@@ -175,12 +175,5 @@ def content_fingerprint(settings: DataSettings) -> dict[str, Any]:
 
 
 def domains_file(array: Path) -> Path:
-    """Name the file of domains that may lie beside an array of token ids.
-
-    Args:
-        array: the .npy file.
-
-    Returns:
-        The same name with .npy replaced by .domains.txt.
-    """
+    """Return the file of domains that may lie beside an array: .npy replaced by .domains.txt."""
     return array.with_name(array.name.removesuffix(".npy") + ".domains.txt")

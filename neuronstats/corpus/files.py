@@ -95,7 +95,7 @@ def read_documents(path: Path, text: str, domain: str | None) -> Iterator[Docume
             columns = [text] if domain is None else [text, domain]
             for place, row in reader[path.suffix](path, columns):
                 yield place, domain_in(row, domain), text_in(place, row, text)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         raise UserError(f"{path}: broken or cut short ({error})") from error
@@ -169,6 +169,11 @@ def _batch_rows(
                     f"0x{error.object[error.start]:02x} at its offset {error.start}, which is not "
                     "UTF-8 text"
                 ) from error
+            except (ValueError, OverflowError, KeyError) as error:  # dates, time zones
+                raise UserError(
+                    f"{path}, rows {number + 1} to {number + BATCH_ROWS}: a value cannot be read"
+                    f" ({error!s:.200})"
+                ) from error
             for row in rows:
                 number += 1
                 yield f"{path}, row {number}", row
@@ -201,15 +206,7 @@ def check_columns(place: str, names: Iterable[str], columns: Iterable[str]) -> l
 
 
 def value_in(row: dict[str, Any], column: str) -> Any:
-    """Return a column's value in a row.
-
-    Args:
-        row: values by column.
-        column: the column; dots go into nested ones.
-
-    Returns:
-        The value; None where it is null or absent.
-    """
+    """Return a column's value (dots go into nested ones); None where it is null or absent."""
     if column in row or "." not in column:
         return row.get(column)
     outer, inner = column.split(".", maxsplit=1)
@@ -218,15 +215,7 @@ def value_in(row: dict[str, Any], column: str) -> Any:
 
 
 def text_in(place: str, row: dict[str, Any], column: str) -> str:
-    """Return the text of a row.
-
-    Args:
-        place: the row, for the message.
-        row: values by column.
-        column: the text's column.
-
-    Returns:
-        The text; empty where there is null.
+    """Return the text of a row, which `place` names in messages; empty where there is null.
 
     Raises:
         UserError: the value is not text, or holds half a surrogate pair.
@@ -245,15 +234,7 @@ def text_in(place: str, row: dict[str, Any], column: str) -> str:
 
 
 def domain_in(row: dict[str, Any], column: str | None) -> str:
-    """Return the domain of a row.
-
-    Args:
-        row: values by column.
-        column: the domain's column, or None.
-
-    Returns:
-        The domain; "text" without a column, "unknown" where its value is null or empty.
-    """
+    """Return a row's domain: "text" without a column, "unknown" where it is null or empty."""
     if column is None:
         return NO_COLUMN
     value = value_in(row, column)
@@ -262,9 +243,6 @@ def domain_in(row: dict[str, Any], column: str | None) -> str:
 
 def hash_file(path: Path) -> tuple[int, str]:
     """Hash a file's content: whole up to 64 MiB, else 64 KiB in each 16 MiB and the last 64 KiB.
-
-    Args:
-        path: the file.
 
     Returns:
         Size in bytes, and xxh3_128 in hex.

@@ -35,9 +35,7 @@ from neuronstats.corpus.tokenizer import (
 )
 from neuronstats.errors import SettingsError, UserError
 
-__all__ = ["Corpus", "load_npy", "load_tokenizer", "read_corpus", "tokenize"]
-
-BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 20  # tokenised at once
 PLENTY_CHARACTERS = 16  # for each token that is wanted; text has some 4
 
 
@@ -158,7 +156,6 @@ def tokenize(
     shares: Mapping[str, float] | None = None,
     full: set[str] | None = None,
     gone: Collection[str] = frozenset(),
-    batch_characters: int = BATCH_CHARACTERS,
     keeper: Keeper | None = None,
 ) -> Corpus:
     """Turn documents into sequences.
@@ -179,7 +176,6 @@ def tokenize(
             left out. None: in proportion to what there is.
         full: grows by the domains that need no more documents, for the reader to look at.
         gone: grows, while texts are read, by the domains that have none; their share stays empty.
-        batch_characters: text that is tokenised at once; has no influence on the result.
         keeper: keeps each domain as soon as there is enough of it, where shares are known; what
             it has already is not tokenised again.
 
@@ -202,7 +198,7 @@ def tokenize(
         keeper=keeper,
     )
     streams.take_up()
-    for piece, ids in encode(streams.needed(texts), tokenizer, vocab_size, batch_characters):
+    for piece, ids in encode(streams.needed(texts), tokenizer, vocab_size, BATCH_CHARACTERS):
         streams.add(piece, ids)
     streams.keep_rest()
     return streams.corpus(bos_id, shares, gone)

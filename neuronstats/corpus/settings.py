@@ -135,9 +135,6 @@ def _check_shares(settings: DataSettings) -> None:
 def domain_shares(settings: DataSettings) -> dict[str, float] | None:
     """Return how the domains share the tokens, as far as that is known before reading.
 
-    Args:
-        settings: the data's settings.
-
     Returns:
         Each domain's share relative to the others, in the order of the settings; None where it
         is in proportion to what there is.

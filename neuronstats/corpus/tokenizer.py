@@ -25,14 +25,7 @@ Ids = NDArray[np.integer[Any]]
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """Load a tokenizer; code from a model repository is never run.
-
-    Args:
-        path: a folder or hub id.
-        revision: the hub's revision.
-
-    Returns:
-        The tokenizer.
+    """Load a tokenizer from a folder or the hub; code from a model repository is never run.
 
     Raises:
         UserError: there is none, it is broken, or it has no fast version.
@@ -87,12 +80,7 @@ def first_token(
 def separator_token(
     tokenizer: PreTrainedTokenizerFast, setting: str, separator_id: int | None
 ) -> int:
-    """Return the token between joined documents.
-
-    Args:
-        tokenizer: the model's.
-        setting: data.separator.
-        separator_id: by the model's configuration.
+    """Return the token between joined documents, by data.separator or the model's configuration.
 
     Raises:
         SettingsError: the tokenizer does not have the one that is asked for.

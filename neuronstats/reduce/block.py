@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from neuronstats import bits
-from neuronstats.bits import sums
+from neuronstats.bits import quantities
 from neuronstats.corpus.token_texts import TokenTexts
 from neuronstats.errors import UserError
 from neuronstats.machine import PROCESS_BYTES, Term, allocator, peak_host_bytes
@@ -78,16 +78,7 @@ def memory_terms(
     ngram_bytes: int,
     shape: Shape,
 ) -> tuple[Term, ...]:
-    """Bound the memory of a worker, by what it is for.
-
-    Args:
-        layout: the run's.
-        shards: those that count.
-        num_neurons: of the largest block.
-        settings: lengths and thresholds.
-        ngram_bytes: of the n-gram ids.
-        shape: the model's.
-    """
+    """Bound the memory of a worker whose largest block has so many neurons, by what it is for."""
     num_sequences = sum(shard.num_sequences for shard in shards)
     longest = max(shard.num_sequences for shard in shards)
     row = bits.packed_bytes(layout.num_positions)
@@ -230,9 +221,9 @@ class BlockMerger:
             domain = layout.domains.index(shard.domain)
             if (abs(merged[domain]).max(initial=0) + abs(part).max(initial=0)) >= 1 << 62:
                 raise UserError(f"sums of {block} do not fit: reduce a run of less text.")
-            sums.merge(merged[domain], part)
+            quantities.merge(merged[domain], part)
         is_open = [row for row, name in enumerate(layout.sums) if name.startswith("open")]
-        first = sums.first_position(layout.num_positions)
+        first = quantities.first_position(layout.num_positions)
         if (merged[:, is_open].sum(axis=1) != by_domain[:, first:].sum(axis=1)).any():
             raise corrupt(f"sums of layer {block.layer}")
         return merged

@@ -46,10 +46,6 @@ def compare(folders: Sequence[RunFolder], console: Console) -> None:
 def summary(run: ReducedRun, label: str) -> dict[str, Any]:
     """Sum up one run over its layers.
 
-    Args:
-        run: a reduced run.
-        label: its name among others.
-
     Returns:
         Values by name; shares from 0 to 1, None where there is nothing to take a share of.
     """

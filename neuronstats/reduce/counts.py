@@ -50,14 +50,9 @@ def create_positions(
     block_neurons: int,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Create positions.zarr beside the old tables, for the workers to fill.
+    """Create positions.zarr beside the old tables, for the workers to fill in chunks of neurons.
 
-    Args:
-        run: the run.
-        shards: those that count.
-        num_layers: that are reduced.
-        block_neurons: neurons of a chunk.
-        metadata: becomes the group's attributes.
+    `metadata` becomes the group's attributes.
     """
     layout = run.layout
     store = run.folder.zarr_store(f"{PARTIAL}/{POSITIONS}", read_only=False)
@@ -97,14 +92,7 @@ def create_positions(
 
 
 class LayerCounter:
-    """Adds up a layer's position counts, from whole objects that are compared with their commits.
-
-    Args:
-        run: the run.
-        shards: those that count.
-        records: the shards' commits, by index.
-        positions: the open group positions.zarr.
-    """
+    """Adds up a layer's position counts, from whole objects compared with their commits."""
 
     def __init__(
         self, run: Run, shards: Sequence[Shard], records: Mapping[int, Record], positions: Any

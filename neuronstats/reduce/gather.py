@@ -160,16 +160,7 @@ def memory_terms(
     block_neurons: int,
     settings: ReduceSettings,
 ) -> list[Term]:
-    """Bound what `Gather` holds, by what it is for.
-
-    Args:
-        layout: the run's.
-        num_layers: that are reduced.
-        num_tokens: that count.
-        num_shards: that count.
-        block_neurons: neurons of the largest block.
-        settings: lengths and thresholds.
-    """
+    """Bound what `Gather` holds of so many layers, tokens and shards, by what it is for."""
     neurons = layout.num_neurons
     at_most = min(num_layers, layout.num_bitmaps) * neurons
     detected = sum(min(num_tokens, at_most * settings.max_cover[n]) for n in settings.ngrams)

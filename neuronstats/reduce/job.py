@@ -98,13 +98,17 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
     to_match = num_layers_to_match(runs) if settings.match_tokens else 0
     for reduction in reductions:  # all are looked at before the first is touched
         reduction.show_plan()
-    if settings.plan:
+    if settings.plan and settings.ray.address is None:
         return DONE
     terms = [*(reduction.worker_terms for reduction in reductions)]
     if to_match:
         terms.append({"matching": match_memory(runs, settings.match_tokens)})
     most = max(total(one) for each in terms for one in each.values())
     with connect(settings.ray, tell=console.say, worker_bytes=most) as pool:
+        if settings.ray.address is not None:  # what it has is known now
+            console.say(f"workers: {pool.workers}")
+        if settings.plan:
+            return DONE
         if not all(reduction.run(pool) for reduction in reductions):
             return INTERRUPTED
         if len(reductions) > 1:
@@ -213,6 +217,7 @@ class _Reduction:
             "layers": self._num_layers,
             "complete": len(self._shards) == num_shards,
             **({"first_position": first} if (first := run.about.first_position) else {}),
+            **({"threshold": above} if (above := run.about.threshold) else {}),
             **manifest.MARK,
         }
         with run.folder.lock(), contextlib.ExitStack() as stack:

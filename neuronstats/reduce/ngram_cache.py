@@ -139,6 +139,6 @@ def damaged(folder: RunFolder) -> dict[str, str]:
                 found = folder.checksum(f"{key.removesuffix('json')}{array}")
                 if found != (about["size"], about["checksum"]):
                     damage[f"{name.removesuffix('json')}{array}"] = "is missing or has changed"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             damage[name] = "is damaged"
     return damage

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from neuronstats.bits import sums
+from neuronstats.bits import quantities
 from neuronstats.machine import PROCESS_BYTES, Term, allocator
 from neuronstats.model.shape import Shape
 from neuronstats.reduce.project import LayerSuppression, LayerTokens
@@ -42,7 +42,8 @@ class SignedJudge:
     def __init__(self, run: Run, shards: Sequence[Shard], weights: ModelWeights) -> None:
         self._run, self._shards, self._weights = run, shards, weights
         self._slots = np.array(self._run.layout.sum_tokens, np.int64)
-        tokens = self._run.corpus().tokens[:, sums.first_position(self._run.layout.num_positions) :]
+        first = quantities.first_position(self._run.layout.num_positions)
+        tokens = self._run.corpus().tokens[:, first:]
         counts = np.zeros(max(self._slots.max(initial=0), int(tokens.max(initial=0))) + 1, np.int64)
         for shard in shards:
             counts += np.bincount(tokens[shard.sequences].ravel(), minlength=len(counts))
@@ -81,4 +82,4 @@ class SignedJudge:
         total = np.zeros((len(self._slots), width), np.int64)
         for _, part in self._run.read_sums("token_sums", layer, slice(0, width), self._shards):
             total += part
-        return total / 2.0**sums.FRACTION / np.maximum(self._occurrences, 1)[:, None]
+        return total / 2.0**quantities.FRACTION / np.maximum(self._occurrences, 1)[:, None]

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from neuronstats.bits import sums
+from neuronstats.bits import quantities
+from neuronstats.bits.quantities import first_position
 from neuronstats.stats.output_embedding import Floats
 from neuronstats.stats.view import (
     NEURON,
@@ -84,9 +85,9 @@ def section(view: BlockView, settings: Any) -> Section:
     by_domain = view.sums
     total = by_domain[0].copy()
     for part in by_domain[1:]:
-        sums.merge(total, part)
-    amounts = sums.as_floats(total, gated=gated)
-    tokens = view.num_sequences * (view.num_positions - sums.first_position(view.num_positions))
+        quantities.merge(total, part)
+    amounts = quantities.as_floats(total, gated=gated)
+    tokens = view.num_sequences * (view.num_positions - first_position(view.num_positions))
     absolute, one_signedness = (
         amounts["absolute"],
         _shares(abs(amounts["sum"]), amounts["absolute"]),
@@ -95,7 +96,7 @@ def section(view: BlockView, settings: Any) -> Section:
     lengths = unknown(view.num_neurons, np.float64)
     if settings.vocabulary:  # else the checkpoint is not read
         lengths = np.sqrt((view.weights.updates.astype(np.float64) ** 2).sum(axis=0))
-    rows = dict(zip(sums.quantities(gated=gated), total, strict=True))
+    rows = dict(zip(quantities.names(gated=gated), total, strict=True))
     return Section(
         {
             MEAN: amounts["sum"] / max(1, tokens),
@@ -117,7 +118,7 @@ def section(view: BlockView, settings: Any) -> Section:
 
 
 def _shares(part: Floats, whole: Floats) -> Any:
-    """Divide; null where there is nothing to take a share of."""
+    """Divide the two; null where there is nothing to take a share of."""
     return np.ma.masked_array(part / np.where(whole > 0, whole, 1), whole == 0)
 
 
@@ -132,8 +133,8 @@ def _domain_rows(view: BlockView, by_domain: Integers) -> dict[Column, Any]:
     gated = view.activation.gated
     columns = CASES if gated else PLAIN_CASES
     number, width = len(view.domains), view.num_neurons
-    tokens = view.sequences * (view.num_positions - sums.first_position(view.num_positions))
-    amounts = [sums.as_floats(values, gated=gated) for values in by_domain]
+    tokens = view.sequences * (view.num_positions - first_position(view.num_positions))
+    amounts = [quantities.as_floats(values, gated=gated) for values in by_domain]
     names = ("sum", "absolute", "absolute_open", "square", "maximum")
     return {
         NEURON: np.repeat(np.arange(width), number),

@@ -97,7 +97,7 @@ def window_width(num_positions: int, num_sequences: int, settings: PositionSetti
 
 
 def _curves(position_counts: Counts, num_sequences: int) -> Floats:
-    """f(p) from position 1 on, [neuron, position]."""
+    """Return f(p) from position 1 on, [neuron, position]."""
     return np.ascontiguousarray(position_counts[1:].T) / num_sequences
 
 

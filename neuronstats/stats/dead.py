@@ -24,7 +24,6 @@ COLUMNS = (TOKENS, ACTIVATIONS, FREQUENCY, DEAD)
 NEVER_OPEN = Column(
     "never_open", "bool", "in place of dead behind GELU, SiLU and the like: its gate never opened"
 )
-OPEN_COLUMNS = (TOKENS, ACTIVATIONS, FREQUENCY, NEVER_OPEN)
 
 NEURONS = Column("neurons", "int64", "neurons of the layer")
 NUM_DEAD = Column("dead", "int64", "dead neurons")
@@ -39,12 +38,15 @@ ALIVE_FREQUENCY = Column(
 )
 LAYER_COLUMNS = (NEURONS, NUM_DEAD, DEAD_SHARE, BOUND, ALIVE_FREQUENCY)
 NUM_NEVER_OPEN = Column("never_open", "int64", "in place of dead: neurons that never opened")
+OPEN_FREQUENCY = Column(
+    "open_frequency", "float64", "mean frequency of the neurons that opened at all"
+)
 OPEN_LAYER_COLUMNS = (
     NEURONS,
     NUM_NEVER_OPEN,
     Column("never_open_share", "float64", "never_open / neurons"),
     Column("never_open_frequency_bound", "float64", "in place of dead_frequency_bound"),
-    Column("open_frequency", "float64", "mean frequency of the neurons that opened at all"),
+    OPEN_FREQUENCY,
 )
 
 SEEN = Column("tokens", "int64", "tokens seen so far, the domains evenly mixed")
@@ -91,10 +93,7 @@ def _layer_columns(declared: Sequence[Column], totals: LayerTotals) -> dict[Colu
 def dead_curve(layer: int, totals: LayerTotals, tokens_seen: Integers) -> dict[Column, Any]:
     """Return a layer's rows of dead_curve.parquet: neurons not activated so far.
 
-    Args:
-        layer: the layer.
-        totals: of this section.
-        tokens_seen: after each shard, in the order of `interleave_domains`, int64 [shard].
+    `tokens_seen` is after each shard, in the order of `interleave_domains`, int64 [shard].
     """
     rows = len(tokens_seen)
     return {
@@ -110,11 +109,7 @@ def dead_curve(layer: int, totals: LayerTotals, tokens_seen: Integers) -> dict[C
 def interleave_domains(domains: Sequence[str]) -> list[int]:
     """Order shards so that every domain is spread evenly, as more of the same data would be.
 
-    Args:
-        domains: each shard's.
-
-    Returns:
-        Indices of all shards.
+    Given each shard's domain; returns indices of all shards.
     """
     of_domain: dict[str, list[int]] = {}
     for index, domain in enumerate(domains):

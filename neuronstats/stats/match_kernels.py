@@ -4,20 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from neuronstats.stats.ngram_kernels import compiled, popcount
+from neuronstats.bits.compiled import compiled
+from neuronstats.stats.ngram_kernels import popcount
 
 TILE_WORDS = 512  # of a row at a time, 4 kB: a block's rows stay in the second-level cache
 
 
 @compiled
 def count_common(first: Any, second: Any, common: Any) -> None:
-    """Add to int64 [row of the first, row of the second] the bits set in both.
-
-    Args:
-        first: uint64 [row, word].
-        second: uint64 [row, word], of as many words.
-        common: is added to.
-    """
+    """Add to int64 [row of the first, of the second] the bits that both uint64 [row, word] set."""
     num_words = first.shape[1]
     for start in range(0, num_words, TILE_WORDS):
         end = min(start + TILE_WORDS, num_words)

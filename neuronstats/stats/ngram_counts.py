@@ -111,14 +111,7 @@ def projected_bytes(
 ) -> dict[str, int]:
     """Bound the memory that `count_ngrams` takes beside its arguments, by what it is for.
 
-    Args:
-        num_neurons: of a block.
-        num_sequences: of the corpus.
-        num_positions: of a sequence.
-        settings: lengths and thresholds.
-
-    Returns:
-        Bytes by name; the sum is the peak, reached by a neuron that is always activated.
+    The sum is the peak, reached by a neuron that is always activated.
     """
     num_bits = 64 * -(-num_sequences * 8 * -(-num_positions // 8) // 64)
     places = sum(max(settings.max_cover[n], settings.top_triggers) for n in settings.ngrams)

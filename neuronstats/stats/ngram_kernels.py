@@ -1,8 +1,7 @@
 """Which n-grams end at the set bits, and how many times: loops that numba compiles for the CPU.
 
-Each is a plain function compiled on its first call, in about five seconds for all. numba's on-disk
-cache is not used: it fails where neither the package nor the home folder can be written. All
-release the GIL, start no threads and keep no state, so callers may run several at once.
+Each is a plain function compiled on its first call, in about five seconds for all. They keep no
+state, so callers may run several at once.
 
 Two things decide the speed. Cost is proportional to set bits: words of zeros are skipped sixty-four
 at a time. And no loop both loads from far away and stores to an address that depends on the load:
@@ -12,12 +11,13 @@ bucket, in a histogram that stays in the second-level cache.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
+
+from neuronstats.bits.compiled import compiled
 
 # Words looked at together: skipped at once where all are zero.
 WORD_BLOCK = 64
@@ -30,16 +30,10 @@ BATCH = 64
 # Ids of one bucket: 128 kB of uint32 counters. Up to 2^16 ids are counted as one bucket.
 BUCKET_SHIFT = 15
 SINGLE_SHIFT = 16
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """Compile on the first call, free of the GIL."""
-    return cast(Function, numba.njit(nogil=True)(function))
 
 
 def _trailing_zeros_code(_context: Any, _word: Any) -> Any:
-    """Position of the lowest set bit of a uint64; anything where there is none."""
+    """Find the position of the lowest set bit of a uint64; anything where there is none."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], context.get_constant(types.boolean, 1))

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neuronstats.bits.compiled import compiled
 from neuronstats.stats.ngram_ids import NUM_FREQUENT
-from neuronstats.stats.ngram_kernels import active_bits, common_bits, compiled, distinct, gather_ids
+from neuronstats.stats.ngram_kernels import active_bits, common_bits, distinct, gather_ids
 
 # n-grams with fewer activations are tallied by count, the others inserted: there are few.
 TALLY = 1024

@@ -15,6 +15,7 @@ from neuronstats.stats.view import NEURON, BlockView, Column, LayerTotals, Lists
 if TYPE_CHECKING:
     from neuronstats.stats.ngram_counts import NgramCounts, NgramRows
 
+WORDS = {1: "token", 2: "bigram", 3: "trigram"}
 # First number of each bin of covering n-grams (figs. 2, 12, 13); 0: only BOS activates the neuron.
 COVER_BINS = (0, 1, 6, 51, 501, 5001)
 
@@ -49,36 +50,33 @@ def columns(lengths: Sequence[int | str]) -> tuple[Column, ...]:
     return (*map(cover, lengths), *map(detector, lengths))
 
 
+LAYER_COUNTS = {
+    "detectors": "detectors of {n}-grams (figs. 3a, 14a)",
+    "detectors_loose": "the same if all {n}-grams may count as detected, in the cover or not",
+    "detectors_few": "detectors whose {n}-grams occur fewer than few_occurrences times in all",
+    "detected": "distinct {n}-grams with a detector in this layer (figs. 3b, 14b)",
+    "detected_cumulative": "the same in this layer or one below (dashed)",
+    "new_overall": "of detected_{n}, those that no layer below detects (figs. 4, 15)",
+    "new_to_previous": "of detected_{n}, those that the layer just below does not detect",
+}
+
+
+def layer_count(name: str, n: int | str) -> Column:
+    """Return one of the columns of `LAYER_COUNTS`."""
+    return Column(f"{name}_{n}", "int64", LAYER_COUNTS[name].format(n=n))
+
+
+def cover_bins(n: int | str) -> Column:
+    """Return the column of neurons by bins of the covering number."""
+    bins = ", ".join(map(str, COVER_BINS))
+    meaning = f"neurons not dead by cover_{n}; the bins begin at {bins} (figs. 2, 12, 13)"
+    return Column(f"cover_bins_{n}", "list<int64>", meaning)
+
+
 def layer_columns(lengths: Sequence[int | str]) -> tuple[Column, ...]:
     """Return the columns of layers.parquet."""
-    counts = [
-        ("detectors", "detectors of {n}-grams (figs. 3a, 14a)"),
-        ("detectors_loose", "the same if all {n}-grams may count as detected, in the cover or not"),
-        (
-            "detectors_few",
-            "detectors whose {n}-grams occur fewer than few_occurrences times in all",
-        ),
-        ("detected", "distinct {n}-grams with a detector in this layer (figs. 3b, 14b)"),
-        ("detected_cumulative", "the same in this layer or one below (dashed)"),
-        ("new_overall", "of detected_{n}, those that no layer below detects (figs. 4, 15)"),
-        ("new_to_previous", "of detected_{n}, those that the layer just below does not detect"),
-    ]
-    bins = ", ".join(map(str, COVER_BINS))
-    return (
-        *(
-            Column(f"{name}_{n}", "int64", meaning.format(n=n))
-            for n in lengths
-            for name, meaning in counts
-        ),
-        *(
-            Column(
-                f"cover_bins_{n}",
-                "list<int64>",
-                f"neurons not dead by cover_{n}; the bins begin at {bins} (figs. 2, 12, 13)",
-            )
-            for n in lengths
-        ),
-    )
+    counts = (layer_count(name, n) for n in lengths for name in LAYER_COUNTS)
+    return (*counts, *map(cover_bins, lengths))
 
 
 def section(view: BlockView, settings: ReduceSettings) -> Section:

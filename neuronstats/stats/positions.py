@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuronstats.errors import UserError
 from neuronstats.stats.curves import (
     MIN_POSITIONS,
     OSCILLATORY,
@@ -78,7 +77,7 @@ def section(view: BlockView, settings: PositionSettings) -> Section:
     indicated = np.zeros(num_positions, np.int64)
     if num_positions > MIN_POSITIONS and positional.any():  # a shorter curve has no shape
         types[positional], strong[positional] = classify(counts[:, positional], sequences, settings)
-        held[positional], asked = _domains_that_hold(
+        held[positional], asked = count_domains(
             view.counts[:, :, positional], view.sequences, types[positional], settings, first
         )
         waves = positional & strong & (types == OSCILLATORY)
@@ -147,7 +146,7 @@ def _layer_columns(totals: LayerTotals) -> dict[Column, Any]:
 
 
 def mutual_information(position_counts: Counts, num_sequences: int) -> Floats:
-    """Mutual information between the position and the bit "activated", for each neuron.
+    """Measure mutual information between the position and the bit "activated" of each neuron.
 
     `I = 1/T * sum_p [ f(p) ln(f(p)/f) + (1-f(p)) ln((1-f(p))/(1-f)) ]` with `f(p)` the share of
     sequences in which the neuron was activated at position p, `f` its mean, and 0 ln 0 = 0. Exactly
@@ -177,43 +176,21 @@ def mutual_information(position_counts: Counts, num_sequences: int) -> Floats:
     return information
 
 
-def information_bias(num_positions: int, num_sequences: int) -> float:
-    """Return the bias of the mutual information estimated from S sequences (Miller-Madow).
+def corrected_information(information: Floats, num_positions: int, num_sequences: int) -> Floats:
+    """Return mutual information, nats [neuron], less its bias from few sequences (Miller-Madow).
 
-    To first order `(T-1)/(2*S*T)`, about `1/(2S)`. It overstates the bias of
-    neurons that are activated less than a few times per position.
-
-    Args:
-        num_positions: T, positions of a sequence.
-        num_sequences: S, sequences behind the counts.
-
-    Returns:
-        Nats.
+    The bias of T positions of S sequences is, to first order, `(T-1)/(2*S*T)`, about `1/(2S)`. It
+    is taken off every neuron, dead ones too, and overstated for those that are activated less than
+    a few times per position. Not clipped at 0: around 0 the correction is right on average only if
+    values below it stay.
 
     Source: method.md, "Positional neurons".
     """
-    return (num_positions - 1) / (2 * num_sequences * num_positions)
-
-
-def corrected_information(information: Floats, num_positions: int, num_sequences: int) -> Floats:
-    """Return the mutual information less its bias from few sequences.
-
-    Not clipped at 0: around 0 the correction is right on average only if values below it stay.
-    The same amount is taken off every neuron, dead ones too.
-
-    Args:
-        information: plain values in nats, float64 [neuron].
-        num_positions: T, positions of a sequence.
-        num_sequences: S, sequences behind the counts.
-
-    Returns:
-        Nats, float64 [neuron]; may be slightly negative.
-    """
-    return information - information_bias(num_positions, num_sequences)
+    return information - (num_positions - 1) / (2 * num_sequences * num_positions)
 
 
 def _block_information(position_counts: Counts, num_sequences: int) -> Floats:
-    """Mutual information of few neurons; rows are neurons, so each is summed contiguously."""
+    """Measure few neurons; rows are neurons, so each is summed contiguously."""
     active = np.ascontiguousarray(position_counts.T, dtype=np.int64)  # [neuron, position]
     silent = num_sequences - active
     num_positions = active.shape[1]
@@ -255,49 +232,29 @@ class Coverage:
         return cls(by_position, float(covered.mean()), float(redundancy))
 
 
-def consistency(
-    counts_by_domain: Counts,
-    sequences_by_domain: npt.NDArray[np.integer],
-    types: npt.NDArray[np.integer],
-    settings: PositionSettings,
-    first: int = 0,
-) -> Floats:
-    """Return in which share of the domains each neuron's type holds.
-
-    It holds in a domain where the neuron's curve is of that type and its mutual information,
-    corrected for the domain's number of sequences, is above `positional_mi`. Domains of fewer than
-    `min_domain_sequences` sequences are left out.
-
-    Args:
-        counts_by_domain: activations [domain, position, neuron], integers.
-        sequences_by_domain: sequences behind them, [domain].
-        types: each neuron's type over all domains, as `classify` gives it, [neuron].
-        settings: the thresholds.
-        first: the first position that counts in mutual information.
-
-    Returns:
-        float64 [neuron], 0 to 1; NaN where no domain has enough sequences.
-
-    Raises:
-        UserError: arrays that do not fit together, or counts out of range.
-    """
-    if counts_by_domain.ndim != 3 or len(counts_by_domain) != len(sequences_by_domain):
-        raise UserError(
-            f"counts of shape {counts_by_domain.shape} and {len(sequences_by_domain)} domains: "
-            "expected [domain, position, neuron]"
-        )
-    held, asked = _domains_that_hold(counts_by_domain, sequences_by_domain, types, settings, first)
-    return held / asked if asked else np.full(len(types), np.nan)
-
-
-def _domains_that_hold(
+def count_domains(
     counts_by_domain: Counts,
     sequences_by_domain: npt.NDArray[np.integer],
     types: npt.NDArray[np.integer],
     settings: PositionSettings,
     first: int = 0,
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """Count the domains in which each type holds, int64 [neuron], and those that were asked."""
+    """Count the domains in which each neuron's type holds.
+
+    It holds in a domain where the neuron's curve is of that type and its mutual information,
+    corrected for the domain's number of sequences, is above `positional_mi`. Domains of fewer than
+    `min_domain_sequences` sequences are not asked.
+
+    Args:
+        counts_by_domain: activations [domain, position, neuron], integers.
+        sequences_by_domain: sequences behind them, [domain].
+        types: each neuron's type over all domains, as `classify` returns it, [neuron].
+        settings: the thresholds.
+        first: the first position that counts in mutual information.
+
+    Returns:
+        The domains in which it holds, int64 [neuron], and how many were asked.
+    """
     held, asked = np.zeros(len(types), np.int64), 0
     for counts, sequences in zip(counts_by_domain, sequences_by_domain.tolist(), strict=True):
         if sequences < settings.min_domain_sequences:
@@ -315,14 +272,8 @@ def coverage(
 ) -> Coverage:
     """Count which positions a layer's chosen neurons indicate, by being above their middle there.
 
-    Args:
-        position_counts: activations [position, neuron], integers, position 0 included.
-        num_sequences: sequences behind them.
-        chosen: bool [neuron]: the strong oscillatory ones for fig. 9.
-        settings: the thresholds.
-
-    Returns:
-        The coverage; of nothing where no neuron is chosen.
+    Of activations [position, neuron], position 0 included; for fig. 9 the strong oscillatory ones
+    are chosen, bool [neuron].
     """
     by_position = np.zeros(len(position_counts), np.int64)
     if chosen.any():

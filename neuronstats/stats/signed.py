@@ -7,13 +7,14 @@ Source: docs/method.md, "Signed suppression".
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from neuronstats.stats.output_embedding import NEURON_BLOCK, Floats, Triggers
-from neuronstats.stats.view import BlockView, Column, LayerTotals, Section, unknown
+from neuronstats.stats.view import BlockView, Column, Section, nulls, unknown
 
 TRIGGERS = Column(
     "signed_triggers",
@@ -40,6 +41,8 @@ LAYER_COLUMNS = tuple(
     )
 )
 
+_, SHUFFLED_SHARE, CONTROL_SHARE, _, _, NORMED_CONTROL_SHARE = LAYER_COLUMNS
+
 
 def section(view: BlockView, settings: Any) -> Section:
     """Return the columns, not yet known; nothing where the run has no sums."""
@@ -48,12 +51,8 @@ def section(view: BlockView, settings: Any) -> Section:
     kinds = {TRIGGERS: np.int64, PROJECTION: np.float64, NORMED: np.float64}
     return Section(
         {column: unknown(view.num_neurons, kind) for column, kind in kinds.items()},
-        layer_columns=_layer_columns,
+        layer_columns=partial(nulls, LAYER_COLUMNS),
     )
-
-
-def _layer_columns(totals: LayerTotals) -> dict[Column, Any]:
-    return dict.fromkeys(LAYER_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +92,7 @@ def judge(effects: Floats, triggers: Triggers) -> Signed:
 
 
 def triggers_with_slots(tokens: Mapping[int, Sequence[int]], slots: Sequence[int]) -> Triggers:
-    """List neurons' tokens by their slot; those without one are left out.
-
-    Args:
-        tokens: of each neuron.
-        slots: the token of each slot.
-    """
+    """List neurons' tokens by their slots, given the token of each; leave out those without."""
     slot_of = {token: slot for slot, token in enumerate(slots)}
     rows = [
         (neuron, slot_of[token])

@@ -4,6 +4,7 @@ Source: Voita et al. 2023, sec. 4.4, figs. 5 and 6; docs/method.md, "Suppression
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from neuronstats.stats.output_embedding import (
     OutputEmbedding,
     Triggers,
 )
-from neuronstats.stats.view import BlockView, Column, LayerTotals, Section, unknown
+from neuronstats.stats.view import BlockView, Column, Section, nulls, unknown
 
 # Neurons whose projections are held at once: 200 MB with OPT's vocabulary.
 JUDGE_BLOCK = 8 * NEURON_BLOCK
@@ -84,12 +85,8 @@ def section(view: BlockView, settings: Any) -> Section:
     width = view.num_neurons
     return Section(
         {SUPPRESSES: unknown(width, np.bool_), TRIGGER_PROJECTION: unknown(width, np.float64)},
-        layer_columns=_layer_columns,
+        layer_columns=partial(nulls, LAYER_COLUMNS),
     )
-
-
-def _layer_columns(totals: LayerTotals) -> dict[Column, Any]:
-    return dict.fromkeys(LAYER_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +211,7 @@ def draw_controls(candidates: Integers, num_controls: int, *, layer: int) -> Int
 def lowest(values: Floats, number: int) -> Integers:
     """Return the places of the lowest values, ascending, equal ones by ascending place.
 
-    Args:
-        values: [place].
-        number: how many, from 1 to as many as there are.
+    `number` is from 1 to as many as there are.
     """
     bound = np.partition(values, number - 1)[number - 1]
     candidates = np.flatnonzero(values <= bound)

@@ -1,6 +1,6 @@
 """What a statistic is given and what it returns: the arrays of one block of neurons."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -129,9 +129,9 @@ class BlockView:
 
     @cached_property
     def sums(self) -> Integers:
-        """What was summed beside the bits, int64 [domain, quantity, neuron]; see bits/sums.py.
+        """What was summed beside the bits, int64 [domain, quantity, neuron].
 
-        The quantities are those of `bits.sums.quantities`, over all positions but the first.
+        The quantities are those of `bits.quantities.names`, over all positions but the first.
         """
         assert self.read_sums is not None
         return self.read_sums()
@@ -159,6 +159,11 @@ class LayerTotals:
     """The layer just below's `sets`; empty for the first layer."""
     below: Mapping[str, npt.NDArray[Any]]
     """The union of the `sets` of all layers below."""
+
+
+def nulls(columns: Sequence[Column], totals: LayerTotals) -> dict[Column, Any]:
+    """Return a layer's columns of which nothing is known yet: null in the table."""
+    return dict.fromkeys(columns)
 
 
 def columns_of_sums(totals: LayerTotals) -> dict[Column, Any]:

@@ -4,12 +4,13 @@ Source: Gurnee et al. 2024, "Universal neurons in GPT2 language models" (arXiv 2
 docs/method.md, "Neurons by what they write".
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from neuronstats.stats.output_embedding import AnyFloats, Floats, OutputEmbedding
-from neuronstats.stats.view import BlockView, Column, LayerTotals, Section, unknown
+from neuronstats.stats.view import BlockView, Column, Section, nulls, unknown
 
 MEAN = Column(
     "vocabulary_mean",
@@ -50,7 +51,8 @@ def section(view: BlockView, settings: Any) -> Section:
     """
     if not settings.vocabulary:
         columns = {column: unknown(view.num_neurons, np.float64) for column in COLUMNS[:-1]}
-        return Section(columns | {TYPE: _types(view.num_neurons)}, layer_columns=_no_columns)
+        types = {TYPE: _types(view.num_neurons)}
+        return Section(columns | types, layer_columns=partial(nulls, LAYER_COLUMNS))
     found = moments(view.weights.embedding, view.weights.updates)
     variance, skewness, kurtosis, ratio = (found[c] for c in (VARIANCE, SKEWNESS, KURTOSIS, RATIO))
     sparse = kurtosis > settings.vocabulary_kurtosis
@@ -115,7 +117,3 @@ def moments(embedding: OutputEmbedding, updates: AnyFloats) -> dict[Column, Floa
 
 def _types(num_neurons: int) -> Any:
     return np.full(num_neurons, None, object)
-
-
-def _no_columns(totals: LayerTotals) -> dict[Column, Any]:
-    return dict.fromkeys(LAYER_COLUMNS)

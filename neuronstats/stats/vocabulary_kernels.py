@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from neuronstats.stats.ngram_kernels import compiled
+from neuronstats.bits.compiled import compiled
 
 
 @compiled

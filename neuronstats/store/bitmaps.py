@@ -4,7 +4,7 @@ An object is a Zarr shard: chunks of some neurons, each one zstd frame, one afte
 the end where each lies (uint64 offset and length, then a CRC of all); or one chunk by itself.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
@@ -16,6 +16,7 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 
 from neuronstats import bits
+from neuronstats.hashing import checksum
 from neuronstats.store.faults import REPAIR, damage
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import ZARR, Layout, Shard
@@ -61,13 +62,22 @@ def join_chunks(frames: Sequence[bytes], num_chunks: int) -> bytes:
 class BitmapReader:
     """Reads a run's bitmaps; remembers where the chunks of the last layer's objects lie.
 
+    Every chunk and every index that is read is compared with the checksum stored beside it.
+
     Args:
         folder: the run.
         layout: the run's.
+        committed: size and checksum by the key below activations.zarr; an object that is read whole
+            is compared with them.
     """
 
-    def __init__(self, folder: RunFolder, layout: Layout) -> None:
-        self._folder, self._layout = folder, layout
+    def __init__(
+        self,
+        folder: RunFolder,
+        layout: Layout,
+        committed: Mapping[str, tuple[int, str]] | None = None,
+    ) -> None:
+        self._folder, self._layout, self._committed = folder, layout, committed
         self._layer, self._places = -1, dict[str, NDArray[np.uint64] | None]()
 
     def read(
@@ -144,8 +154,13 @@ class BitmapReader:
 
     def _frames(self, key: str, chunks: Sequence[int]) -> list[Frame | None]:
         """Read neighbouring chunks of an object, compressed; None for one of zeros."""
-        if self._layout.neurons_per_object == self._layout.neurons_per_chunk:
+        if self._layout.reads_whole_objects:
             data = self._folder.read(key)
+            found = None if data is None else (len(data), checksum(data))
+            if self._committed is not None and found != self._committed.get(
+                key.removeprefix(f"{ZARR}/")
+            ):
+                raise ValueError(f"{key} is not what was committed")
             return [data]
         if key not in self._places:
             self._places[key] = self._read_places(key)

@@ -138,7 +138,7 @@ LAID_DOWN = "collect again with repair=true puts it right"
 
 
 class damage:
-    """Say which stored thing cannot be read, and the way out."""
+    """Raise errors that name the stored thing that cannot be read, and the way out."""
 
     def __init__(self, what: str, cure: str) -> None:
         self._what, self._cure = what, cure

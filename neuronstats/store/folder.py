@@ -133,7 +133,7 @@ class RunFolder:
             return None
 
     def exists(self, key: str) -> bool:
-        """Tell whether there is an object."""
+        """Return whether there is an object."""
         try:
             return bool(self._ask("read", key, lambda: obstore.head(self._store, key)))
         except FileNotFoundError:
@@ -217,7 +217,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process.
+        """Lock the run for this process.
 
         Raises:
             UserError: another job holds it; says which.
@@ -249,7 +249,7 @@ def _rename(store: Any, key: str, target: str) -> None:
 
 
 def _exchange(new: Path, old: Path) -> bool:
-    """Let new take the place of old; return whether new then holds what old held.
+    """Put new in the place of old; return whether new then holds what old held.
 
     At no moment is there neither.
     """

@@ -1,6 +1,7 @@
 """What a run folder holds, by name, and how its arrays are laid out."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ ZARR = "activations.zarr"
 RUN_FILE = "run.yaml"
 OBJECT_BYTES = 64 << 20  # one object of a bitmap before compression, at most
 CHUNK_BYTES = 1 << 20  # one chunk inside it: what reading a single neuron costs
+SIZES = ("num_layers", "num_bitmaps", "num_neurons", "num_positions", "shard_sequences")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,30 @@ class Layout:
     sums: tuple[str, ...] = ()  # quantities summed beside the bits, of bits.sums; none for OPT
     sum_tokens: tuple[int, ...] = ()  # token ids whose values are summed one by one
 
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> "Layout":
+        """Build a layout from run.yaml's.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        values = dict(raw)
+        values["domains"] = tuple(values["domains"])
+        values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
+        values |= {name: tuple(values.get(name, ())) for name in ("sums", "sum_tokens")}
+        layout = cls(**values)
+        for name in SIZES:
+            if type(values[name]) is not int or values[name] < (name != "num_bitmaps"):
+                raise ValueError(f"{name} is {values[name]!r:.100}")
+        for index, shard in enumerate(layout.shards):
+            place = [shard.index, shard.first_sequence, shard.num_sequences]
+            whole = all(type(number) is int and number >= 0 for number in place)
+            if not whole or shard.index != index or shard.domain not in layout.domains:
+                raise ValueError(f"its shard {index} is {shard!r:.200}")
+            if not 0 < shard.num_sequences <= layout.shard_sequences:
+                raise ValueError(f"its shard {index} has {shard.num_sequences} sequences")
+        return layout
+
     @property
     def num_sequences(self) -> int:
         """Sequences of all shards."""
@@ -96,6 +122,11 @@ class Layout:
             1, min(-(-self.num_neurons // chunk), OBJECT_BYTES // self.row_bytes // chunk)
         )
 
+    @property
+    def reads_whole_objects(self) -> bool:
+        """Whether a bitmap's object is one chunk, so that reading any neuron reads all of it."""
+        return self.neurons_per_object == self.neurons_per_chunk
+
 
 def make_shards(corpus: Corpus, shard_sequences: int) -> tuple[Shard, ...]:
     """Cut a corpus, grouped by domain, into shards that never mix domains.
@@ -124,7 +155,7 @@ class Record:
 
     @staticmethod
     def key(index: int) -> str:
-        """The record's key below activations.zarr."""
+        """Return the record's key below activations.zarr."""
         return f"records/{index:05d}.json"
 
     def dumps(self) -> bytes:

@@ -49,7 +49,7 @@ def taken(location: str, who: str) -> UserError:
 
 @contextlib.contextmanager
 def file_lock(location: str) -> Iterator[None]:
-    """Hold a local folder's lock, which the system drops with the process however it ends.
+    """Lock a local folder by a file, which the system drops with the process however it ends.
 
     Raises:
         UserError: another job holds it; says which.

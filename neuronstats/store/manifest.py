@@ -66,16 +66,17 @@ class Manifest:
             return cls(folder, None)
         try:
             content = json.loads(data)
-            told = content.pop("checksum")
+            known = content.pop("checksum")
             objects = {
                 name: (int(n), str(digest)) for name, (n, digest) in content["objects"].items()
             }
-            whole = told == _own_checksum(content)
+            reduction = dict(content["reduction"])
+            whole = known == _own_checksum(content)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise _corrupt(folder, MANIFEST, "is damaged")
-        return cls(folder, objects, content["reduction"])
+        return cls(folder, objects, reduction)
 
     def require(self, metadata: Mapping[str, Any]) -> None:
         """Raise if a table's metadata says that there is a manifest, and there is none.

@@ -177,14 +177,10 @@ class ReducedRun:
     def rows(
         self, name: str, layer: int, first: int, last: int, columns: list[str] | None = None
     ) -> pa.Table | None:
-        """Return a table's rows of some neurons of one layer, reading only the groups they are in.
+        """Return a table's rows of a layer's neurons from `first` to below `last`.
 
-        Args:
-            name: a table with the columns layer and neuron.
-            layer: the layer.
-            first: the first neuron.
-            last: one past the last neuron.
-            columns: layer, neuron and others; None: all.
+        Only the groups that they are in are read. The table has the columns layer and neuron, and
+        so have `columns`; None: all of them.
         """
         file = self._file(name)
         if file is None:
@@ -272,15 +268,26 @@ class ReducedRun:
     def bits(self, layer: int, neurons: slice) -> UInt8:
         """Return bitmaps, uint8 [neuron, sequence, byte], sequences as in token_ids.
 
+        What is read is compared with the checksum of its chunk, or, where all of an object is read,
+        with that of its commit.
+
         Raises:
-            UserError: the run keeps none for this layer.
+            UserError: the run keeps none for this layer, or they are damaged.
         """
         if layer >= self.layout.num_bitmaps:
             raise UserError(
                 f"layer {layer} of {self.location} has no bitmaps: they are kept for the first"
                 f" {self.layout.num_bitmaps} layers (collect.bitmaps)."
             )
-        return self.run.read_bits(layer, neurons, self.shards)
+        return self.run.read_bits(layer, neurons, self.shards, self._committed)
+
+    @cached_property
+    def _committed(self) -> dict[str, tuple[int, str]] | None:
+        """Size and checksum of the objects that are read whole; None where parts are read."""
+        if not self.layout.reads_whole_objects:
+            return None
+        records = self.run.records().values()
+        return {key: written for record in records for key, written in record.objects.items()}
 
     def activated(self, layer: int, neuron: int) -> NDArray[np.bool_]:
         """Return the tokens on which a neuron was activated, bool [sequence, position].

@@ -65,18 +65,14 @@ class Run:
         self.info = info
         self._seen: set[tuple[str, int]] = set()
         try:
-            raw = dict(info["layout"])
-            raw["domains"] = tuple(raw["domains"])
-            raw["shards"] = tuple(Shard(**shard) for shard in raw["shards"])
-            raw |= {name: tuple(raw.get(name, ())) for name in ("sums", "sum_tokens")}
-            self.layout = Layout(**raw)
-        except (KeyError, TypeError) as error:
+            self.layout = Layout.read(info["layout"])
+        except (KeyError, TypeError, ValueError) as error:
             raise _damaged_info(folder, f"layout: {error}") from error
 
     @property
     def about(self) -> RunInfo:
         """What made it, by name."""
-        return RunInfo(self.info)
+        return RunInfo(self.info, f"{self.folder.location}/{RUN_FILE}")
 
     @property
     def fingerprint(self) -> str:
@@ -258,14 +254,26 @@ class Run:
                     raise ValueError(f"chunks of {array.chunks}")
             self._seen.add((kind, layer))
 
-    def read_bits(self, layer: int, neurons: slice, shards: Sequence[Shard]) -> UInt8:
+    def read_bits(
+        self,
+        layer: int,
+        neurons: slice,
+        shards: Sequence[Shard],
+        committed: Mapping[str, tuple[int, str]] | None = None,
+    ) -> UInt8:
         """Read bitmaps.
+
+        Args:
+            layer: one with bitmaps.
+            neurons: of it.
+            shards: whose they are.
+            committed: what objects that are read whole must be, see `BitmapReader`.
 
         Returns:
             uint8 [neuron, sequence, byte], the shards' sequences one after another.
         """
         self.require("bitmaps", layer)
-        return BitmapReader(self.folder, self.layout).read(layer, neurons, shards)
+        return BitmapReader(self.folder, self.layout, committed).read(layer, neurons, shards)
 
     def read_position_counts(
         self, layer: int, neurons: slice, shards: Sequence[Shard]
@@ -280,14 +288,7 @@ class Run:
     def read_sums(
         self, kind: str, layer: int, neurons: slice, shards: Sequence[Shard]
     ) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
-        """Yield each shard's int64 [quantity or token, neuron] of one layer.
-
-        Args:
-            kind: sums or token_sums.
-            layer: the layer.
-            neurons: of it.
-            shards: whose they are.
-        """
+        """Yield each shard's int64 [quantity or token, neuron] of a layer's sums or token_sums."""
         array = self.array(self.zarr(), kind, layer)
         for shard in shards:
             with damage(f"{kind} of layer {layer} of {shard}", REPAIR):

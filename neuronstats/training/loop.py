@@ -266,11 +266,11 @@ def write_model(
         key: parameter.detach().to("cpu", torch.float16).contiguous()
         for key, parameter in model.named_parameters()
     }
-    told = {"tokens": step * settings.step_tokens, "step": step, "settings": asdict(settings)}
+    about = {"tokens": step * settings.step_tokens, "step": step, "settings": asdict(settings)}
     files = {path.name: path.read_bytes() for path in sorted(tokenizer.iterdir())} | {
         "config.json": config.to_json_string().encode(),
         "model.safetensors": safetensors.torch.save(weights, metadata={"format": "pt"}),
-        "training.json": (json.dumps(told, indent=2) + "\n").encode(),
+        "training.json": (json.dumps(about, indent=2) + "\n").encode(),
     }
     folder.clear(f"{partial}/")
     for name, data in files.items():

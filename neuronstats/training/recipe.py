@@ -24,17 +24,9 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 
 def batch_rows(settings: TrainSettings, step: int, num_sequences: int) -> NDArray[np.intp]:
-    """Choose the training sequences of a step, counted from 0.
+    """Choose the training sequences of a step, counted from 0: indices [batch_sequences].
 
     Each epoch is a permutation of all sequences, decided by the seed and the epoch's number.
-
-    Args:
-        settings: the recipe.
-        step: the step.
-        num_sequences: training sequences there are.
-
-    Returns:
-        [batch_sequences] indices of sequences.
     """
     first = step * settings.batch_sequences
     places = (divmod(n, num_sequences) for n in range(first, first + settings.batch_sequences))

@@ -18,7 +18,7 @@ from neuronstats import bits
 from neuronstats.bits import tensors
 
 
-def test_bit_order_is_lowest_first() -> None:
+def test_bit_order_is_lowest_first():
     """The order by hand: positions 0 and 9 of ten give 1 and 2."""
     values = torch.zeros(10, 1)
     values[0] = values[9] = 1
@@ -28,7 +28,7 @@ def test_bit_order_is_lowest_first() -> None:
 
 
 @pytest.mark.parametrize(("positions", "expected"), [(1, 1), (8, 1), (9, 2), (2048, 256)])
-def test_packed_bytes(positions: int, expected: int) -> None:
+def test_packed_bytes(positions, expected):
     assert bits.packed_bytes(positions) == expected
 
 
@@ -38,7 +38,7 @@ def test_packed_bytes(positions: int, expected: int) -> None:
     leading=st.lists(st.integers(0, 4), max_size=2),
     num_positions=st.integers(1, 70),
 )
-def test_unpack_undoes_pack(seed: int, leading: list[int], num_positions: int) -> None:
+def test_unpack_undoes_pack(seed, leading, num_positions):
     values = np.random.default_rng(seed).random((*leading, num_positions)) < 0.5
     data = bits.pack(values)
     assert data.shape == (*leading, bits.packed_bytes(num_positions))
@@ -58,9 +58,7 @@ def test_unpack_undoes_pack(seed: int, leading: list[int], num_positions: int) -
     num_bytes=st.integers(0, 20),
     split=st.integers(0, 5),
 )
-def test_count(
-    seed: int, leading: list[int], num_sequences: int, num_bytes: int, split: int
-) -> None:
+def test_count(seed, leading, num_sequences, num_bytes, split):
     data = random_rows(seed, *leading, num_sequences, num_bytes).numpy()
     expected = sum((data.astype(np.int64) // 2**j % 2).sum((-2, -1)) for j in range(8))
     counts = bits.count(data)
@@ -70,7 +68,7 @@ def test_count(
     np.testing.assert_array_equal(parts, expected)
 
 
-def test_count_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_over_several_blocks(monkeypatch):
     data = random_rows(4, 5, 3, 21).numpy()
     expected = np.unpackbits(data, axis=-1).sum((-2, -1))
     for size in (1, 63, 64, 200):
@@ -78,14 +76,14 @@ def test_count_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(bits.count(data), expected)
 
 
-def test_count_refuses() -> None:
+def test_count_refuses():
     with pytest.raises(ValueError, match=r"uint8 .*not bool"):
         bits.count(np.zeros((2, 3), np.bool_))
     with pytest.raises(ValueError, match=r"uint8 .*\(3,\)"):
         bits.count(np.zeros(3, np.uint8))
 
 
-def test_unpack_refuses() -> None:
+def test_unpack_refuses():
     with pytest.raises(ValueError, match="9 positions take 2 bytes, not 1"):
         bits.unpack(np.zeros((3, 1), np.uint8), 9)
 
@@ -97,9 +95,7 @@ def test_unpack_refuses() -> None:
     num_positions=st.integers(1, 40),
     dtype=st.sampled_from(DTYPES),
 )
-def test_the_whole_way(
-    seed: int, num_sequences: int, num_positions: int, dtype: torch.dtype
-) -> None:
+def test_the_whole_way(seed, num_sequences, num_positions, dtype):
     """From values to counts, by the functions that the sweep calls one after another."""
     values = make_values(seed, (num_sequences * num_positions, 16), dtype)
     activations = expected_activations(values, num_positions)  # [sequence, position, neuron]

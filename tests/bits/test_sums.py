@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronstats.bits import sums
+from neuronstats.bits import quantities
 from neuronstats.bits.sums import LEFT_OUT, NO_SLOT, Sums
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ SPECIAL = [0.0, -0.0, 1e-30, -1e-30, 2.0**-24, 2.0**-25, -(2.0**-25), 3.0, 65535
 def oracle(gate, activation, up, value, slots, num_slots, gated):
     """Each row of `Sums.values` and of `Sums.by_token`, with Python's whole numbers."""
     num_neurons = gate.shape[1]
-    values = [[0] * num_neurons for _ in sums.quantities(gated=gated)]
+    values = [[0] * num_neurons for _ in quantities.names(gated=gated)]
     by_token = [[0] * num_neurons for _ in range(num_slots)]
     for row, slot in enumerate(slots.tolist()):
         for n in range(num_neurons) if slot != LEFT_OUT else ():
@@ -102,13 +102,13 @@ def test_more_rows_and_neurons_than_are_added_at_once(monkeypatch):
 
 def test_the_largest_values_add_up_exactly():
     """As many rows as are added in float64, each just below the limit, and then again."""
-    value = torch.full((3 * sums.ROWS, 1), math.nextafter(sums.LIMIT, 0), dtype=torch.float64)
-    value = value.float() * 0 + (sums.LIMIT - 2**-7)  # a float32 just below
+    # a float32 just below the limit
+    value = torch.full((3 * quantities.ROWS, 1), quantities.LIMIT - 2**-7)
     slots = torch.full((len(value),), NO_SLOT)
     found = Sums(1, 0, gated=False, device=CPU)
     found.add(value, value, value, slots)
     a = value[0, 0].item()
-    assert a < sums.LIMIT
+    assert a < quantities.LIMIT
     total = int(a * 2**24) * len(value)
     high = math.floor(a * a * 2**8)
     assert found.values[:, 0].tolist()[:6] == [
@@ -119,7 +119,7 @@ def test_the_largest_values_add_up_exactly():
         total,
         high * len(value),
     ]
-    assert sums.largest(found.values.numpy()) == a
+    assert quantities.largest(found.values.numpy()) == a
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -138,9 +138,9 @@ def test_merged_shards_are_the_whole():
     total = np.zeros_like(whole)
     for start in (40, 0, 20):
         part = added(parts, torch.arange(start, start + 20), [], gated=True).values.numpy()
-        sums.merge(total, part)
+        quantities.merge(total, part)
     assert (total == whole).all()
-    amounts = sums.as_floats(whole, gated=True)
+    amounts = quantities.as_floats(whole, gated=True)
     value = parts[3][parts[4] != LEFT_OUT].double().numpy()
     for name, wanted in (
         ("sum", value.sum(0)),

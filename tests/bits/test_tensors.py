@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.packed import (
     DTYPES,
+    THRESHOLDS,
     expected_activations,
     expected_rows,
     make_values,
@@ -27,6 +28,11 @@ NO_TRITON = "triton is not installed: it comes with torch's CUDA builds, elsewhe
 def test_activated_is_above_zero() -> None:
     values = torch.tensor([-1.0, -0.0, 0.0, 1e-45, 1.0, float("inf"), float("-inf")])
     assert tensors.activated(values).tolist() == [False, False, False, True, True, True, False]
+    above = [False, False, False, False, True, True, False]
+    assert tensors.activated(values, 0.5).tolist() == above
+    assert tensors.activated(values, -0.5).tolist() == [False, *[True] * 5, False]
+    # A threshold is rounded to the values' type: of bfloat16, to one a little above it.
+    assert tensors.activated(torch.tensor([0.1]).bfloat16(), 0.1).tolist() == [False]
 
 
 @settings(deadline=None, max_examples=200)
@@ -37,6 +43,7 @@ def test_activated_is_above_zero() -> None:
     num_neurons=st.integers(1, 80),
     padding=st.integers(0, 3),
     dtype=st.sampled_from(DTYPES),
+    threshold=st.sampled_from(THRESHOLDS),
 )
 def test_pack_rows(
     seed: int,
@@ -45,16 +52,17 @@ def test_pack_rows(
     num_neurons: int,
     padding: int,
     dtype: torch.dtype,
+    threshold: float,
 ) -> None:
     values = make_values(seed, (num_sequences * num_positions, num_neurons), dtype, padding)
     before = values.double()
-    expected = expected_rows(expected_activations(values, num_positions))
-    rows = packed(values, num_positions)
+    expected = expected_rows(expected_activations(values, num_positions, threshold))
+    rows = packed(values, num_positions, threshold)
     np.testing.assert_array_equal(rows.numpy(), expected)
     np.testing.assert_array_equal(values.double(), before)  # the input stays as it was
 
     by_torch = torch.full_like(rows, 255)
-    tensors._pack_rows_torch(values, num_positions, by_torch)
+    tensors._pack_rows_torch(values, num_positions, by_torch, threshold)
     np.testing.assert_array_equal(by_torch.numpy(), expected)
 
 

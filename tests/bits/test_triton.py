@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.packed import (
     DTYPES,
+    THRESHOLDS,
     expected_activations,
     expected_rows,
     make_values,
@@ -32,6 +33,13 @@ def compare_triton(device: str) -> None:
             shape = (num_sequences * num_positions, num_neurons)
             values = make_values(6, shape, dtype, padding=2, device=device)
             relu = torch.relu(values)
+            for threshold in THRESHOLDS:
+                limit = tensors._limit(threshold, dtype)
+                rows = torch.full((num_sequences, -(-num_positions // 8), num_neurons), 255).byte()
+                rows = rows.to(device)
+                kernels_triton.pack_rows(values, num_positions, rows, relu=False, limit=limit)
+                expected = expected_rows(expected_activations(values, num_positions, threshold))
+                np.testing.assert_array_equal(rows.cpu().numpy(), expected)
             expected = expected_rows(expected_activations(values, num_positions))
             rows = torch.full(expected.shape, 255, dtype=torch.uint8, device=device)
             kernels_triton.pack_rows(values, num_positions, rows, relu=False)
@@ -67,9 +75,16 @@ def test_triton_kernels_interpreted() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["i16", "i32"])
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("relu", "limit"), [(False, (0, 0)), (True, (0, 0)), (False, (0, 99)), (False, (32767, -40))]
+)
 def test_triton_packing_compiles_to_wide_loads(
-    *, relu: bool, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    *,
+    relu: bool,
+    limit: tuple[int, int],
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Compiled for an H100, which takes no GPU: the interpreter accepts what the compiler may not.
 
@@ -78,7 +93,10 @@ def test_triton_packing_compiles_to_wide_loads(
     ptx = compile_triton(
         "pack_rows_kernel",
         {"values": f"*{dtype}", "rows": "*u8", "row_stride": "i32"},
-        {"relu": relu, "minus_infinity": -128, "block": 1024},
+        {
+            **{"relu": relu, "minus_infinity": -128, "block": 1024},
+            **{"changed": limit[0], "limit": limit[1]},
+        },
         monkeypatch,
         tmp_path,
     )

@@ -83,11 +83,17 @@ def start(inputs, collected, tmp_path):
         job.communicate()
 
 
+VICTIMS = ["raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["collect", "reduce"])
-@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("victim", VICTIMS)
 def test_killed_under_a_local_job(victim, name, start):
-    """Told within a minute, exit code 75; ten seconds later nothing of it is left."""
+    """Told within a minute, exit code 75; ten seconds later nothing of it is left.
+
+    An agent takes the raylet with it.
+    """
     job, family = start(name)
     (killed,) = [process for process in family if process.name() == victim]
     killed.kill()
@@ -99,21 +105,68 @@ def test_killed_under_a_local_job(victim, name, start):
     if job.returncode == GONE:
         assert "Ray on this machine has ended; what was committed stays" in err
         assert len(err.splitlines()) <= 12, err
-    _, left = psutil.wait_procs(family, timeout=10)
     print(f"{victim} killed under {name}: {job.returncode} after {seconds:.0f} s")
+    none_left(family, name)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_under_reduce(start):
+    """Another does its task: the job goes on to its end."""
+    job, family = start("reduce")
+    next(filter(is_worker, family)).kill()
+    _, err = job.communicate(timeout=300)
+    assert (job.returncode, err) == (DONE, "")
+    none_left(family, "reduce")
+
+
+def none_left(family, where):
+    """Ten seconds after its end nothing of a job is left."""
+    begun = time.monotonic()
+    _, left = psutil.wait_procs(family, timeout=10)
+    print(f"{where}: all gone after {time.monotonic() - begun:.0f} s")
     assert left_of(left) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["collect", "reduce"])
-def test_a_killed_driver_leaves_nothing(name, start):
-    """Ray's agent tries to tell a head that is gone for some half a minute."""
+def test_a_killed_job_leaves_nothing(name, start):
     job, family = start(name)
     job.kill()
     job.wait()
-    begun = time.monotonic()
-    _, left = psutil.wait_procs(family, timeout=10)
-    assert all("agent" in process.name().lower() for process in left_of(left)), left
-    psutil.wait_procs(left, timeout=60)
-    print(f"driver of {name} killed: all gone after {time.monotonic() - begun:.0f} s")
-    assert left_of(family) == []
+    none_left(family, f"driver of {name} killed")
+
+
+DRIVER = """
+import subprocess, sys, time
+from neuronstats.cluster import start
+from neuronstats.cluster.settings import RaySettings
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+print(other.pid, flush=True)
+with start.connect(RaySettings(), tell=print):
+    time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("agents", [1, 2], ids=["while Ray starts", "at work"])
+def test_a_killed_driver_leaves_nothing(agents):
+    """Ray's agents tried to tell a head that was gone, for up to a minute."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    job = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    other = psutil.Process(int(job.stdout.readline()))
+    try:
+        begun = time.monotonic()
+        while sum("Agent" in process.name() for process in family_of(job)) < agents:
+            assert job.poll() is None
+            assert time.monotonic() - begun < 100
+            time.sleep(0.1)
+        family = family_of(job)
+        assert len(family) > 5  # the other, the guard, Ray's own
+        job.kill()
+        none_left([process for process in family if process != other], "driver killed")
+        assert other.is_running()  # what the driver started beside Ray is not Ray's
+    finally:
+        job.kill()
+        other.kill()
+        job.communicate()

@@ -21,11 +21,9 @@ from neuronstats.store.run import info_checksum
         ({"device": None}, ""),  # a run of before it was noted
     ],
 )
-def test_other_arithmetic_is_said(tmp_path, monkeypatch, changes, said):
-    model = models.tiny_opt(num_layers=2, hidden=16, heads=2, ffn=24, positions=16)
-    checkpoint = models.save_tokenizer(models.save_checkpoint(model, tmp_path / "model"))
+def test_other_arithmetic_is_said(smallest_checkpoint, tmp_path, monkeypatch, changes, said):
     tokens = save_tokens(tmp_path / "tokens.npy", models.random_tokens(6, 16, seed=3))
-    job = collect_job(tmp_path / "run", checkpoint, tokens, collect__shard_sequences=3)
+    job = collect_job(tmp_path / "run", smallest_checkpoint, tokens, collect__shard_sequences=3)
     with serial(monkeypatch):
         told = io.StringIO()
         assert collect(job, Console(told)) == 0

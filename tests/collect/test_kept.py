@@ -38,8 +38,7 @@ def job(tmp_path, tiny_checkpoint, monkeypatch):
         shares=dict.fromkeys(DOMAINS, 1.0),
     )
     monkeypatch.setattr("neuronstats.collect.inspect.ESTIMATE_FROM_BYTES", 0)
-    short = {**packing.tokenize.__kwdefaults__, "batch_characters": 500}
-    monkeypatch.setattr(packing.tokenize, "__kwdefaults__", short)
+    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 500)
 
     def run(folder):
         settings = CollectJob(

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 @pytest.fixture(scope="module")
-def words() -> PreTrainedTokenizerFast:
+def words():
     """One token for each letter between spaces: easy to foretell."""
     inside = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
     inside.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -15,7 +15,7 @@ def words() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def bytes_bpe() -> PreTrainedTokenizerFast:
+def bytes_bpe():
     """Byte-level BPE with the special tokens, start and cutting of OPT's."""
     inside = Tokenizer(models.BPE())
     inside.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

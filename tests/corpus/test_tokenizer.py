@@ -1,21 +1,20 @@
 """The tokenizer: loaded without running code, applied to plain text, in pieces."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from neuronstats.corpus import tokenizer as tokenizer_module
-from neuronstats.corpus.packing import load_tokenizer, tokenize
+from neuronstats.corpus.packing import tokenize
+from neuronstats.corpus.tokenizer import load_tokenizer
 from neuronstats.errors import UserError
 
 EXAMPLES = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def test_special_tokens_in_the_text_are_plain_text(bytes_bpe: PreTrainedTokenizerFast) -> None:
+def test_special_tokens_in_the_text_are_plain_text(bytes_bpe):
     text = "a</s>b <pad> <s>"
     num_characters = len(bytes_bpe(text, split_special_tokens=True).input_ids)
     assert 2 in bytes_bpe(text).input_ids  # what must not happen; the call before is forgotten
@@ -33,9 +32,7 @@ def test_special_tokens_in_the_text_are_plain_text(bytes_bpe: PreTrainedTokenize
     assert 2 in bytes_bpe(text).input_ids  # and the tokenizer is as it was
 
 
-def test_a_tokenizers_own_cutting_and_padding_are_left_alone(
-    bytes_bpe: PreTrainedTokenizerFast,
-) -> None:
+def test_a_tokenizers_own_cutting_and_padding_are_left_alone(bytes_bpe):
     inside = bytes_bpe.backend_tokenizer
     inside.enable_truncation(max_length=4)
     inside.enable_padding(length=6, pad_id=1)
@@ -61,9 +58,7 @@ def test_a_tokenizers_own_cutting_and_padding_are_left_alone(
     piece=st.integers(4, 20),
 )
 @EXAMPLES
-def test_pieces_of_a_long_document_give_the_same_tokens(
-    bytes_bpe: PreTrainedTokenizerFast, parts: list[str], piece: int
-) -> None:
+def test_pieces_of_a_long_document_give_the_same_tokens(bytes_bpe, parts, piece):
     text = "".join(parts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_module, "PIECE_CHARACTERS", piece)
@@ -80,9 +75,7 @@ def test_pieces_of_a_long_document_give_the_same_tokens(
     assert [token for _, ids in encoded for token in ids.tolist()] == whole
 
 
-def test_a_piece_without_a_lone_space_is_cut_at_its_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_piece_without_a_lone_space_is_cut_at_its_limit(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 4)
     for text, expected in [
         ("abcdefghij", ["abcd", "efgh", "ij"]),
@@ -95,9 +88,7 @@ def test_a_piece_without_a_lone_space_is_cut_at_its_limit(
         assert found == expected
 
 
-def test_load_tokenizer_from_the_files_that_opts_repositories_have(
-    tmp_path: Path, bytes_bpe: PreTrainedTokenizerFast
-) -> None:
+def test_load_tokenizer_from_the_files_that_opts_repositories_have(tmp_path, bytes_bpe):
     model = json.loads(bytes_bpe.backend_tokenizer.to_str())["model"]
     merges = "".join(" ".join(pair) + "\n" for pair in model["merges"])
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
@@ -125,16 +116,14 @@ def test_load_tokenizer_from_the_files_that_opts_repositories_have(
         ),
     ],
 )
-def test_folder_without_a_tokenizer(tmp_path: Path, files: dict[str, str], message: str) -> None:
+def test_folder_without_a_tokenizer(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load_tokenizer(str(tmp_path))
 
 
-def test_code_of_a_model_repository_is_not_run(
-    tmp_path: Path, bytes_bpe: PreTrainedTokenizerFast
-) -> None:
+def test_code_of_a_model_repository_is_not_run(tmp_path, bytes_bpe):
     bytes_bpe.save_pretrained(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     config = json.loads(path.read_text())

@@ -17,7 +17,9 @@ def hooked(model, activation, down, up, tokens, batch):
     for here, layer in zip(found, layers, strict=True):
 
         def keep(where, value):
-            where.append(value.detach().reshape(-1, tokens.shape[1], value.shape[-1]).clone())
+            where.append(
+                value.detach().reshape(-1, tokens.shape[1], value.shape[-1]).float().clone()
+            )
 
         for name, place in (("g", activation), ("a", down)):
             hook = layer.get_submodule(place).register_forward_pre_hook

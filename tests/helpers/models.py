@@ -23,7 +23,6 @@ BOS = 2
 VOCABULARY = 320
 POSITIONS = 64
 LAYOUTS = ("safetensors", "safetensors_sharded", "bin", "bin_sharded")
-PREFIXES = ("model.decoder.", "decoder.")
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",

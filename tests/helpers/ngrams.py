@@ -1,9 +1,7 @@
-"""N-grams by the definition, word by word, with loops, Counter and Fraction; and random cases."""
-
-from collections import Counter
-from fractions import Fraction
+"""The counts of n-grams held against the oracle's, and random cases."""
 
 import numpy as np
+from helpers import oracle_ngrams
 from hypothesis import strategies as st
 
 from neuronstats.stats.ngram_counts import count_ngrams
@@ -32,43 +30,6 @@ def ngrams_of(tokens, n):
     return found
 
 
-def oracle(here, active, n, options):
-    """One neuron's findings, with loops, Counter and Fraction: the definition, word by word."""
-    occurrences = Counter(here.values())
-    triggered = Counter(ngram for place, ngram in here.items() if active[place])
-    counted = sum(triggered.values())
-    share, rate = Fraction(str(options.cover_share)), Fraction(str(options.detect_rate))
-    ranked = sorted(triggered, key=lambda ngram: (-triggered[ngram], ngram))
-    cover, reached = 0, 0
-    for ngram in ranked if counted else []:
-        if Fraction(reached, counted) >= share:
-            break
-        reached += triggered[ngram]
-        cover += 1
-
-    def keeps(ngram):
-        often = occurrences[ngram] >= options.min_count
-        return often and Fraction(triggered[ngram], occurrences[ngram]) >= rate
-
-    def holds(kept):
-        few = 0 < cover <= options.max_cover[n]
-        return few and Fraction(sum(triggered[g] for g in kept), counted) >= share
-
-    def rows(chosen):
-        return [(g, occurrences[g], triggered[g]) for g in chosen]
-
-    kept = [ngram for ngram in ranked[:cover] if keeps(ngram)]
-    limit = options.cover_limit
-    return {
-        "counted": counted,
-        "cover": cover if limit is None else min(cover, limit + 1),
-        "detector": holds(kept),
-        "loose": holds([ngram for ngram in ranked if keeps(ngram)]),
-        "detected": rows(kept) if holds(kept) else [],
-        "triggers": rows(ranked[: options.top_triggers]),
-    }
-
-
 def rows_of(rows, neuron):
     chosen = np.flatnonzero(rows.neuron == neuron)
     return [
@@ -77,20 +38,29 @@ def rows_of(rows, neuron):
     ]
 
 
+def expected_rows(ngrams, occurrences, triggered):
+    return [(ngram, occurrences[ngram], triggered[ngram]) for ngram in ngrams]
+
+
 def assert_equals_oracle(tokens, active, options):
-    corpus = build_ngram_ids(tokens, BOS, options.ngrams)
-    found = count_ngrams(pack(active), corpus, options)
+    found = count_ngrams(pack(active), build_ngram_ids(tokens, BOS, options.ngrams), options)
     assert list(found) == sorted(options.ngrams)
     for n, counts in found.items():
-        here = ngrams_of(tokens, n)
-        for neuron in range(len(active)):
-            expected = oracle(here, active[neuron], n, options)
-            assert counts.counted[neuron] == expected["counted"]
-            assert counts.cover[neuron] == expected["cover"]
-            assert counts.detector[neuron] == expected["detector"]
-            assert counts.detector_loose[neuron] == expected["loose"]
-            assert rows_of(counts.detected, neuron) == expected["detected"]
-            assert rows_of(counts.triggers, neuron) == expected["triggers"]
+        occurrences = oracle_ngrams.count_ngrams(tokens.tolist(), BOS, n)
+        for neuron, fires in enumerate(active.tolist()):
+            triggered = oracle_ngrams.count_triggers(fires, tokens.tolist(), BOS, n)
+            expected = oracle_ngrams.detect(triggered, occurrences, n, options)
+            limit = len(triggered) if options.cover_limit is None else options.cover_limit
+            assert counts.counted[neuron] == triggered.total()
+            assert counts.cover[neuron] == min(len(expected.cover), limit + 1)
+            assert counts.detector[neuron] == expected.detector
+            assert counts.detector_loose[neuron] == expected.detector_loose
+            detected = expected.detected if expected.detector else []
+            assert rows_of(counts.detected, neuron) == expected_rows(
+                detected, occurrences, triggered
+            )
+            top = oracle_ngrams.falling(triggered)[: options.top_triggers]
+            assert rows_of(counts.triggers, neuron) == expected_rows(top, occurrences, triggered)
         for rows in (counts.detected, counts.triggers):
             np.testing.assert_array_equal(rows.rate, rows.activations / rows.occurrences)
             np.testing.assert_array_equal(

@@ -10,16 +10,21 @@ are those of the method; this module imports nothing from the package that it ju
 are not here; `positional` in "neurons" says which neurons have one.
 """
 
-import functools
 import math
-from collections import Counter
 from dataclasses import dataclass, field
-from fractions import Fraction
+
+from helpers.oracle_ngrams import (
+    Ngram,
+    Row,
+    count_ngrams,
+    count_triggers,
+    detect,
+    falling,
+    ngram_rows,
+)
+from helpers.oracle_updates import project, suppression_row, vocabulary_row
 
 NUM_TRIGGERS = 10
-
-Row = dict[str, object]
-Ngram = tuple[int, ...]
 
 
 @dataclass
@@ -170,9 +175,13 @@ def neuron_row(fires: list[list[bool]], settings: Settings) -> Row:
 
 def position_information(fires: list[list[bool]]) -> float:
     """The mutual information of position and activation, in nats."""
-    num_sequences, num_positions = len(fires), len(fires[0])
-    counts = [sum(sequence[p] for sequence in fires) for p in range(num_positions)]
-    mean = sum(counts) / (num_sequences * num_positions)
+    counts = [sum(sequence[p] for sequence in fires) for p in range(len(fires[0]))]
+    return information(counts, len(fires))
+
+
+def information(counts: list[int], num_sequences: int) -> float:
+    """The same from the sequences in which the neuron was activated at each position."""
+    mean = sum(counts) / (num_sequences * len(counts))
     terms = []
     for count in counts:
         here = count / num_sequences
@@ -180,7 +189,7 @@ def position_information(fires: list[list[bool]]) -> float:
             terms.append(here * math.log(here / mean))
         if count < num_sequences:
             terms.append((1 - here) * math.log((1 - here) / (1 - mean)))
-    return math.fsum(terms) / num_positions
+    return math.fsum(terms) / len(counts)
 
 
 def domain_rows(fires: list[list[bool]], domains) -> list[Row]:
@@ -199,194 +208,6 @@ def domain_rows(fires: list[list[bool]], domains) -> list[Row]:
             }
         )
     return rows
-
-
-# N-grams.
-
-
-def ngram_ending_at(sequence: list[int], position: int, n: int, bos: int) -> Ngram | None:
-    """The n-gram that ends here; None before the n-th position, or where it holds BOS."""
-    if position < n - 1:
-        return None
-    ids = tuple(sequence[position - n + 1 : position + 1])
-    return None if bos in ids else ids
-
-
-def count_ngrams(tokens: list[list[int]], bos: int, n: int) -> Counter[Ngram]:
-    """How often each n-gram occurs."""
-    counts: Counter[Ngram] = Counter()
-    for sequence in tokens:
-        for position in range(len(sequence)):
-            ids = ngram_ending_at(sequence, position, n, bos)
-            if ids is not None:
-                counts[ids] += 1
-    return counts
-
-
-def count_triggers(
-    fires: list[list[bool]], tokens: list[list[int]], bos: int, n: int
-) -> Counter[Ngram]:
-    """How often each n-gram triggered the neuron: the activations that count."""
-    counts: Counter[Ngram] = Counter()
-    for i, sequence in enumerate(tokens):
-        for position in range(len(sequence)):
-            if fires[i][position]:
-                ids = ngram_ending_at(sequence, position, n, bos)
-                if ids is not None:
-                    counts[ids] += 1
-    return counts
-
-
-def falling(counts: Counter[Ngram]) -> list[Ngram]:
-    """N-grams by falling activations, equal ones by rising token ids."""
-    return sorted(counts, key=lambda ids: (-counts[ids], ids))
-
-
-@functools.cache
-def _exact(share: float) -> Fraction:
-    return Fraction(str(share))
-
-
-def at_least(part: int, whole: int, share: float) -> bool:
-    """Whether part / whole >= share, exactly: 0.95 is 19/20, not the float next to it."""
-    exact = _exact(share)
-    return part * exact.denominator >= whole * exact.numerator
-
-
-@dataclass
-class Detection:
-    """What the three steps find: `detected` is what step 2 keeps of the cover."""
-
-    cover: list[Ngram]
-    detected: list[Ngram]
-    detector: bool
-    detector_loose: bool
-
-
-def cover(counts: Counter[Ngram], share: float) -> list[Ngram]:
-    """The fewest n-grams, the most active first, that account for the share of the activations."""
-    total, part = counts.total(), 0
-    taken: list[Ngram] = []
-    for ids in falling(counts):
-        if at_least(part, total, share):
-            break
-        taken.append(ids)
-        part += counts[ids]
-    return taken
-
-
-def detect(
-    counts: Counter[Ngram], occurrences: Counter[Ngram], n: int, settings: Settings
-) -> Detection:
-    """The three steps of section 4.
-
-    `detector_loose` is by the other reading of step 2: from all n-grams that triggered the neuron.
-    """
-    total = counts.total()
-
-    def is_detected(ids: Ngram) -> bool:
-        often = occurrences[ids] >= settings.min_count
-        return often and at_least(counts[ids], occurrences[ids], settings.detect_rate)
-
-    def enough(kept: list[Ngram]) -> bool:
-        part = sum(counts[ids] for ids in kept)
-        return at_least(part, total, settings.cover_share)
-
-    covering = cover(counts, settings.cover_share)
-    kept = [ids for ids in covering if is_detected(ids)]
-    if not 0 < len(covering) <= settings.max_cover[n]:
-        return Detection(covering, kept, detector=False, detector_loose=False)
-    kept_loose = [ids for ids in counts if is_detected(ids)]
-    return Detection(covering, kept, enough(kept), enough(kept_loose))
-
-
-def ngram_rows(
-    ngrams: list[Ngram], counts: Counter[Ngram], occurrences: Counter[Ngram]
-) -> list[Row]:
-    total = counts.total()
-    return [
-        {
-            "token_ids": list(ids),
-            "occurrences": occurrences[ids],
-            "activations": counts[ids],
-            "rate": counts[ids] / occurrences[ids],
-            "share": counts[ids] / total,
-        }
-        for ids in ngrams
-    ]
-
-
-# Suppression.
-
-
-def project(
-    column: list[float],
-    embedding: list[list[float]],
-    project_out: list[list[float]] | None = None,
-    *,
-    centred: bool = False,
-) -> list[float]:
-    """A neuron's update (its column of fc2) on the vocabulary: a value for each token."""
-    if project_out is not None:
-        column = [math.fsum(a * b for a, b in zip(row, column, strict=True)) for row in project_out]
-    values = [math.fsum(a * b for a, b in zip(row, column, strict=True)) for row in embedding]
-    mean = math.fsum(values) / len(values) if centred else 0.0
-    return [value - mean for value in values]
-
-
-def suppression_row(projection: list[float], triggers: list[int], num_top: int = 20) -> Row:
-    """A token detector's triggers among all tokens, and the ends of its projection."""
-    rising = sorted(range(len(projection)), key=lambda token: (projection[token], token))
-    fallen = sorted(range(len(projection)), key=lambda token: (-projection[token], token))
-    promoted, suppressed = fallen[:num_top], rising[:num_top]
-    return {
-        "triggers": triggers,
-        "trigger_rank": [rising.index(token) for token in triggers],
-        "promoted": promoted,
-        "promoted_projection": [projection[token] for token in promoted],
-        "suppressed": suppressed,
-        "suppressed_projection": [projection[token] for token in suppressed],
-    }
-
-
-# Prediction, suppression and partition neurons.
-
-
-def vocabulary_row(
-    column: list[float],
-    embedding: list[list[float]],
-    project_out: list[list[float]] | None,
-    settings: Settings,
-) -> Row:
-    """The moments of a neuron's projection, and what kind of neuron they make it."""
-    values = project(column, embedding, project_out)
-    mean, variance = _mean_and_variance(values)
-    if project_out is not None:
-        column = [math.fsum(a * b for a, b in zip(row, column, strict=True)) for row in project_out]
-    channels = [_mean_and_variance(channel)[1] for channel in zip(*embedding, strict=True)]
-    random = math.fsum(x * x for x in column) * math.fsum(channels) / len(channels)
-    third, fourth = (
-        math.fsum((value - mean) ** power for value in values) / len(values) for power in (3, 4)
-    )
-    skewness, kurtosis = third / variance**1.5, fourth / variance**2 - 3
-    ratio, kind = variance / random, None
-    if kurtosis > settings.vocabulary_kurtosis and skewness:
-        kind = "prediction" if skewness > 0 else "suppression"
-    elif kurtosis <= settings.vocabulary_kurtosis and ratio > settings.vocabulary_variance:
-        kind = "partition"
-    return {
-        "vocabulary_mean": mean,
-        "vocabulary_variance": variance,
-        "vocabulary_skewness": skewness,
-        "vocabulary_kurtosis": kurtosis,
-        "vocabulary_variance_ratio": ratio,
-        "vocabulary_type": kind,
-    }
-
-
-def _mean_and_variance(values) -> tuple[float, float]:
-    mean = math.fsum(values) / len(values)
-    return mean, math.fsum((value - mean) ** 2 for value in values) / len(values)
 
 
 # Layers.

@@ -9,6 +9,7 @@ from neuronstats import bits
 from neuronstats.bits import tensors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+THRESHOLDS = [0.0, -0.0, 0.1, -0.1, 1.0, -1.0, 3.0, -1e-30, 1e-30, -65504.0]
 
 
 def make_values(
@@ -25,10 +26,13 @@ def make_values(
     return torch.from_numpy(drawn).to(dtype).to(device)[:, : shape[1]]
 
 
-def expected_activations(values: Tensor, num_positions: int) -> NDArray[np.bool_]:
+def expected_activations(
+    values: Tensor, num_positions: int, threshold: float = 0.0
+) -> NDArray[np.bool_]:
     """Give bool [sequence, position, neuron], compared in double precision."""
     exact = values.double().cpu().numpy()
-    return (exact > 0).reshape(-1, num_positions, exact.shape[1])
+    rounded = torch.tensor([threshold], dtype=values.dtype).double().item()
+    return (exact > rounded).reshape(-1, num_positions, exact.shape[1])
 
 
 def expected_rows(activations: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -40,12 +44,12 @@ def expected_rows(activations: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return rows
 
 
-def packed(values: Tensor, num_positions: int) -> Tensor:
+def packed(values: Tensor, num_positions: int, threshold: float = 0.0) -> Tensor:
     """Call pack_rows on an output that is full of ones."""
     num_sequences = values.shape[0] // num_positions
     shape = (num_sequences, bits.packed_bytes(num_positions), values.shape[1])
     rows = torch.full(shape, 255, dtype=torch.uint8, device=values.device)
-    tensors.pack_rows(values, num_positions, rows)
+    tensors.pack_rows(values, num_positions, rows, threshold)
     return rows
 
 

@@ -203,11 +203,6 @@ def _stream(
                 yield (BOS,)
 
 
-def random_corpus(seed: int, num_sequences: int, num_positions: int) -> np.ndarray:
-    """Ids drawn evenly from the whole vocabulary, BOS and the first position included."""
-    return np.random.default_rng(seed).integers(0, VOCABULARY, (num_sequences, num_positions))
-
-
 def expected_bits(layer: int, tokens: np.ndarray) -> np.ndarray:
     """What each neuron of a layer does, by its rule: bool [neuron, sequence, position]."""
     num_positions = tokens.shape[1]

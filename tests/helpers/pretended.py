@@ -4,10 +4,13 @@
     pool = ray.pool(workers_per_node=4)
     for task, result in pool.run(make, args, tasks): ...
     ray.seconds        # CPU time of the workers' own code, to be taken off the driver's
+    ray.asked          # the options of every actor and task, in order
+    ray.here           # inside a task that is a function: the machine it runs on
 
 An answer is ready when `wait` chooses it; a task's steps are made when it is asked for.
 """
 
+import functools
 import itertools
 import random
 import time
@@ -23,7 +26,11 @@ class RayError(Exception):
 
 
 class RayTaskError(RayError):
-    pass
+    """What a task raised, as Ray hands it on."""
+
+    def __init__(self, cause):
+        super().__init__(f"ray::task()\n{type(cause).__name__}: {cause}")
+        self.cause = cause
 
 
 class _Later:
@@ -58,6 +65,38 @@ class _Method:
         return _Later(self._ray, lambda: self._method(*args))
 
 
+class _Task(_Later):
+    """A function's answer; what it raises comes as Ray's error, from `get`."""
+
+    def __init__(self, ray, node, call):
+        super().__init__(ray, call)
+        self._node = node
+
+    def __next__(self):
+        self._ray.here = self._node
+        try:
+            step = super().__next__()
+        except StopIteration:
+            raise
+        except Exception as error:  # noqa: BLE001 - as Ray does
+            self._steps, cause = iter(()), RayTaskError(error)
+            return _Task(self._ray, self._node, lambda: _raise(cause))
+        return step
+
+    def get(self):
+        self._ray.here = self._node
+        try:
+            return super().get()
+        except RayError:
+            raise
+        except Exception as error:
+            raise RayTaskError(error) from error
+
+
+def _raise(error):
+    raise error
+
+
 class _Actor:
     def __init__(self, ray, instance):
         self._ray, self._instance = ray, instance
@@ -72,7 +111,7 @@ class PretendedRay:
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
     def __init__(self, num_nodes, seed=0):
-        self.seconds = 0.0
+        self.seconds, self.asked, self.here = 0.0, [], ""
         self._random = random.Random(seed)
         self._names = [f"node{i}" for i in range(num_nodes)]
 
@@ -91,9 +130,16 @@ class PretendedRay:
         return pool
 
     def remote(self, kind):
-        return SimpleNamespace(
-            options=lambda **_: SimpleNamespace(remote=lambda: _Actor(self, kind()))
-        )
+        def begin(options, *args, **settings):
+            if isinstance(kind, type):
+                return _Actor(self, kind())
+            return _Task(self, options["scheduling_strategy"], lambda: kind(*args, **settings))
+
+        def options(**given):
+            self.asked.append(given)
+            return SimpleNamespace(remote=functools.partial(begin, given))
+
+        return SimpleNamespace(options=options)
 
     def wait(self, references, *, num_returns, timeout):
         chosen = self._random.sample(references, min(len(references), max(1, num_returns // 20)))

@@ -7,19 +7,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 from helpers import planted
-from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.serial import make_run
 
 MARKUP = '</script><b/class="x">&amp;'  # must be text wherever it shows up
 MARKED = 8  # the token that is written so
 
 
-def planted_run(base: Path, checkpoint: Path) -> Path:
+def planted_run(base, checkpoint):
     """Collect and reduce the planted corpus; the model's name and one token are markup."""
-    from neuronstats.collect.job import collect
-    from neuronstats.reduce.job import reduce
-    from neuronstats.reduce.settings import ReduceJob
+    from neuronstats.stats.settings import ReduceSettings
 
     model = shutil.copytree(checkpoint, base / "model")
     tokenizer = model / "tokenizer.json"
@@ -28,14 +25,8 @@ def planted_run(base: Path, checkpoint: Path) -> Path:
     vocabulary[MARKUP] = vocabulary.pop(f"w{MARKED}")
     tokenizer.write_text(json.dumps(words))
     tokens, domains = planted.corpus()
-    folder = base / "run"
-    file = save_tokens(base / "planted.npy", tokens, domains)
-    job = collect_job(folder, model, file, collect__bitmaps=3)
-    job.model.name = MARKUP
-    with serial(pytest.MonkeyPatch()):
-        assert collect(job, quiet()) == 0
-        assert reduce(ReduceJob(run=str(folder)), quiet()) == 0
-    return folder
+    settings = {"collect__bitmaps": 3, "model__name": MARKUP}
+    return Path(make_run(base / "run", model, tokens, domains, ReduceSettings(), **settings))
 
 
 def run_file(folder):

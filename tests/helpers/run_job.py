@@ -5,15 +5,15 @@ import importlib.util
 import io
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from unittest import mock
+
+from neuronstats.cluster import local
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
-def run_job(name: str, *overrides: object, cwd: Path | None = None) -> tuple[int, str, str]:
+def run_job(name, *overrides, cwd=None):
     """Run jobs/NAME.py; return its exit code, standard output and standard error.
 
     Args:
@@ -30,6 +30,8 @@ def run_job(name: str, *overrides: object, cwd: Path | None = None) -> tuple[int
     with (
         _known(spec.name, module),
         mock.patch.object(sys, "argv", command),
+        # What is refused needs no Ray, and hundreds of tests do that; the rest starts its own.
+        mock.patch.object(local, "ray_ahead", return_value=contextlib.nullcontext()),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         _inside(cwd),
@@ -44,7 +46,7 @@ def run_job(name: str, *overrides: object, cwd: Path | None = None) -> tuple[int
 
 
 @contextlib.contextmanager
-def _known(name: str, module: ModuleType) -> Iterator[None]:
+def _known(name, module):
     sys.modules[name] = module  # what it imports stays, as patch.dict would not have it
     try:
         yield
@@ -53,7 +55,7 @@ def _known(name: str, module: ModuleType) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _inside(folder: Path | None) -> Iterator[None]:
+def _inside(folder):
     before = Path.cwd()
     os.chdir(folder or before)
     try:

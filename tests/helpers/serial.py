@@ -4,7 +4,9 @@ import contextlib
 import inspect
 import io
 
-from neuronstats.cluster.crew import LATER, Before
+import pytest
+
+from neuronstats.cluster.answers import LATER, Before
 from neuronstats.cluster.nodes import Workers
 from neuronstats.console import Console
 
@@ -76,12 +78,27 @@ def collect_job(folder, checkpoint, tokens_file, **settings):
         else:
             top[name] = value
     return CollectJob(
-        model=ModelSettings(name="local", path=str(checkpoint), **groups["model"]),
+        model=ModelSettings(**{"name": "local", "path": str(checkpoint)} | groups["model"]),
         data=DataSettings(name="tokens", kind="tokens", path=str(tokens_file), **groups["data"]),
         collect=CollectSettings(**groups["collect"]),
         run=str(folder),
         **top,
     )
+
+
+def make_run(folder, checkpoint, tokens, domains=None, reduction=None, **settings):
+    """Collect tokens without Ray, and reduce them by ReduceSettings, if given; return the run."""
+    from neuronstats.collect.job import collect
+    from neuronstats.reduce.job import reduce
+    from neuronstats.reduce.settings import ReduceJob
+
+    file = save_tokens(folder.with_suffix(".npy"), tokens, domains)
+    job = collect_job(folder, checkpoint, file, **settings)
+    with pytest.MonkeyPatch.context() as patch, serial(patch):
+        assert collect(job, quiet()) == 0
+        if reduction is not None:
+            assert reduce(ReduceJob(run=job.run, reduce=reduction), quiet()) == 0
+    return job.run
 
 
 def save_tokens(path, tokens, domains=None):

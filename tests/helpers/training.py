@@ -1,7 +1,6 @@
 """A tiny training, of seconds."""
 
 import random
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -29,27 +28,27 @@ SMALL = {
 }
 
 
-def make_documents(number: int = 60, words: int = 80) -> list[tuple[str, str]]:
+def make_documents(number=60, words=80):
     rng = random.Random(1)
     return [("prose", " ".join(rng.choices(WORDS, k=words))) for _ in range(number)]
 
 
-def small(**changes: object) -> TrainSettings:
+def small(**changes):
     return TrainSettings(**{**SMALL, **changes})
 
 
-def run(out: Path, **changes: object) -> list[TrainProgress]:
+def run(out, **changes):
     reports: list[TrainProgress] = []
     final = train(small(**changes), make_documents(), out, progress=reports.append)
     assert final == out / "final"
     return reports
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def assert_equal_weights(one: Path, other: Path) -> None:
+def assert_equal_weights(one, other):
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     for name, tensor in first.items():

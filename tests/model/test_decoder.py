@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import families
+from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from neuronstats.errors import WRONG_SETTINGS, SettingsError
 from neuronstats.model import record as recording
@@ -171,8 +173,6 @@ def test_weights_with_and_without_the_base_prefix(prefix, tmp_path):
     kind, settings, _, _ = families.FAMILIES["llama"]
     model = families.build(kind, settings)
     model.config.save_pretrained(tmp_path)
-    from safetensors.torch import save_file
-
     inner = {prefix + key: value for key, value in model.model.state_dict().items()}
     inner["lm_head.weight"] = model.lm_head.weight.detach()
     inner[f"{prefix}layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # of old files
@@ -201,3 +201,29 @@ def test_what_neurons_write_goes_through_the_norm_after_it(family, tmp_path):
         found = decoder.updates(index).T
         cosine = nn.functional.cosine_similarity(found.float(), written)
         torch.testing.assert_close(cosine, torch.ones(families.NEURONS))
+
+
+@pytest.mark.parametrize("stored", ["embedding", "head", "both", "different"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_tied_head_is_what_transformers_makes_of_it(family, stored, tmp_path):
+    """Whichever of the two is stored; where both are and differ, the head is not the embedding."""
+    kind, settings, _, _ = families.FAMILIES[family]
+    model = families.build(kind, {**settings, "tie_word_embeddings": True})
+    model.config.save_pretrained(tmp_path)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    embedding = next(key for key in state if key.endswith(("embed_tokens.weight", "wte.weight")))
+    if stored == "embedding":
+        del state["lm_head.weight"]
+    elif stored == "head":
+        del state[embedding]
+    elif stored == "different":
+        state["lm_head.weight"] += 1
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    own = AutoModelForCausalLM.from_pretrained(tmp_path)
+    decoder = Decoder(Checkpoint(tmp_path))
+    assert torch.equal(decoder.output_embedding()[0], own.get_output_embeddings().weight)
+    first = []
+    families.layers_of(own)[0].register_forward_pre_hook(lambda _, args: first.append(args[0]))
+    with torch.no_grad():
+        own(TOKENS)
+    assert torch.equal(decoder.front(TOKENS), first[0])

@@ -6,7 +6,7 @@ import torch
 from helpers import families, serial
 from helpers.hooked import hooked
 
-from neuronstats.bits import sums
+from neuronstats.bits import quantities
 from neuronstats.collect.job import collect
 from neuronstats.collect.sweep import Sweep
 from neuronstats.errors import SettingsError, UserError
@@ -43,7 +43,7 @@ def test_sums_are_those_of_its_own_forward(name, tmp_path):
         for record, want in zip(sweep(tokens), wanted, strict=True):
             g, a, u = (want[key][:SEQUENCES, 1:] for key in "gau")  # without position 0
             fixed = np.rint(a.astype(np.float64) * 2**24).astype(np.int64)
-            rows = dict(zip(sums.quantities(gated=gated), record.sums, strict=True))
+            rows = dict(zip(quantities.names(gated=gated), record.sums, strict=True))
             is_open, positive = g > 0, u > 0
             both = {"open": is_open, "closed": ~is_open}
             if gated:
@@ -89,7 +89,7 @@ def merged(run, kind, layer):
     total = np.zeros_like(parts[0])
     for part in parts:
         if kind == "sums":
-            sums.merge(total, part)
+            quantities.merge(total, part)
         else:
             total += part
     return total

@@ -11,9 +11,9 @@ from helpers import families, models, oracle, serial
 
 from neuronstats.collect.inspect import inspect, read_text
 from neuronstats.collect.job import collect
-from neuronstats.corpus.packing import load_tokenizer, read_corpus
+from neuronstats.corpus.packing import read_corpus
 from neuronstats.corpus.settings import DataSettings
-from neuronstats.corpus.tokenizer import first_token
+from neuronstats.corpus.tokenizer import first_token, load_tokenizer
 from neuronstats.errors import SettingsError
 from neuronstats.reduce.compare import summary
 from neuronstats.reduce.job import reduce

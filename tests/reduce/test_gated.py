@@ -6,13 +6,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import families, planted_gated, serial
+from helpers import families, planted_gated
 from helpers.hooked import hooked
 from helpers.planted_gated import DIRECTION, NEURONS, NORMED, SUPPRESSES, WIDTH
+from helpers.serial import make_run
 
-from neuronstats.collect.job import collect
-from neuronstats.reduce.job import reduce
-from neuronstats.reduce.settings import ReduceJob
 from neuronstats.stats.settings import ReduceSettings
 
 UNIT = 2.0**-24
@@ -22,19 +20,9 @@ DOMAINS = ["a"] * 7 + ["b"] * 5
 def reduced(folder, model, tokens, **settings):
     """A reduced run's tables, by name."""
     model.save_pretrained(folder / "model")
-    file = serial.save_tokens(folder / "tokens.npy", tokens, DOMAINS)
-    job = serial.collect_job(
-        folder / "run",
-        folder / "model",
-        file,
-        collect__bitmaps="all",
-        collect__shard_sequences=4,
-        collect__batch_sequences=4,
-    )
-    with pytest.MonkeyPatch.context() as patch, serial.serial(patch):
-        assert collect(job, serial.quiet()) == 0
-        reduction = ReduceJob(run=job.run, reduce=ReduceSettings(**settings))
-        assert reduce(reduction, serial.quiet()) == 0
+    cut = {"collect__shard_sequences": 4, "collect__batch_sequences": 4, "collect__bitmaps": "all"}
+    reduction = ReduceSettings(**settings)
+    make_run(folder / "run", folder / "model", tokens, DOMAINS, reduction, **cut)
     tables = (folder / "run" / "tables").glob("*.parquet")
     return {path.stem: pq.read_table(path).to_pylist() for path in tables}
 

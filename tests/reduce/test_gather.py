@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import models
-from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.serial import make_run, quiet, serial
 
-from neuronstats.collect.job import collect
 from neuronstats.errors import UserError
 from neuronstats.reduce.block import BlockResult
 from neuronstats.reduce.gather import Gather, in_order, memory_terms
@@ -30,13 +29,9 @@ METHOD = Path(__file__).parents[2] / "docs" / "method.md"
 
 
 @pytest.fixture
-def collected(tiny_checkpoint, tmp_path, monkeypatch):
-    tokens = models.random_tokens(8, 24, seed=2)
-    file = save_tokens(tmp_path / "tokens.npy", tokens, ["a", "b"] * 4)
-    job = collect_job(tmp_path / "run", tiny_checkpoint("pre"), file, collect__bitmaps=1)
-    with serial(monkeypatch):
-        assert collect(job, quiet()) == 0
-    return job.run
+def collected(tiny_checkpoint, tmp_path):
+    tokens, domains = models.random_tokens(8, 24, seed=2), ["a", "b"] * 4
+    return make_run(tmp_path / "run", tiny_checkpoint("pre"), tokens, domains, collect__bitmaps=1)
 
 
 def test_the_method_page_s_section_is_reduced_with_the_paper_s(collected, monkeypatch):

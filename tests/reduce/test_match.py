@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers import models
-from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.serial import make_run, quiet, serial
 
 from benchmarks.page import browser_is_here, start_browser
-from neuronstats.collect.job import collect
 from neuronstats.errors import SettingsError
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.match import compared_sequences
@@ -28,11 +27,10 @@ SEQUENCES, POSITIONS = 10, 24
 def collected(folder, checkpoint, name, *, seed=2, **settings):
     """A run over random tokens of two domains."""
     tokens = models.random_tokens(SEQUENCES, POSITIONS, seed=seed)
-    file = save_tokens(folder / f"{name}.npy", tokens, ["a"] * 6 + ["b"] * 4)
-    job = collect_job(folder / name, checkpoint, file, **{"collect__bitmaps": 2} | settings)
-    with serial(pytest.MonkeyPatch()):
-        assert collect(job, quiet()) == 0
-    return job.run
+    domains = ["a"] * 6 + ["b"] * 4
+    return make_run(
+        folder / name, checkpoint, tokens, domains, **{"collect__bitmaps": 2} | settings
+    )
 
 
 @pytest.fixture(scope="module")

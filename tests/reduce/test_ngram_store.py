@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import models
-from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.serial import make_run
 
-from neuronstats.collect.job import collect
 from neuronstats.errors import UserError
 from neuronstats.reduce.ngram_cache import ARRAYS, NgramStore
 from neuronstats.stats.ngram_ids import build_ngram_ids
@@ -15,13 +14,10 @@ from neuronstats.store.run import Run
 
 
 @pytest.fixture
-def run(tiny_checkpoint, tmp_path, monkeypatch):
-    tokens = models.random_tokens(9, 21, seed=4)
-    file = save_tokens(tmp_path / "tokens.npy", tokens, ["a"] * 4 + ["b"] * 5)
-    job = collect_job(tmp_path / "run", tiny_checkpoint("pre"), file, collect__shard_sequences=2)
-    with serial(monkeypatch):
-        assert collect(job, quiet()) == 0
-    return Run.open(job.run)
+def run(tiny_checkpoint, tmp_path):
+    tokens, domains = models.random_tokens(9, 21, seed=4), ["a"] * 4 + ["b"] * 5
+    checkpoint, shards = tiny_checkpoint("pre"), {"collect__shard_sequences": 2}
+    return Run.open(make_run(tmp_path / "run", checkpoint, tokens, domains, **shards))
 
 
 def objects(run):

@@ -1,20 +1,22 @@
 """The reduce job: what changes no result, unfinished and changed runs, refusals, several runs."""
 
-import dataclasses
+import contextlib
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers import models
 from helpers.reduced import COLLECT_ALL, TABLES, read, run_jobs
 from helpers.serial import collect_job, quiet, save_tokens, serial
 
+from neuronstats.cluster.nodes import Node, place
+from neuronstats.cluster.settings import RaySettings
 from neuronstats.collect.job import collect
 from neuronstats.console import Console
-from neuronstats.errors import SettingsError, UserError
+from neuronstats.errors import SettingsError
 from neuronstats.machine import Machine, Term
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
@@ -60,45 +62,6 @@ def test_reduce_again_replaces_the_tables(tiny_checkpoint, tmp_path, monkeypatch
     assert not (tmp_path / "run" / "tables.partial").exists()
 
 
-def test_unfinished_run(tiny_checkpoint, tmp_path, monkeypatch):
-    tokens = models.random_tokens(6, 16)
-    file = save_tokens(tmp_path / "tokens.npy", tokens)
-    job = collect_job(tmp_path / "run", tiny_checkpoint("pre"), file, collect__shard_sequences=2)
-    with serial(monkeypatch):
-        collect(job, quiet())
-        run = Run.open(job.run)
-        run.forget(run.layout.shards[1])
-        with pytest.raises(UserError, match=r"1 of 3 shards \(33 %\) are missing.*partial=true"):
-            reduce(ReduceJob(run=job.run), quiet())
-        assert reduce(ReduceJob(run=job.run, partial=True), quiet()) == 0
-    neurons = read(run, "neurons")
-    assert neurons["tokens"][0].as_py() == 4 * 16
-    assert tables.table_metadata(neurons)["complete"] is False
-    with serial(monkeypatch):  # what is there is not done again
-        collect(job, quiet())
-    assert sorted(run.records()) == [0, 1, 2]
-
-
-def test_changed_bits_are_never_counted(tiny_checkpoint, tmp_path, monkeypatch):
-    file = save_tokens(tmp_path / "tokens.npy", models.random_tokens(6, 16))
-    job = collect_job(tmp_path / "run", tiny_checkpoint("pre"), file)
-    with serial(monkeypatch):
-        collect(job, quiet())
-        run = Run.open(job.run)
-        array = run.zarr(writable=True)["bitmaps/000"]
-        neuron = int(np.argmax(array[:].sum(axis=(1, 2, 3))))
-        values = array[neuron]
-        array[neuron] = np.where(
-            values == values.max(), values - 1, values
-        )  # valid, but other bits
-        with pytest.raises(UserError, match=r"(changed|committed|bytes).*repair=true"):
-            reduce(ReduceJob(run=job.run), quiet())
-        with pytest.raises(UserError, match="repair=true"):
-            collect(job, quiet())
-        collect(dataclasses.replace(job, repair=True), quiet())
-        assert reduce(ReduceJob(run=job.run), quiet()) == 0
-
-
 @pytest.fixture
 def collected(tiny_checkpoint, tmp_path, monkeypatch):
     file = save_tokens(tmp_path / "tokens.npy", models.random_tokens(8, 24, seed=2))
@@ -128,23 +91,9 @@ def test_the_first_layers_alone_are_the_whole_s_first_rows(collected, monkeypatc
     assert loaded.curve(0, 3).tolist() == loaded.activated(0, 3).mean(axis=0).tolist()
 
 
-@pytest.mark.parametrize(
-    ("job", "says"),
-    [
-        ({}, "run= is missing"),
-        ({"run": "a", "runs": ["b"]}, "run=a, runs=['b']"),
-        ({"runs": ["a", "a"]}, "expected different runs"),
-    ],
-)
-def test_which_runs(job, says):
-    with pytest.raises(SettingsError, match=re.escape(says)):
-        reduce(ReduceJob(**job), quiet())
-
-
-@pytest.mark.parametrize("layers", [0, 99, "last"])
-def test_layers_that_are_none(collected, layers, monkeypatch):
-    with serial(monkeypatch), pytest.raises(SettingsError, match=f"layers={layers}: expected"):
-        reduce(ReduceJob(run=collected[0], layers=layers), quiet())
+def test_run_and_runs_exclude_each_other():
+    with pytest.raises(SettingsError, match=r"run=a, runs=\['b'\]"):
+        reduce(ReduceJob(run="a", runs=["b"]), quiet())
 
 
 def test_nothing_is_touched_where_one_of_several_runs_is_none(collected, tmp_path, monkeypatch):
@@ -158,6 +107,27 @@ def test_a_plan_reduces_nothing(collected, monkeypatch):
     with serial(monkeypatch):
         assert reduce(ReduceJob(run=collected[0], plan=True), Console(said)) == 0
     assert "memory, merging" in said.getvalue()
+    assert {path.name for path in Path(collected[0]).iterdir()} & {"tables", "ngrams"} == set()
+
+
+def test_a_plan_on_a_cluster_names_its_machines_and_refuses_what_does_not_fit(
+    collected, monkeypatch
+):
+    """Asked of the cluster: it never connected, and showed no workers."""
+    said, nodes = io.StringIO(), [Node("a", 4, 0, 4 << 30), Node("b", 8, 0, 64 << 30)]
+
+    @contextlib.contextmanager
+    def connect(settings, tell, worker_bytes):
+        workers = place(settings, nodes, memory=worker_bytes, per_core=True)
+        yield SimpleNamespace(workers=workers)
+
+    monkeypatch.setattr("neuronstats.reduce.job.connect", connect)
+    job = ReduceJob(run=collected[0], plan=True, ray=RaySettings(address="head:6379"))
+    assert reduce(job, Console(said)) == 0
+    assert re.search(r"^workers: \d+: a [1-4], b 8$", said.getvalue(), re.MULTILINE)
+    nodes[:] = [Node("a", 64, 0, 1 << 20)]
+    with pytest.raises(SettingsError, match="of memory each do not fit"):
+        reduce(job, quiet())
     assert {path.name for path in Path(collected[0]).iterdir()} & {"tables", "ngrams"} == set()
 
 

@@ -4,9 +4,8 @@ import itertools
 
 import pytest
 from helpers import models
-from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.serial import make_run, quiet, serial
 
-from neuronstats.collect.job import collect
 from neuronstats.errors import UserError
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
@@ -16,13 +15,10 @@ from neuronstats.store.run import Run
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    model = models.tiny_opt(num_layers=2, hidden=16, heads=2, ffn=24, positions=16)
-    checkpoint = models.save_tokenizer(models.save_checkpoint(model, tmp_path / "model"))
-    tokens = save_tokens(tmp_path / "tokens.npy", models.random_tokens(6, 16, seed=3))
+def run(smallest_checkpoint, tmp_path, monkeypatch):
+    location = make_run(tmp_path / "run", smallest_checkpoint, models.random_tokens(6, 16, seed=3))
     with serial(monkeypatch):
-        assert collect(collect_job(tmp_path / "run", checkpoint, tokens), quiet()) == 0
-        yield str(tmp_path / "run")
+        yield location
 
 
 @pytest.mark.parametrize("kind", ["bitmaps", "position_counts"])

@@ -3,12 +3,18 @@
 import pytest
 from helpers.run_job import run_job
 
+from neuronstats.report.figures.frame import NamedRun
 from neuronstats.report.notebook import LoadedRun
 
 
 @pytest.fixture(scope="session")
 def run(run_folder):
     return LoadedRun(str(run_folder))
+
+
+@pytest.fixture(scope="session")
+def named(run):
+    return NamedRun("planted", run)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Figures: the numbers drawn are the tables'; what has no data says why; pictures repeat."""
 
-import copy
 import re
 from collections import Counter
 from itertools import pairwise
@@ -19,22 +18,14 @@ from neuronstats.report.figures import published
 from neuronstats.report.figures import suppression as figures_suppression
 from neuronstats.report.figures import vocabulary as figures_vocabulary
 from neuronstats.report.figures.frame import (
-    Drawing,
     NamedRun,
     NoDataError,
     draw,
-    settings_words,
+    share_words,
     wilson,
 )
-from neuronstats.report.notebook import LoadedRun
-from neuronstats.store.reduced import labels
 
 WAVE = ("oscillatory", True)
-
-
-@pytest.fixture(scope="module")
-def named(run_folder):
-    return NamedRun("planted", LoadedRun(str(run_folder)))
 
 
 def lines(drawing):
@@ -46,9 +37,16 @@ def rows(named):
     return named.run.neurons.to_pylist()
 
 
+def planted_tokens():
+    """The tokens with a detector, by layer."""
+    return [{g for p in planted.neurons(layer=k, n=1) for g in p.ngrams} for k in range(3)]
+
+
 def test_dead_share_is_the_planted_models(named):
     truth = Counter(neuron.layer for neuron in planted.NEURONS if neuron.dead)
-    found = lines(figures_layers.dead([named]))["planted"]
+    drawing = figures_layers.dead([named])
+    assert f"= {3 / named.run.tokens:.2g} (planted)." in drawing.caption  # the bound
+    found = lines(drawing)["planted"]
     assert found[:, 0].tolist() == [0, 1 / 3, 2 / 3, 1]
     assert found[:, 1] == pytest.approx([100 * truth[k] / planted.WIDTH for k in range(4)])
 
@@ -59,10 +57,6 @@ def test_frequency_is_the_mean_over_the_alive(named):
         [r["frequency"] for r in rows(named) if r["layer"] == k and not r["dead"]] for k in range(4)
     ]
     assert found[:, 1] == pytest.approx([np.mean(each) for each in alive])
-
-
-def test_the_bound_is_three_by_tokens(named):
-    assert f"= {3 / named.run.tokens:.2g} (planted)." in figures_layers.dead([named]).caption
 
 
 def test_runs_are_overlaid_on_relative_depth(named):
@@ -87,9 +81,8 @@ def test_bins_are_named_by_what_they_hold():
 
 
 def test_detectors_and_their_tokens_are_the_planted_ones(named):
-    drawing = figures_layers.detectors([named], (1,), "3", "title")
-    tokens = [{g for p in planted.neurons(layer=k, n=1) for g in p.ngrams} for k in range(3)]
-    found = lines(drawing)
+    tokens = planted_tokens()
+    found = lines(figures_layers.detectors([named], (1,), "3"))
     assert found["planted"][:, 1].tolist() == [len(planted.neurons(layer=k, n=1)) for k in range(3)]
     assert found["planted, in the layer"][:, 1].tolist() == [len(each) for each in tokens]
     cumulated = [len(set().union(*tokens[: k + 1])) for k in range(3)]
@@ -97,8 +90,8 @@ def test_detectors_and_their_tokens_are_the_planted_ones(named):
 
 
 def test_new_tokens_are_the_planted_ones(named):
-    found = lines(figures_layers.new_ngrams([named], (1,), "4", "title"))
-    tokens = [{g for p in planted.neurons(layer=k, n=1) for g in p.ngrams} for k in range(3)]
+    found = lines(figures_layers.new_ngrams([named], (1,), "4"))
+    tokens = planted_tokens()
     overall = [len(each - set().union(*tokens[:k])) for k, each in enumerate(tokens)]
     previous = [len(each - (tokens[k - 1] if k else set())) for k, each in enumerate(tokens)]
     assert found["new against all layers below"][:, 1].tolist() == overall
@@ -174,18 +167,18 @@ def test_the_gallery_shows_every_type_and_the_curves_of_its_neurons(named):
         kind, strength, layer, neuron = re.fullmatch(
             r"([a-z ]+), (strong|weak) planted, layer (\d+), neuron (\d+)", words
         ).groups()
-        shown.add((kind.replace(" ", "_"), strength == "strong"))
         row = rows(named)[int(layer) * planted.WIDTH + int(neuron)]
-        assert (row["position_type"], row["position_strong"]) == (
-            kind.replace(" ", "_"), strength == "strong",
-        )  # fmt: skip
+        found = (kind.replace(" ", "_"), strength == "strong")
+        assert (row["position_type"], row["position_strong"]) == found
+        shown.add(found)
         curve = named.run.activated(int(layer), int(neuron)).mean(axis=0)
         assert panel.lines[0].get_ydata() == pytest.approx(curve)
     assert shown == kinds
 
 
 def test_suppression_is_shown_against_both_controls(named):
-    found = lines(figures_suppression.suppression([named]))
+    drawing = figures_suppression.suppression([named])
+    found = lines(drawing)
     table = named.run.layers.to_pylist()
     for label, column in (
         ("planted", "suppressing_share"),
@@ -197,11 +190,9 @@ def test_suppression_is_shown_against_both_controls(named):
         assert len(expected) == 3
     truth = [[p.suppresses for p in planted.neurons(layer=k, n=1)] for k in range(3)]
     assert found["planted"][:, 1] == pytest.approx([100 * np.mean(each) for each in truth])
-    caption = figures_suppression.suppression([named]).caption
-    assert f"In all: {sum(map(sum, truth))} of {sum(map(len, truth))} (" in caption
-    low, high = wilson(sum(map(sum, truth)), sum(map(len, truth)))
-    assert f"95 % interval {100 * low:.0f} to {100 * high:.0f} %" in caption
-    (bars,) = figures_suppression.suppression([named]).figure.axes[0].collections
+    total = sum(map(sum, truth)), sum(map(len, truth))
+    assert f"In all: {share_words(*total)} of planted" in drawing.caption
+    (bars,) = drawing.figure.axes[0].collections
     ends = [np.array(line)[:, 1] for line in bars.get_segments()]
     assert ends == [pytest.approx(100 * np.array(wilson(sum(t), len(t)))) for t in truth]
 
@@ -217,21 +208,11 @@ def test_published_readings_are_for_the_papers_models_alone(named, monkeypatch):
     assert published.NAME in [t.get_text() for t in drawing.figure.axes[0].get_legend().get_texts()]
     assert "opt-66b" in drawing.notes[0]
     assert "by eye" in drawing.notes[0]
-    detectors = figures_layers.detectors([named], (1,), "3", "title")
+    detectors = figures_layers.detectors([named], (1,), "3")
     left, right = detectors.figure.axes
     assert left.lines[-1].get_ydata().tolist() == [345.0, 120.0, 455.0, 0.0]
     assert set(right.lines[-1].get_ydata()) == {10000.0}
     assert "5351" in detectors.notes[-1]
-
-
-def test_settings_are_written_once_or_for_each_run(named):
-    both = [named, NamedRun("again", named.run)]
-    assert settings_words(both, ["cover_share"]) == "Settings: cover_share 0.95."
-    other = copy.copy(named.run)
-    other.metadata = {**named.run.metadata, "settings": {"cover_share": 0.9}}
-    words = settings_words([named, NamedRun("other", other)], ["cover_share"])
-    assert words == "Settings: cover_share 0.95 (planted), 0.9 (other)."
-    assert settings_words(both, []) == ""
 
 
 def test_the_share_of_domains_is_the_tables(named):
@@ -267,7 +248,7 @@ def test_ranges_cover_what_the_table_says(named):
 
 
 def test_weak_evidence_for_detectors_is_in_the_notes(named):
-    notes = " ".join(figures_layers.detectors([named], (2,), "14", "title").notes)
+    notes = " ".join(figures_layers.detectors([named], (2,), "14").notes)
     table = named.run.layers
     strict, few, loose = (
         sum(v for v in table[f"{name}_2"].to_pylist() if v is not None)
@@ -279,7 +260,7 @@ def test_weak_evidence_for_detectors_is_in_the_notes(named):
 
 def test_every_figure_is_drawn_or_says_why(named):
     found = figures.all_figures([named])
-    assert [drawing.name for drawing in found] == list(figures.ORDER)
+    assert [drawing.name for drawing in found] == list(figures.CATALOGUE)
     for drawing in found:
         shown = [drawing.figure is not None, bool(drawing.rows), bool(drawing.reason)]
         assert sum(shown) == 1, drawing.name
@@ -311,42 +292,3 @@ def test_a_run_without_bitmaps_says_so(named, monkeypatch):
     monkeypatch.setattr(named.run, "layers", layers)
     function, title = figures.CATALOGUE["3"]
     assert "no run keeps bitmaps" in draw(function, "3", title, [named]).reason
-
-
-def test_pictures_are_the_same_each_time(named):
-    one, two = (draw(figures_layers.dead, "1a", "title", [named]) for _ in range(2))
-    for kind in ("svg", "png"):
-        assert one.render(kind) == two.render(kind)
-    assert b"<dc:date>" not in one.render("svg")
-
-
-def test_a_figure_without_data_is_not_an_error():
-    def missing(runs):
-        raise NoDataError("nothing was counted")
-
-    assert draw(missing, "9", "title", []) == Drawing(
-        "9", "title", "", reason="nothing was counted"
-    )
-
-
-@pytest.mark.parametrize(
-    ("count", "total", "low", "high"),  # by scipy.stats.binomtest(...).proportion_ci("wilson")
-    [(2, 3, 0.207660, 0.938510), (0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0)],
-)
-def test_intervals_are_wilsons(count, total, low, high):
-    assert wilson(count, total) == pytest.approx((low, high), abs=1e-5)
-
-
-def test_labels_tell_runs_apart(named):
-    run = named.run
-    assert labels([run]) == [run.name]
-    assert len(set(labels([run, run]))) == 2
-
-
-def test_a_dozen_runs_are_drawn_without_a_warning(run_folder):
-    run = LoadedRun(str(run_folder))
-    many = [NamedRun(f"a-rather-long-name-{index}", run) for index in range(12)]
-    for name in ("1a", "3", "suppression"):
-        function, title = figures.CATALOGUE[name]
-        drawing = draw(function, name, title, many)
-        assert any("12 runs, each of" in note for note in drawing.notes), name

@@ -1,13 +1,14 @@
 """The page's data: every neuron's detail against whole tables, what is chosen, what is searched."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
-from helpers import oracle, planted
+from helpers import oracle_updates, planted
 from helpers.reported import MARKUP, piece, run_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +18,10 @@ from neuronstats import bits
 from neuronstats.corpus.token_texts import TokenTexts
 from neuronstats.errors import UserError
 from neuronstats.report.notebook import LoadedRun, VisibleTexts, example_contexts, spread_out
+from neuronstats.report.page import columns, search
 from neuronstats.report.page import data as pieces
 from neuronstats.report.page import detail as details
-from neuronstats.report.page import search
+from neuronstats.stats.sections import TABLES
 from neuronstats.store.run import Run
 
 
@@ -37,17 +39,34 @@ def test_scripts_are_ascii_and_close_nothing():
 
 
 def test_flags_say_what_the_table_says(run):
-    found = pieces.flags(run.neurons)
-    for flag, row in zip(found.tolist(), run.neurons.to_pylist(), strict=True):
-        assert bool(flag & pieces.DEAD) == row["dead"]
+    """As the page's script reads them: a number, or the word for it."""
+    fields = columns.for_page()["fields"]
+    for flags, row in zip(
+        columns.flags(run.neurons).tolist(), run.neurons.to_pylist(), strict=True
+    ):
+        found = {name: flags >> f["shift"] & f["mask"] for name, f in fields.items()}
+        words = {
+            name: [None, *f["values"]][found[name]] for name, f in fields.items() if f["values"]
+        }
+        assert found["never"] == row["dead"]
         for n in (1, 2, 3):
-            assert bool(flag & (1 << n)) == bool(row[f"detector_{n}"])
-        assert bool(flag & pieces.POSITIONAL) == (row["position_type"] is not None)
-        assert bool(flag & pieces.STRONG) == bool(row["position_strong"])
-        kind = (flag >> pieces.TYPE_SHIFT) & 7
-        assert (pieces.TYPES[kind - 1] if kind else None) == row["position_type"]
-        kind = flag >> pieces.WRITES_SHIFT
-        assert (pieces.vocabulary.TYPES[kind - 1] if kind else None) == row["vocabulary_type"]
+            assert found[f"detects_{n}"] == bool(row[f"detector_{n}"])
+        assert found["judged"] == (row["suppresses"] is not None)
+        assert found["suppresses"] == bool(row["suppresses"])
+        assert found["positional"] == (row["position_type"] is not None)
+        assert found["strong"] == bool(row["position_strong"])
+        assert found["counted"] == (row["cover_1"] is not None)
+        kind = row["position_type"]
+        assert words["type"] == (kind and kind.replace("_", " "))
+        assert words["writes"] == row["vocabulary_type"]
+
+
+def test_the_pages_script_reads_declared_columns_alone():
+    script = (Path(columns.__file__).parent / "assets/page.js").read_text()
+    declared = {column.name for _, of_table in TABLES.values() for column in of_table}
+    read = set(re.findall(r"\bcolumns\.([a-z_]+)\b(?!\()", script))
+    assert read - declared == {"flags", "piece"}
+    assert set(re.findall(r'flag\(flags, "([a-z]+)"', script)) <= set(columns.FIELDS)
 
 
 def test_trigger_tokens_are_those_of_the_top_ngrams(run):
@@ -73,7 +92,7 @@ def test_the_classified_come_first_and_the_sample_is_spread(run):
     everything = pieces.chosen(run, pieces.ReportSettings(neurons="all"))
     assert sorted(everything) == list(range(len(run.neurons)))
     some = pieces.chosen(run, pieces.ReportSettings(neurons="classified", sample=4))
-    classified = [r for r in some if pieces.flags(run.neurons)[r] & (2 | 4 | 8 | pieces.POSITIONAL)]
+    classified = [r for r in some if columns.flags(run.neurons)[r] & columns.CLASSIFIED]
     assert some[: len(classified)].tolist() == classified
     assert len(some) == len(classified) + 4
     assert len(pieces.chosen(run, pieces.ReportSettings(neurons="none"))) == 0
@@ -201,6 +220,9 @@ def test_bits_that_are_not_those_of_the_tables_are_refused(run_folder, tmp_path)
     first, last = int(counts.argmin()), int(counts.argmax())
     array[first], array[last] = rows[last], rows[first]
     changed = LoadedRun(str(folder))
+    with pytest.raises(UserError, match=r"bitmaps/000/c/0/0/0/0 is not what was committed"):
+        details.details(changed, 0, [first], pieces.ReportSettings())
+    changed._committed = None  # as where objects are read in parts
     for neuron in (first, last):
         with pytest.raises(UserError, match=rf"neuron {neuron} in layer 0 .*repair=true"):
             details.details(changed, 0, [neuron], pieces.ReportSettings())
@@ -264,7 +286,9 @@ def test_every_detail_names_what_the_update_promotes_and_suppresses(report, run,
         found = piece(report, 0, neuron)
         if found is None:
             continue
-        expected = oracle.suppression_row(oracle.project(fc2[:, neuron].tolist(), embedding), [])
+        expected = oracle_updates.suppression_row(
+            oracle_updates.project(fc2[:, neuron].tolist(), embedding), []
+        )
         for side in ("promoted", "suppressed"):
             assert found["update"][side] == run.words(expected[side][: details.TOP])
         assert ("triggers" in found["update"]) == (neuron in detectors)

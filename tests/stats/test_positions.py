@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import oracle
 from helpers import panels as panel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +13,8 @@ from neuronstats.stats import curves as position_types
 from neuronstats.stats import positions
 from neuronstats.stats.curves import OSCILLATORY, TYPES, classify, find_waves, window_width
 from neuronstats.stats.positions import (
-    consistency,
     corrected_information,
+    count_domains,
     coverage,
     indicated_ranges,
     mutual_information,
@@ -21,17 +22,6 @@ from neuronstats.stats.positions import (
 from neuronstats.stats.settings import PositionSettings
 
 DEFAULT = PositionSettings()
-
-
-def information(counts, num_sequences):
-    """Mutual information of one neuron, in nats, term by term as the method writes it."""
-    f = [count / num_sequences for count in counts]
-    mean = math.fsum(counts) / (num_sequences * len(counts))
-
-    def term(a, b):
-        return a * math.log(a / b) if a > 0 else 0.0
-
-    return math.fsum(term(p, mean) + term(1 - p, 1 - mean) for p in f) / len(f)
 
 
 @st.composite
@@ -48,7 +38,7 @@ def counts_and_sequences(draw):
 def test_information_equals_its_definition(case):
     counts, num_sequences = case
     found = mutual_information(counts, num_sequences)
-    expected = [information(column, num_sequences) for column in counts.T.tolist()]
+    expected = [oracle.information(column, num_sequences) for column in counts.T.tolist()]
     np.testing.assert_allclose(found, expected, atol=1e-14)
     assert (found >= 0).all()
     assert (found <= math.log(2) + 1e-12).all()
@@ -253,13 +243,7 @@ def test_the_smallest_data_get_types_without_a_warning(num_positions, num_sequen
 @pytest.mark.parametrize(
     ("thresholds", "message"),
     [
-        ({"positional_mi": -0.1}, r"positional_mi=-0\.1"),
-        ({"min_crossings": 1}, "min_crossings=1"),
-        ({"min_domain_sequences": 0}, "min_domain_sequences=0"),
-        ({"near": 0.5}, r"near=0\.5"),
         ({"exact": 0.2}, r"exact=0\.2"),
-        ({"range_share": 0.0}, r"range_share=0\.0"),
-        ({"smooth_least": 0.5}, r"smooth_least=0\.5"),
         ({"swing_errors": -1.0}, r"swing_errors=-1\.0"),
         ({"thin": float("nan")}, "thin=nan"),
     ],
@@ -277,7 +261,7 @@ def test_settings_compose_as_a_structured_config():
 # --- consistency and coverage ----------------------------------------------------------------
 
 
-def test_consistency_is_the_share_of_domains_in_which_a_type_holds():
+def test_domains_in_which_a_type_holds_are_counted():
     plateau, half, flat = steps(0, 1, 0), steps(0, 0.6, 0.6), steps(0.5, 0.5, 0.5)
     domains = np.array([[plateau, plateau], [plateau, half], [half, plateau], [plateau, flat]])
     sequences = np.array([100, 40, 19, 200])  # the third is too small to be asked
@@ -285,18 +269,16 @@ def test_consistency_is_the_share_of_domains_in_which_a_type_holds():
     counts = np.rint(curves * sequences[:, None, None]).astype(int)
     types, _ = classify(counts[0], 100, DEFAULT)
     assert [TYPES[t] for t in types] == ["both_extremes"] * 2
-    found = consistency(counts, sequences, types, DEFAULT)
-    np.testing.assert_array_equal(found, [1, 1 / 3])
+    held, asked = count_domains(counts, sequences, types, DEFAULT)
+    assert (held.tolist(), asked) == ([3, 1], 3)
     few = PositionSettings(min_domain_sequences=500)
-    assert np.isnan(consistency(counts, sequences, types, few)).all()
-    with pytest.raises(UserError, match="domain, position, neuron"):
-        consistency(counts, sequences[:3], types, DEFAULT)
+    assert count_domains(counts, sequences, types, few)[1] == 0
 
 
 def test_a_flat_curve_holds_no_type_in_a_domain():
     counts = np.full((1, 101, 1), 50)
     types, _ = classify(counts[0], 100, DEFAULT)
-    assert consistency(counts, np.array([100]), types, DEFAULT).tolist() == [0]
+    assert count_domains(counts, np.array([100]), types, DEFAULT)[0].tolist() == [0]
 
 
 def test_coverage_counts_the_neurons_that_indicate_each_position():

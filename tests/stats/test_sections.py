@@ -63,7 +63,7 @@ def test_what_sections_return_is_what_they_declare(has_bits, gated):
     view = make_view(has_bits=has_bits, gated=gated)
     found = [section(view, ReduceSettings()) for section in SECTIONS]
     declared = [
-        (dead.OPEN_COLUMNS, dead.OPEN_LAYER_COLUMNS)
+        ((*dead.COLUMNS[:-1], dead.NEVER_OPEN), dead.OPEN_LAYER_COLUMNS)
         if gated
         else (dead.COLUMNS, dead.LAYER_COLUMNS),
         (ngrams.columns(LENGTHS), ngrams.layer_columns(LENGTHS)),

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.oracle_updates import project
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,15 +15,6 @@ from neuronstats.stats.suppression import (
     judge,
     mean_projections,
 )
-
-
-def project(column, embedding, project_out=None, *, centred=False):
-    """One neuron's projection with loops: the definition, word by word."""
-    if project_out is not None:
-        column = [math.fsum(a * b for a, b in zip(row, column, strict=True)) for row in project_out]
-    values = [math.fsum(a * b for a, b in zip(row, column, strict=True)) for row in embedding]
-    mean = math.fsum(values) / len(values) if centred else 0
-    return [value - mean for value in values]
 
 
 def whole(rng, *shape):

@@ -1,6 +1,7 @@
 """Bitmaps read object by object are what Zarr reads, and damage never passes as bits."""
 
 import contextlib
+import re
 
 import numpy as np
 import pytest
@@ -127,3 +128,28 @@ def test_bits_that_are_flipped_cut_or_exchanged_are_refused(made):
         folder.write(key, data)
     assert passed < tried / 20
     assert (BitmapReader(folder, layout).read(0, slice(None), shards) == packed).all()
+
+
+def test_a_bit_flipped_anywhere_in_a_part_that_is_read(tmp_path, monkeypatch):
+    """Chunks of two neurons, objects of six: what is returned is right, or it is refused."""
+    run, layout, packed = make_run(tmp_path / "run", 2, 6)
+    monkeypatch.setattr(layouts, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(layouts, "OBJECT_BYTES", 48)
+    assert not layout.reads_whole_objects
+    path = tmp_path / "run" / ZARR / "bitmaps/000/c/2/1/0/0"  # neurons 12 to 17
+    good, refused, same = path.read_bytes(), 0, 0
+    for bit in range(8 * len(good)):
+        changed = bytearray(good)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(changed))
+        try:
+            found = run.read_bits(0, slice(12, 18), layout.shards)
+        except UserError as error:
+            refused += {"layer 0 of shard 1", "repair=true"} <= set(
+                re.findall(r"layer 0 of shard 1\b|repair=true", str(error))
+            )
+        else:
+            assert (found == packed[12:18]).all()
+            same += 1
+    assert same <= 3  # one bit of each frame's header says nothing
+    assert refused + same == 8 * len(good)

@@ -41,11 +41,6 @@ def test_an_error_names_its_cure(error, cure):
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_that_is_too_long(tmp_path):
-    with pytest.raises(UserError, match="choose a shorter one"):
-        RunFolder(str(tmp_path / ("x" * 300)), create=True)
-
-
 @pytest.fixture
 def failing(monkeypatch):
     memory_stores(monkeypatch)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from neuronstats import bits
 from neuronstats.corpus.corpus import Corpus
-from neuronstats.errors import SettingsError, UserError
+from neuronstats.errors import UserError
 from neuronstats.store import layout as layout_module
 from neuronstats.store.commit import ShardWriter
 from neuronstats.store.create import new_run
@@ -238,21 +238,6 @@ def test_creation_that_was_cut_off_starts_again(tmp_path):
     assert run.corpus().fingerprint == corpus.fingerprint
 
 
-def test_another_format_is_refused(written):
-    run, _ = written
-    data = run.folder.read(layout_module.RUN_FILE).replace(b"format: 1", b"format: 2")
-    run.folder.write(layout_module.RUN_FILE, data)
-    with pytest.raises(UserError, match="has format 2; this version of neuronstats reads 1"):
-        Run.open(run.folder.location)
-
-
-def test_no_run(tmp_path):
-    with pytest.raises(SettingsError, match="does not exist"):
-        Run.open(str(tmp_path / "none"))
-    with pytest.raises(SettingsError, match=r"run\.yaml is missing"):
-        Run.open(str(tmp_path))
-
-
 @pytest.mark.parametrize(("neurons", "positions"), [(36864, 2048), (64, 8), (1000, 2048), (3, 1)])
 @pytest.mark.parametrize("shard_sequences", [1, 128, 255, 256, 100_000])
 def test_objects_are_whole_chunks_of_bounded_size(neurons, positions, shard_sequences):
@@ -261,14 +246,6 @@ def test_objects_are_whole_chunks_of_bounded_size(neurons, positions, shard_sequ
     assert whole % chunk == 0
     assert whole * layout.row_bytes <= max(layout_module.OBJECT_BYTES, layout.row_bytes)
     assert np.iinfo(layout.count_dtype).max >= shard_sequences
-
-
-def test_the_lock_is_for_one(tmp_path):
-    folder = RunFolder(str(tmp_path))
-    with folder.lock(), pytest.raises(UserError, match=r"another job .*process \d+ on "):
-        RunFolder(str(tmp_path)).lock().__enter__()
-    with folder.lock():
-        pass
 
 
 def test_replace_exchanges_folders(tmp_path):

@@ -119,21 +119,11 @@ def test_held_out_documents_are_a_share_and_copies_stay_together():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokens": 0}, "train.tokens=0: expected more than 0"),
-        ({"num_heads": 3}, "train.num_heads=3: expected a divisor of hidden_size=16"),
-        ({"vocab_size": 100}, "train.vocab_size=100: expected from 260 to 65536"),
-        ({"vocab_size": 70000}, "train.vocab_size=70000"),
         ({"checkpoints": [0, 10**9]}, "expected numbers from 0 to tokens=5120"),
-        ({"sequence_length": 1}, "train.sequence_length=1: expected 2 or more"),
-        ({"precision": "float64"}, "train.precision=float64: expected float32 or bfloat16"),
         ({"beta2": 1.0}, "train.beta2=1.0: expected at least 0 and below 1"),
         ({"heldout_percent": 0}, "train.heldout_percent=0: expected from 1 to 50"),
-        ({"seed": -1}, "train.seed=-1: expected 0 or more"),
         ({"activation_penalty": -0.1}, "train.activation_penalty=-0.1: expected 0 or more"),
-        ({"penalty_from_layer": 2}, "train.penalty_from_layer=2: expected from 0 to 1"),
-        ({"embedding_init_std": 0.0}, "train.embedding_init_std=0.0: expected null or greater"),
         ({"final_norm_init": 0.0}, "train.final_norm_init=0.0: expected more than 0"),
-        ({"learning_rate": float("nan")}, "train.learning_rate=nan: expected more than 0"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neuronstats.errors import SettingsError, UserError
 from neuronstats.store.folder import RunFolder
 from neuronstats.training.data import BOS_ID
-from neuronstats.training.loop import TrainProgress, _Run, train
+from neuronstats.training.loop import _Run, train
 from neuronstats.training.recipe import build_model
 
 
@@ -80,7 +80,7 @@ def test_resumes_to_the_same_bits(stop_at, undisturbed, tmp_path):
     class Stop(Exception):
         pass
 
-    def stop(report: TrainProgress) -> None:
+    def stop(report):
         if report.step >= stop_at:
             raise Stop
 
@@ -149,7 +149,7 @@ def test_penalty_makes_neurons_sparser_and_resumes(tmp_path, undisturbed):
     class Stop(Exception):
         pass
 
-    def stop(report: TrainProgress) -> None:
+    def stop(report):
         if report.step >= 20:
             raise Stop
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from neuronstats.report.figures.frame import (
-    Draw,
     Drawing,
     NamedRun,
     NoDataError,
@@ -13,26 +12,28 @@ from neuronstats.report.figures.frame import (
     panels,
 )
 from neuronstats.report.figures.layers import DEPTH, by_depth
+from neuronstats.stats.contributions import LAYER_SHARE
+from neuronstats.stats.dead import OPEN_FREQUENCY
+from neuronstats.stats.signed import CONTROL_SHARE, NORMED_CONTROL_SHARE, SHUFFLED_SHARE
 
-TITLE = "Open gates, and what neurons write on what triggers them"
 NOT_THERE = (
     "no run is of a model whose neurons write when they are not activated, or in either direction,"
     " with sums taken (collect.sums)"
 )
 WRITTEN = {  # columns of layers.parquet
-    "open_frequency": ("-", "tokens of an open gate"),
-    "open_write_share": ("--", "of the sum of |a|"),
+    OPEN_FREQUENCY: ("-", "tokens of an open gate"),
+    LAYER_SHARE: ("--", "of the sum of |a|"),
 }
 SIGNED = {
-    "signed_suppressing_control_share": ("-", "by their top triggers"),
-    "signed_suppressing_shuffled_share": ("--", "by other neurons' triggers"),
-    "signed_suppressing_normed_control_share": (":", "by theirs, final norm folded in"),
+    CONTROL_SHARE: ("-", "by their top triggers"),
+    SHUFFLED_SHARE: ("--", "by other neurons' triggers"),
+    NORMED_CONTROL_SHARE: (":", "by theirs, final norm folded in"),
 }
 
 
 def contributions(runs: Sequence[NamedRun]) -> Drawing:
-    """Ours: how much comes from open gates, and whether neurons lower their triggers, by layer."""
-    known = [named for named in runs if named.run.column("open_write_share") is not None]
+    """Draw how much comes from open gates, and whether neurons lower their triggers, by layer."""
+    known = [named for named in runs if named.run.column(LAYER_SHARE.name) is not None]
     if not known:
         raise NoDataError(NOT_THERE)
     figure, axes = panels(2)
@@ -60,7 +61,4 @@ def contributions(runs: Sequence[NamedRun]) -> Drawing:
         " triggers where the mean over them of its mean a on the trigger, times the projection of"
         " its update, is below 0. Only tokens whose values were summed count (collect.sum_tokens).",
     ]
-    return Drawing("contributions", TITLE, caption, notes, figure=figure)
-
-
-CATALOGUE: dict[str, tuple[Draw, str]] = {"contributions": (contributions, TITLE)}
+    return Drawing(caption, notes, figure=figure)

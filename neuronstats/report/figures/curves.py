@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuronstats.report.figures.frame import (
-    Draw,
     Drawing,
     NamedRun,
     NoDataError,
@@ -19,9 +18,10 @@ from neuronstats.report.figures.frame import (
 )
 from neuronstats.report.figures.neurons import TYPE_COLOURS, TYPED_BY, kind_name, positional
 from neuronstats.report.notebook import LoadedRun
-from neuronstats.stats.curves import TYPES, Bools, find_waves
-from neuronstats.stats.positions import indicated_ranges
+from neuronstats.stats.curves import OSCILLATORY, TYPES, Bools, find_waves
+from neuronstats.stats.positions import MI, STRONG, TYPE, indicated_ranges
 from neuronstats.stats.settings import PositionSettings
+from neuronstats.stats.view import LAYER, NEURON
 
 PER_CELL = 2  # curves of each type and strength
 NUMBERED = 20  # more neurons in a panel than this have no numbers beside them
@@ -30,20 +30,17 @@ LAYERS = 4  # of fig. 9: those with most neurons
 
 def typical(found: pa.Table, kind: str, *, strong: bool) -> list[dict[str, int]]:
     """Return neurons of a type and strength: those in the middle of their order of information."""
-    same = found.filter(
-        pc.and_(pc.equal(found["position_type"], kind), pc.equal(found["position_strong"], strong))
-    )
-    same = same.sort_by(
-        [("position_mi", "descending"), ("layer", "ascending"), ("neuron", "ascending")]
-    )
+    is_same = pc.and_(pc.equal(found[TYPE.name], kind), pc.equal(found[STRONG.name], strong))
+    order = [(MI.name, "descending"), (LAYER.name, "ascending"), (NEURON.name, "ascending")]
+    same = found.filter(is_same).sort_by(order)
     first = max(0, (len(same) - PER_CELL) // 2)
-    return list(same.slice(first, PER_CELL).select(["layer", "neuron", "position_mi"]).to_pylist())
+    return list(same.slice(first, PER_CELL).select([LAYER.name, NEURON.name]).to_pylist())
 
 
 def gallery(runs: Sequence[NamedRun]) -> Drawing:
-    """Fig. 7: typical curves, a row a type."""
+    """Draw fig. 7: typical curves, a row a type."""
     kinds = [(named, kind) for named in runs for kind in TYPES
-             if pc.any(pc.equal(positional(named.run)["position_type"], kind)).as_py()]  # fmt: skip
+             if pc.any(pc.equal(positional(named.run)[TYPE.name], kind)).as_py()]  # fmt: skip
     if not kinds:
         raise NoDataError("no run has a positional neuron with a type")
     cells = [
@@ -58,9 +55,10 @@ def gallery(runs: Sequence[NamedRun]) -> Drawing:
         for panel in row[len(chosen) :]:
             panel.set_axis_off()
         for panel, (strong, pick) in zip(row, chosen, strict=False):
-            shape = named.run.curve(pick["layer"], pick["neuron"])
+            layer, neuron = pick[LAYER.name], pick[NEURON.name]
+            shape = named.run.curve(layer, neuron)
             panel.plot(shape, ".", color=TYPE_COLOURS[kind], markersize=1.6, rasterized=True)
-            where = f"{named.label}, layer {pick['layer']}, neuron {pick['neuron']}"
+            where = f"{named.label}, layer {layer}, neuron {neuron}"
             words = f"{kind_name(kind)}, {'strong' if strong else 'weak'}"
             wrapped(panel, f"{words}\n{where}", fontsize=7)
             panel.set_ylim(-0.04, 1.04)
@@ -75,12 +73,11 @@ def gallery(runs: Sequence[NamedRun]) -> Drawing:
         "Two of each where there are two. Position 0 holds the begin-of-sequence token and has no"
         " part in the type."
     ]
-    title = "Typical curves of positional neurons"
-    return Drawing("7", title, caption, notes, figure=figure, settings=TYPED_BY)
+    return Drawing(caption, notes, figure=figure, settings=TYPED_BY)
 
 
 def ranges(runs: Sequence[NamedRun]) -> Drawing:
-    """Fig. 9: where strong oscillatory neurons are activated, and if that covers all positions."""
+    """Draw fig. 9: where strong oscillatory neurons are activated, and which positions are left."""
     cells = [
         (named, layer, neurons) for named in runs for layer, neurons in _strong_waves(named.run)
     ]
@@ -111,8 +108,7 @@ def ranges(runs: Sequence[NamedRun]) -> Drawing:
         " positions from 1 on, and how many neurons indicate each of these in the mean."
     )
     notes = [f"Layers with most such neurons, at most {LAYERS} of a run."]
-    title = "Positions that oscillatory neurons indicate"
-    return Drawing("9", title, caption, notes, figure=figure, settings=TYPED_BY)
+    return Drawing(caption, notes, figure=figure, settings=TYPED_BY)
 
 
 def indicated(run: LoadedRun, layer: int, neurons: Sequence[int]) -> Bools:
@@ -127,9 +123,9 @@ def indicated(run: LoadedRun, layer: int, neurons: Sequence[int]) -> Bools:
 
 def _strong_waves(run: LoadedRun) -> list[tuple[int, list[int]]]:
     found = positional(run)
-    wanted = pc.and_(pc.equal(found["position_type"], "oscillatory"), found["position_strong"])
+    wanted = pc.and_(pc.equal(found[TYPE.name], TYPES[OSCILLATORY]), found[STRONG.name])
     found = found.filter(wanted)
-    layer, neuron = found["layer"].to_numpy(), found["neuron"].to_numpy()
+    layer, neuron = found[LAYER.name].to_numpy(), found[NEURON.name].to_numpy()
     by_layer = {int(k): [int(n) for n in neuron[layer == k]] for k in np.unique(layer)}
     most = sorted(by_layer, key=lambda k: (-len(by_layer[k]), k))[:LAYERS]
     return [(k, by_layer[k]) for k in sorted(most)]
@@ -138,9 +134,3 @@ def _strong_waves(run: LoadedRun) -> list[tuple[int, list[int]]]:
 def _bars(spans: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Return ranges as (start, length)."""
     return [(first, last - first) for first, last in spans.tolist()]
-
-
-CATALOGUE: dict[str, tuple[Draw, str]] = {
-    "7": (gallery, "Typical curves of positional neurons"),
-    "9": (ranges, "Positions that oscillatory neurons indicate"),
-}

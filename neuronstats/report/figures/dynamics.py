@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 from neuronstats.report.figures.frame import (
     COLOURS,
     MARKERS,
-    Draw,
     Drawing,
     NamedRun,
     NoDataError,
@@ -18,12 +17,13 @@ from neuronstats.report.figures.frame import (
     line_kind,
     panels,
 )
-from neuronstats.report.figures.layers import DETECTED_BY, WORDS
+from neuronstats.report.figures.layers import DETECTED_BY
 from neuronstats.report.figures.neurons import TYPE_COLOURS, TYPED_BY
 from neuronstats.stats.curves import TYPES
+from neuronstats.stats.ngrams import WORDS, layer_count
+from neuronstats.stats.positions import OF_TYPE
 from neuronstats.units import short
 
-TITLE = "Dead neurons, detectors and positional neurons through training (sec. 5.4)"
 NOT_THERE = (
     "it follows a training through its checkpoints: give several of one, runs=[DIR,DIR2]; the step"
     " is read from the names of their models, such as checkpoint-1000000 or the revision step1000"
@@ -34,7 +34,7 @@ Training = list[tuple[int, NamedRun]]
 
 
 def dynamics(runs: Sequence[NamedRun]) -> Drawing:
-    """Sec. 5.4: what becomes of a model's neurons as it is trained."""
+    """Draw what becomes of a model's neurons as it is trained (sec. 5.4)."""
     trainings = _trainings(runs)
     if not trainings:
         raise NoDataError(NOT_THERE)
@@ -48,12 +48,12 @@ def dynamics(runs: Sequence[NamedRun]) -> Drawing:
         steps = [step for step, _ in points]
         dead.plot(steps, shares, color=colour, **marker)
         for n, line in LINES.items():
-            counted = [(s, _total(named, f"detectors_{n}")) for s, named in points]
+            counted = [(s, _total(named, layer_count("detectors", n).name)) for s, named in points]
             known = [(step, total) for step, total in counted if not np.isnan(total)]
             if known:
                 detectors.plot(*zip(*known, strict=True), line, color=colour, **marker)
-        for kind in TYPES:
-            totals = [_total(named, kind) for _, named in points]
+        for kind, column in zip(TYPES, OF_TYPE, strict=True):
+            totals = [_total(named, column.name) for _, named in points]
             positional.plot(steps, totals, color=TYPE_COLOURS[kind], **marker)
     dead.set(title="(a) never activated (dead, or never open)", ylabel="% of all neurons")
     detectors.set(title="(b) detectors", ylabel="neurons")
@@ -86,7 +86,7 @@ def dynamics(runs: Sequence[NamedRun]) -> Drawing:
         " only at 300k; without positional encoding many strong ones, none oscillatory.",
     ]
     made_by = (*DETECTED_BY, *TYPED_BY)
-    return Drawing("dynamics", TITLE, caption, notes, figure=figure, settings=made_by)
+    return Drawing(caption, notes, figure=figure, settings=made_by)
 
 
 def _trainings(runs: Sequence[NamedRun]) -> dict[str, Training]:
@@ -121,6 +121,3 @@ def _number_steps(panel: Axes, trainings: dict[str, Training]) -> None:
         panel.set_xscale("symlog", linthresh=positive[0])
     panel.xaxis.set_major_formatter(lambda number, _: short(number))
     panel.set_xlabel("training step")
-
-
-CATALOGUE: dict[str, tuple[Draw, str]] = {"dynamics": (dynamics, TITLE)}

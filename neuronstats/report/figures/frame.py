@@ -80,10 +80,7 @@ class NamedRun:
 class Drawing:
     """A figure, drawn or not."""
 
-    name: str
-    """As in the paper (1a), or a word."""
-    title: str
-    caption: str
+    caption: str = ""
     """What is seen, in at most two sentences."""
     notes: Sequence[str] = ()
     """What is measured, exactly; the page folds it away."""
@@ -94,6 +91,10 @@ class Drawing:
     """A figure that is a table: the names of the columns, then rows."""
     settings: Sequence[str] = ()
     """The reduce settings that decide what is seen; `draw` adds their values to the notes."""
+    name: str = ""
+    """As in the paper (1a), or a word; `draw` knows it from the catalogue."""
+    title: str = ""
+    """Where it is not the catalogue's."""
 
     @property
     def number(self) -> str:
@@ -106,11 +107,7 @@ class Drawing:
         return f"fig_{self.name.replace(' ', '_')}"
 
     def render(self, kind: str) -> bytes:
-        """Return the picture's bytes, the same for the same tables.
-
-        Args:
-            kind: svg or png.
-        """
+        """Return the picture's bytes as svg or png, the same for the same tables."""
         assert self.figure is not None
         sink = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
@@ -149,11 +146,7 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def wilson(count: float, total: float) -> tuple[float, float]:
-    """Return the 95 % interval of a share, from 0 to 1 (Wilson's).
-
-    Args:
-        count: cases found.
-        total: cases looked at; more than 0.
+    """Return the 95 % interval of a share, from 0 to 1 (Wilson's); `total` is more than 0.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
@@ -255,11 +248,9 @@ def line_kind(line: str, words: str) -> Line2D:
 
 
 def from_zero(panel: Axes, *, whole: bool = False) -> None:
-    """Begin a panel's y just below zero, so that marks at zero are seen.
+    """Begin a panel's y just below zero, so that marks at zero are seen; after all is drawn.
 
-    Args:
-        panel: with everything drawn.
-        whole: the values are counts: only whole numbers are marked.
+    Of counts (`whole`) only whole numbers are marked.
     """
     top = max(panel.get_ylim()[1], 1.0 if whole else 0.0)
     panel.set_ylim(-0.025 * top, top)
@@ -275,6 +266,7 @@ def draw(function: Draw, name: str, title: str, runs: Sequence[NamedRun]) -> Dra
     try:
         with style():
             drawing = function(runs)
+            drawing = dataclasses.replace(drawing, name=name, title=drawing.title or title)
             parts = [basis(runs), settings_words(runs, drawing.settings)]
             made_of = [part for part in parts if part]
             if drawing.figure is not None:
@@ -288,4 +280,4 @@ def draw(function: Draw, name: str, title: str, runs: Sequence[NamedRun]) -> Dra
             notes = [note for note in (*drawing.notes, *made_of) if note]
             return dataclasses.replace(drawing, notes=notes)
     except NoDataError as missing:
-        return Drawing(name, title, "", reason=str(missing))
+        return Drawing(name=name, title=title, reason=str(missing))

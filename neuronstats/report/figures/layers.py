@@ -1,8 +1,6 @@
 """Figures by layer: dead neurons, frequencies (1), detectors (3, 14), new n-grams (4, 15), ours."""
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +11,6 @@ from numpy.typing import NDArray
 
 from neuronstats.report.figures import published
 from neuronstats.report.figures.frame import (
-    Draw,
     Drawing,
     NamedRun,
     NoDataError,
@@ -25,20 +22,27 @@ from neuronstats.report.figures.frame import (
     panels,
     wrapped,
 )
-from neuronstats.stats.dead import NEVER_SEEN_BOUND
+from neuronstats.stats.dead import ALIVE_FREQUENCY, DEAD_SHARE, NEURONS, NEVER_SEEN_BOUND, SEEN
+from neuronstats.stats.ngrams import WORDS, layer_count
+from neuronstats.stats.view import LAYER, Column
 from neuronstats.units import short
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 LOG_FROM = 20  # runs whose tokens differ by more share a logarithmic axis
 DETECTED_BY = ("cover_share", "max_cover", "detect_rate", "min_count")
 DEPTH = "layer relative to depth (0: first, 1: last)"
-WORDS = {1: "token", 2: "bigram", 3: "trigram"}
+DETECTED = {"detected": ("-", "in the layer"), "detected_cumulative": ("--", "up to the layer")}
+NEW = {  # counts of layers.parquet, and how they are drawn
+    "detected": ("detected in the layer", "-", 4.0),
+    "new_to_previous": ("new against the layer just below", "-", 2.0),
+    "new_overall": ("new against all layers below", "--", 1.0),
+}
 NO_BITMAPS = "no run keeps bitmaps (collect.bitmaps), which n-grams are counted on"
 
 
-def by_depth(named: NamedRun, column: str, factor: float = 1.0) -> Curve | None:
+def by_depth(named: NamedRun, column: Column, factor: float = 1.0) -> Curve | None:
     """Return layers relative to depth and a column of layers.parquet, without its nulls."""
-    values = named.run.column(column)
+    values = named.run.column(column.name)
     if values is None:
         return None
     known = ~np.isnan(values)
@@ -46,7 +50,7 @@ def by_depth(named: NamedRun, column: str, factor: float = 1.0) -> Curve | None:
 
 
 def overlay(
-    runs: Sequence[NamedRun], column: str, ylabel: str, *, factor: float = 1.0, missing: str
+    runs: Sequence[NamedRun], column: Column, ylabel: str, *, factor: float = 1.0, missing: str
 ) -> tuple[Figure, Axes]:
     """Return a figure with a column of layers.parquet by depth, a curve for each run."""
     figure = new_figure()
@@ -75,9 +79,9 @@ NOT_DEAD = "no run is of a model whose neurons can be dead: behind GELU or SiLU 
 
 
 def dead(runs: Sequence[NamedRun]) -> Drawing:
-    """Fig. 1a."""
+    """Draw fig. 1a: the share of dead neurons."""
     figure, axes = overlay(
-        runs, "dead_share", "dead neurons, % of the layer", factor=100, missing=NOT_DEAD
+        runs, DEAD_SHARE, "dead neurons, % of the layer", factor=100, missing=NOT_DEAD
     )
     finish(axes, runs, "1a")
     bounds = ", ".join(
@@ -91,14 +95,14 @@ def dead(runs: Sequence[NamedRun]) -> Drawing:
         f" {bounds}."
     )
     notes = [published.remarks(["1a"], runs)]
-    return Drawing("1a", "Dead neurons by layer", caption, notes, figure=figure)
+    return Drawing(caption, notes, figure=figure)
 
 
 def frequency(runs: Sequence[NamedRun]) -> Drawing:
-    """Fig. 1b."""
+    """Draw fig. 1b: the mean frequency of the others."""
     figure, axes = overlay(
         runs,
-        "alive_frequency",
+        ALIVE_FREQUENCY,
         "mean activation frequency",
         missing=f"no neuron is alive, or {NOT_DEAD}",
     )
@@ -108,33 +112,31 @@ def frequency(runs: Sequence[NamedRun]) -> Drawing:
         "Frequency: activations divided by tokens, the begin-of-sequence token included.",
         published.remarks(["1b"], runs),
     ]
-    title = "Mean frequency of the alive neurons by layer"
-    return Drawing("1b", title, caption, notes, figure=figure)
+    return Drawing(caption, notes, figure=figure)
 
 
-def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title: str) -> Drawing:
-    """Figs. 3 and 14: detectors by layer (a), and the n-grams that have one (b)."""
+def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str) -> Drawing:
+    """Draw figs. 3 and 14: detectors by layer (a), and the n-grams that have one (b)."""
     lengths = _counted(runs, lengths)
     figure, axes = panels(2 * len(lengths))
     for place, n in enumerate(lengths):
         left, right = axes[2 * place : 2 * place + 2]
         for index, named in enumerate(runs):
-            found = by_depth(named, f"detectors_{n}")
+            found = by_depth(named, layer_count("detectors", n))
             if found is None:
                 continue
             style = line_style(index)
             left.plot(*found, label=named.label, **style)
-            for column, line in ((f"detected_{n}", "-"), (f"detected_cumulative_{n}", "--")):
-                curve = by_depth(named, column)
+            for name_of_count, (line, words) in DETECTED.items():
+                curve = by_depth(named, layer_count(name_of_count, n))
                 assert curve is not None
-                words = f"{named.label}, " + ("in the layer" if line == "-" else "up to the layer")
-                right.plot(*curve, line, label=words, **style)
+                right.plot(*curve, line, label=f"{named.label}, {words}", **style)
         left.set(title=f"(a) detectors of {WORDS[n]}s", xlabel=DEPTH, ylabel="neurons in the layer")
         right.set(
             title=f"(b) {WORDS[n]}s with a detector", xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s"
         )
         finish(left, runs, f"{name}a", whole=True)
-        kinds = (line_kind("-", "in the layer"), line_kind("--", "up to the layer"))
+        kinds = [line_kind(line, words) for line, words in DETECTED.values()]
         finish(right, runs, f"{name}b", *kinds, whole=True)
     caption = (
         "(a) Neurons that only few n-grams activate, and nearly every occurrence of these does; (b)"
@@ -149,34 +151,29 @@ def detectors(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title
         f"In all: {_detectors_in_all(runs, lengths)}.",
         published.remarks([name, f"{name}a", f"{name}b"], runs),
     ]
-    return Drawing(name, title, caption, notes, figure=figure, settings=DETECTED_BY)
+    return Drawing(caption, notes, figure=figure, settings=DETECTED_BY)
 
 
-def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, title: str) -> Drawing:
-    """Figs. 4 and 15: what a layer detects that the layers below, or the one below, do not."""
+def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str) -> Drawing:
+    """Draw figs. 4 and 15: what a layer detects that the layers below, or the last, do not."""
     lengths = _counted(runs, lengths)
     cells = [
         (named, n)
         for n in lengths
         for named in runs
-        if by_depth(named, f"detected_{n}") is not None
+        if by_depth(named, layer_count("detected", n)) is not None
     ]
     figure, axes = panels(len(cells))
     for panel, (named, n) in zip(axes, cells, strict=True):
-        lines = (
-            (f"detected_{n}", "detected in the layer", "-", 4.0),
-            (f"new_to_previous_{n}", "new against the layer just below", "-", 2.0),
-            (f"new_overall_{n}", "new against all layers below", "--", 1.0),
-        )
-        for index, (column, words, line, width) in enumerate(lines):
-            curve = by_depth(named, column)
+        for index, (count, (words, line, width)) in enumerate(NEW.items()):
+            curve = by_depth(named, layer_count(count, n))
             assert curve is not None
             panel.plot(*curve, line, label=words, linewidth=width, **line_style(index))
         marks = published.beside(panel, name, [named])
         panel.set(xlabel=DEPTH, ylabel=f"distinct {WORDS[n]}s")
         wrapped(panel, named.label)
         from_zero(panel, whole=True)
-        panel.legend(handles=[*panel.lines[: len(lines)], *([marks] if marks else [])])
+        panel.legend(handles=[*panel.lines[: len(NEW)], *([marks] if marks else [])])
     caption = (
         "Of the n-grams that the neurons of a layer detect, those that no neuron of any layer below"
         " detects, and those that none of the layer just below does."
@@ -185,18 +182,16 @@ def new_ngrams(runs: Sequence[NamedRun], lengths: Sequence[int], name: str, titl
         f"Layers with bitmaps alone: {_counted_layers(runs)}.",
         published.remarks([name], runs),
     ]
-    return Drawing(name, title, caption, notes, figure=figure, settings=DETECTED_BY)
+    return Drawing(caption, notes, figure=figure, settings=DETECTED_BY)
 
 
 def _counted(runs: Sequence[NamedRun], lengths: Sequence[int]) -> list[int]:
     """Return the lengths that any run has detectors counted for."""
-    kept = [
-        n for n in lengths if any(by_depth(named, f"detectors_{n}") is not None for named in runs)
-    ]
+    found = {n: [by_depth(named, layer_count("detectors", n)) for named in runs] for n in lengths}
+    kept = [n for n, curves in found.items() if any(curve is not None for curve in curves)]
     if not kept:
         raise NoDataError(NO_BITMAPS)
-    found = [by_depth(named, f"detectors_{n}") for named in runs for n in kept]
-    if not any(curve is not None and curve[1].any() for curve in found):
+    if not any(curve is not None and curve[1].any() for n in kept for curve in found[n]):
         words = " or ".join(f"{WORDS[n]}s" for n in kept)
         raise NoDataError(f"no neuron of any run is a detector of {words}")
     return kept
@@ -207,12 +202,11 @@ def _detectors_in_all(runs: Sequence[NamedRun], lengths: Sequence[int]) -> str:
     words = []
     for named in runs:
         for n in lengths:
-            sums = [
-                None if found is None else int(np.nansum(found))
+            strict, few, loose = (
+                None if curve is None else int(curve[1].sum())
                 for name in ("detectors", "detectors_few", "detectors_loose")
-                for found in [named.run.column(f"{name}_{n}")]
-            ]
-            strict, few, loose = sums
+                for curve in [by_depth(named, layer_count(name, n))]
+            )
             if strict is None or loose is None:
                 continue
             least = named.run.setting("few_occurrences")
@@ -248,7 +242,7 @@ def _each(runs: Sequence[NamedRun], name: str, default: float) -> str:
 
 
 def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
-    """Ours: how the dead share falls as tokens are seen."""
+    """Draw how the dead share falls as tokens are seen."""
     figure = new_figure()
     axes = figure.subplots()
     drawn = False
@@ -258,7 +252,8 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
             continue
         drawn = True
         layer, tokens, neurons, never = (
-            table[name].to_numpy() for name in ("layer", "tokens", "neurons", named.run.never)
+            table[name].to_numpy()
+            for name in (LAYER.name, SEEN.name, NEURONS.name, named.run.never)
         )
         steps = np.unique(tokens)
         share = np.stack([100 * never[layer == k] / neurons[layer == k] for k in np.unique(layer)])
@@ -290,22 +285,5 @@ def dead_curve(runs: Sequence[NamedRun]) -> Drawing:
     )
     notes = ["Text is taken from all domains evenly."]
     smooth = all(named.run.never == "never_open" for named in runs)
-    title = f"{'Never-open' if smooth else 'Dead'} neurons against tokens seen"
-    return Drawing("dead_curve", title, caption, notes, figure=figure)
-
-
-CATALOGUE: dict[str, tuple[Draw, str]] = {
-    "1a": (dead, "Dead neurons by layer"),
-    "1b": (frequency, "Mean frequency of the alive neurons by layer"),
-}
-for _name, _lengths, _draw, _title in (
-    ("3", (1,), detectors, "Token detectors by layer"),
-    ("14", (2, 3), detectors, "Detectors of bigrams and trigrams by layer"),
-    ("4", (1,), new_ngrams, "Detected tokens that are new in a layer"),
-    ("15", (2, 3), new_ngrams, "Detected bigrams and trigrams that are new in a layer"),
-):
-    _keywords: dict[str, Any] = {"lengths": _lengths, "name": _name, "title": _title}
-    CATALOGUE[_name] = (functools.partial(_draw, **_keywords), _title)
-CATALOGUE |= {
-    "dead_curve": (dead_curve, "Dead neurons against tokens seen"),
-}
+    title = "Never-open neurons against tokens seen" if smooth else ""
+    return Drawing(caption, notes, figure=figure, title=title)

@@ -1,6 +1,5 @@
 """Figures over neurons: covers (2, 12, 13), positional ones (8, 10)."""
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from neuronstats.report.figures import published
 from neuronstats.report.figures.frame import (
-    Draw,
     Drawing,
     NamedRun,
     NoDataError,
@@ -24,10 +22,13 @@ from neuronstats.report.figures.frame import (
     panels,
     wrapped,
 )
-from neuronstats.report.figures.layers import DEPTH, NO_BITMAPS, WORDS
+from neuronstats.report.figures.layers import DEPTH, NO_BITMAPS, by_depth
 from neuronstats.report.notebook import LoadedRun
+from neuronstats.stats import ngrams
 from neuronstats.stats.curves import TYPES
-from neuronstats.stats.ngrams import COVER_BINS
+from neuronstats.stats.ngrams import COVER_BINS, WORDS
+from neuronstats.stats.positions import CONSISTENCY, MEAN_CONSISTENCY, MI, STRONG, TYPE
+from neuronstats.stats.view import LAYER
 
 BIN_COLOURS = (
     "#bbbbbb",
@@ -56,17 +57,17 @@ def cover_bins(run: LoadedRun, n: int) -> tuple[NDArray[np.int64], NDArray[np.in
         Layers int64 [layer], and neurons int64 [bin, layer], bins as in COVER_BINS; None without
         data.
     """
-    name = f"cover_bins_{n}"
+    name = ngrams.cover_bins(n).name
     if name not in run.layers.column_names:
         return None
     known = run.layers.filter(pc.is_valid(run.layers[name]))
     if not len(known):
         return None
-    return known["layer"].to_numpy().astype(np.int64), np.array(known[name].to_pylist()).T
+    return known[LAYER.name].to_numpy().astype(np.int64), np.array(known[name].to_pylist()).T
 
 
-def covers(runs: Sequence[NamedRun], n: int, name: str, title: str) -> Drawing:
-    """Figs. 2, 12, 13: alive neurons by how many n-grams cover them."""
+def covers(runs: Sequence[NamedRun], n: int) -> Drawing:
+    """Draw figs. 2, 12, 13: alive neurons by how many n-grams cover them."""
     data = [(named, found) for named in runs if (found := cover_bins(named.run, n)) is not None]
     if not data:
         raise NoDataError(NO_BITMAPS)
@@ -101,7 +102,7 @@ def covers(runs: Sequence[NamedRun], n: int, name: str, title: str) -> Drawing:
         "The begin-of-sequence token and n-grams that hold it are left out (0: nothing else"
         " activates the neuron)."
     ]
-    return Drawing(name, title, caption, notes, figure=figure, settings=("cover_share",))
+    return Drawing(caption, notes, figure=figure, settings=("cover_share",))
 
 
 def bin_name(index: int) -> str:
@@ -114,16 +115,14 @@ def bin_name(index: int) -> str:
 
 def positional(run: LoadedRun) -> pa.Table:
     """Return the positional neurons: rows of neurons.parquet that have a type."""
-    return run.neurons.filter(pc.is_valid(run.neurons["position_type"]))
+    return run.neurons.filter(pc.is_valid(run.neurons[TYPE.name]))
 
 
 def circles(panel: Axes, run: LoadedRun) -> None:
     """Draw fig. 8's panel: each positional neuron a circle, layer against rank in the layer."""
     found = positional(run)
-    kinds = found["position_type"].to_pylist()
-    strong = found["position_strong"].to_pylist()
-    layer = found["layer"].to_numpy()
-    information = found["position_mi"].to_numpy()
+    kinds, strong = found[TYPE.name].to_pylist(), found[STRONG.name].to_pylist()
+    layer, information = found[LAYER.name].to_numpy(), found[MI.name].to_numpy()
     ordered = list(TYPE_COLOURS)
     order = sorted(
         range(len(kinds)),
@@ -159,15 +158,13 @@ def kind_name(kind: str) -> str:
     return kind.replace("_", " ") or "untyped"
 
 
-def _circles_figure(
-    runs: Sequence[NamedRun], titles: Sequence[str], name: str, title: str
-) -> Drawing:
+def _circles_figure(runs: Sequence[NamedRun], titles: Sequence[str]) -> Drawing:
     figure, axes = panels(len(runs), height=3.8)
     used: set[str] = set()
     for panel, named, words in zip(axes, runs, titles, strict=True):
         circles(panel, named.run)
         wrapped(panel, words)
-        used |= set(positional(named.run)["position_type"].to_pylist())
+        used |= set(positional(named.run)[TYPE.name].to_pylist())
     handles = [
         Line2D([], [], linestyle="", marker="o", color=colour, label=kind_name(kind))
         for kind, colour in TYPE_COLOURS.items() if kind or kind in used
@@ -185,26 +182,21 @@ def _circles_figure(
         " the type of its curve of frequency by position."
     )
     notes = ["Ordered by type, then strength, then information.", published.remarks(["8"], runs)]
-    return Drawing(name, title, caption, notes, figure=figure, settings=TYPED_BY)
+    return Drawing(caption, notes, figure=figure, settings=TYPED_BY)
 
 
 def types(runs: Sequence[NamedRun]) -> Drawing:
-    """Figs. 8 and 16."""
+    """Draw figs. 8 and 16: positional neurons by layer and type."""
     if not any(len(positional(named.run)) for named in runs):
-        most = max(pc.max(named.run.neurons["position_mi"]).as_py() for named in runs)
+        most = max(pc.max(named.run.neurons[MI.name]).as_py() for named in runs)
         raise NoDataError(
             f"no neuron is positional; the most that any tells of its position is {most:.3f} nats"
         )
-    return _circles_figure(
-        runs,
-        [named.label for named in runs],
-        "8",
-        "Positional neurons by layer and type (figs. 8, 16)",
-    )
+    return _circles_figure(runs, [named.label for named in runs])
 
 
 def training(runs: Sequence[NamedRun]) -> Drawing:
-    """Figs. 10 and 11: models with and without positions, or a model as it is trained."""
+    """Draw figs. 10 and 11: models with and without positions, or one as it is trained."""
     shapes = {(named.run.model_layers, named.run.layout.num_neurons) for named in runs}
     if len(runs) < 2 or len(shapes) > 1:
         raise NoDataError(
@@ -215,18 +207,15 @@ def training(runs: Sequence[NamedRun]) -> Drawing:
         f"{named.label}, {'with' if named.run.has_positions else 'without'} positions"
         for named in runs
     ]
-    return _circles_figure(
-        runs, titles, "10", "Positional neurons of models trained alike (figs. 10, 11)"
-    )
+    return _circles_figure(runs, titles)
 
 
 def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
-    """Ours: in which share of the domains a positional neuron's type holds."""
+    """Draw in which share of the domains a positional neuron's type holds."""
     figure, (spread, layers) = panels(2)
     drawn = 0
     for index, named in enumerate(runs):
-        found = consistencies(named.run)
-        by_layer = named.run.column("position_consistency")
+        found, by_layer = consistencies(named.run), by_depth(named, MEAN_CONSISTENCY, 100)
         if found is None or by_layer is None:
             continue
         shares, numbers = np.unique(found, return_counts=True)
@@ -235,8 +224,7 @@ def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
         spread.plot(100 * shares, 100 * numbers / len(found), label=words, **style)
         totals = [len(found)] * len(shares)
         intervals(spread, (100 * shares).tolist(), numbers.tolist(), totals, style["color"])
-        known = ~np.isnan(by_layer)
-        layers.plot(named.run.depth[known], 100 * by_layer[known], label=named.label, **style)
+        layers.plot(*by_layer, label=named.label, **style)
         drawn += 1
     if not drawn:
         raise NoDataError(
@@ -265,26 +253,16 @@ def domain_consistency(runs: Sequence[NamedRun]) -> Drawing:
         " has the same type and, corrected for the domain's number of sequences, information above"
         " the same threshold; domains of fewer than min_domain_sequences sequences are not asked."
     ]
-    title = "Do positional neurons keep to their type in every domain?"
     made_by = (*TYPED_BY, "min_domain_sequences")
-    return Drawing("domains", title, caption, notes, figure=figure, settings=made_by)
+    return Drawing(caption, notes, figure=figure, settings=made_by)
 
 
 def consistencies(run: LoadedRun) -> NDArray[np.float64] | None:
     """Return for each positional neuron the share of domains where its type holds, if known."""
-    if not run.has("position_consistency"):
+    if not run.has(CONSISTENCY.name):
         return None
-    found = pc.drop_null(run.neurons["position_consistency"])
+    found = pc.drop_null(run.neurons[CONSISTENCY.name])
     return np.asarray(found.to_numpy())
 
-
-CATALOGUE: dict[str, tuple[Draw, str]] = {
-    "8": (types, "Positional neurons by layer and type (figs. 8, 16)"),
-    "10": (training, "Positional neurons of models trained alike (figs. 10, 11)"),
-    "domains": (domain_consistency, "Do positional neurons keep to their type in every domain?"),
-}
-for _n, _name in ((1, "2"), (2, "12"), (3, "13")):
-    _title = f"Neurons by the number of {WORDS[_n]}s that cover them"
-    CATALOGUE[_name] = (functools.partial(covers, n=_n, name=_name, title=_title), _title)
 
 assert set(TYPES) < set(TYPE_COLOURS)

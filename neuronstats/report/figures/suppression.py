@@ -7,7 +7,6 @@ import pyarrow.compute as pc
 
 from neuronstats.report.figures import published
 from neuronstats.report.figures.frame import (
-    Draw,
     Drawing,
     NamedRun,
     intervals,
@@ -16,18 +15,20 @@ from neuronstats.report.figures.frame import (
     share_words,
 )
 from neuronstats.report.figures.layers import DETECTED_BY, by_depth, finish, overlay
+from neuronstats.stats.suppression import CONTROL_SHARE, SHARE, SHUFFLED_SHARE, SUPPRESSES
+from neuronstats.stats.view import LAYER
 
 CONTROLS = {  # of the suppressing share, in layers.parquet
-    "suppressing_shuffled_share": ("others' triggers", "--"),
-    "suppressing_control_share": ("neurons that detect none", "-."),
+    SHUFFLED_SHARE: ("others' triggers", "--"),
+    CONTROL_SHARE: ("neurons that detect none", "-."),
 }
 
 
 def suppression(runs: Sequence[NamedRun]) -> Drawing:
-    """Ours: the share of token detectors that suppress what they detect."""
+    """Draw the share of token detectors that suppress what they detect."""
     figure, axes = overlay(
         runs,
-        "suppressing_share",
+        SHARE,
         "suppressing, % of token detectors",
         factor=100,
         missing="no run has projections of token detectors (none was found, or reduce did not"
@@ -35,8 +36,8 @@ def suppression(runs: Sequence[NamedRun]) -> Drawing:
     )
     axes.axhline(50, color="0.5", linewidth=1, linestyle=":")
     for index, named in enumerate(runs):
-        judged = named.run.neurons.filter(pc.is_valid(named.run.neurons["suppresses"]))
-        layer, does = (judged[column].to_numpy() for column in ("layer", "suppresses"))
+        judged = named.run.neurons.filter(pc.is_valid(named.run.neurons[SUPPRESSES.name]))
+        layer, does = (judged[column.name].to_numpy() for column in (LAYER, SUPPRESSES))
         layers, totals = np.unique(layer, return_counts=True)
         counts = [int(does[layer == each].sum()) for each in layers]
         depth = named.run.depth[layers].tolist()
@@ -62,21 +63,15 @@ def suppression(runs: Sequence[NamedRun]) -> Drawing:
         "Intervals: Wilson's.",
         published.remarks(["suppression"], runs),
     ]
-    title = "Detectors that suppress their triggers"
     made_by = (*DETECTED_BY, "centred")
-    return Drawing("suppression", title, caption, notes, figure=figure, settings=made_by)
+    return Drawing(caption, notes, figure=figure, settings=made_by)
 
 
 def _suppressing(runs: Sequence[NamedRun]) -> str:
     """Return how many of each run's token detectors suppress, over all layers."""
     words = []
     for named in runs:
-        judged = pc.drop_null(named.run.neurons["suppresses"])
+        judged = pc.drop_null(named.run.neurons[SUPPRESSES.name])
         count = pc.sum(judged, min_count=0).as_py()
         words.append(f"{share_words(count, len(judged))} of {named.label}")
     return ", ".join(words)
-
-
-CATALOGUE: dict[str, tuple[Draw, str]] = {
-    "suppression": (suppression, "Detectors that suppress their triggers"),
-}

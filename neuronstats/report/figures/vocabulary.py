@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from neuronstats.report.figures.frame import (
-    Draw,
     Drawing,
     NamedRun,
     NoDataError,
@@ -12,9 +11,8 @@ from neuronstats.report.figures.frame import (
     panels,
 )
 from neuronstats.report.figures.layers import DEPTH, by_depth
-from neuronstats.stats.vocabulary import TYPES
+from neuronstats.stats.vocabulary import LAYER_COLUMNS, TYPES
 
-TITLE = "Neurons that predict, suppress or partition tokens"
 NOT_THERE = (
     "no run has its neurons' updates projected on the vocabulary (reduce.vocabulary=false, or"
     " reduced by a version that did not: reduce again)"
@@ -22,16 +20,15 @@ NOT_THERE = (
 
 
 def vocabulary(runs: Sequence[NamedRun]) -> Drawing:
-    """Ours, after Gurnee et al. 2024: types of neurons by what they write, by layer."""
+    """Draw types of neurons by what they write, by layer, after Gurnee et al. 2024."""
     figure, axes = panels(len(TYPES), columns=3, width=3.4)
     known = []
     for index, named in enumerate(runs):
-        for panel, kind in zip(axes, TYPES, strict=True):
-            curve = by_depth(named, f"{kind}_neurons", 100 / named.run.layout.num_neurons)
-            if curve is None:
-                continue
-            panel.plot(*curve, label=named.label, **line_style(index))
-            known += [named] if kind == TYPES[0] else []
+        curves = [by_depth(named, c, 100 / named.run.layout.num_neurons) for c in LAYER_COLUMNS]
+        for panel, curve in zip(axes, curves, strict=True):
+            if curve is not None:
+                panel.plot(*curve, label=named.label, **line_style(index))
+        known += [] if curves[0] is None else [named]
     if not known:
         raise NoDataError(NOT_THERE)
     top = max(0.2, *(panel.get_ylim()[1] for panel in axes))
@@ -40,7 +37,10 @@ def vocabulary(runs: Sequence[NamedRun]) -> Drawing:
     legend(axes[0], known)
     counts = "; ".join(
         f"{named.label} "
-        + ", ".join(f"{named.run.layers[f'{k}_neurons'].to_numpy().sum():,} {k}" for k in TYPES)
+        + ", ".join(
+            f"{named.run.layers[column.name].to_numpy().sum():,} {kind}"
+            for kind, column in zip(TYPES, LAYER_COLUMNS, strict=True)
+        )
         for named in known
     )
     caption = (
@@ -55,7 +55,4 @@ def vocabulary(runs: Sequence[NamedRun]) -> Drawing:
         " models, sec. 5, who project with rows of length 1.",
     ]
     made_by = ("vocabulary_kurtosis", "vocabulary_variance")
-    return Drawing("vocabulary", TITLE, caption, notes, figure=figure, settings=made_by)
-
-
-CATALOGUE: dict[str, tuple[Draw, str]] = {"vocabulary": (vocabulary, TITLE)}
+    return Drawing(caption, notes, figure=figure, settings=made_by)

@@ -5,84 +5,36 @@ data/rR/dNNNNN.js a few neurons' details: curves, n-grams, updates, contexts
 and what search.py writes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuronstats.report.notebook import LoadedRun
 from neuronstats.report.output import Output
+from neuronstats.report.page.columns import CLASSIFIED, flags, neuron_arrays
 from neuronstats.report.page.detail import details
 from neuronstats.report.page.search import encoded, script, write_search
 from neuronstats.report.settings import ReportSettings
-from neuronstats.stats import vocabulary
-from neuronstats.stats.curves import TYPES
 
 PIECE_NEURONS = 16  # details loaded together
 GROUP_NEURONS = 256  # details computed together: a whole number of pieces
 GOLDEN = (5**0.5 - 1) / 2
-DEAD, SUPPRESS_KNOWN, SUPPRESSES, POSITIONAL, STRONG, COVERED = 1, 16, 32, 64, 1024, 2048
-TYPE_SHIFT = 7  # three bits: 0 untyped, then TYPES from 1
-WRITES_SHIFT = 12  # two bits: 0 none, then vocabulary.TYPES from 1
 
 Ints = NDArray[np.int64]
 Advance = Callable[[int, str], None]
 
 
-def flags(neurons: pa.Table) -> NDArray[np.uint16]:
-    """Encode each neuron's classes as the flags above.
-
-    Detectors of n-grams have bit n (values 2, 4, 8).
-    """
-
-    def column(name: str) -> NDArray[np.uint16]:
-        if name not in neurons.column_names:
-            return np.zeros(len(neurons), np.uint16)
-        return pc.fill_null(neurons[name], False).to_numpy().astype(np.uint16)  # noqa: FBT003
-
-    def kind(name: str, kinds: Sequence[str]) -> NDArray[np.uint16]:
-        if name not in neurons.column_names:
-            return np.zeros(len(neurons), np.uint16)
-        index = pc.fill_null(pc.index_in(neurons[name], pa.array(kinds)), -1)
-        return pc.add(index, 1).to_numpy().astype(np.uint16)
-
-    found = (column("dead") + column("never_open")) * DEAD + column("position_strong") * STRONG
-    found += kind("position_type", TYPES) << TYPE_SHIFT
-    found += kind("vocabulary_type", vocabulary.TYPES) << WRITES_SHIFT
-    for n in (1, 2, 3):
-        found += column(f"detector_{n}") << n
-    found += pc.is_valid(neurons["suppresses"]).to_numpy().astype(np.uint16) * SUPPRESS_KNOWN
-    found += column("suppresses") * SUPPRESSES
-    found += pc.is_valid(neurons["position_type"]).to_numpy().astype(np.uint16) * POSITIONAL
-    if "cover_1" in neurons.column_names:
-        found += pc.is_valid(neurons["cover_1"]).to_numpy().astype(np.uint16) * COVERED
-    return found
-
-
 def layer_script(run: LoadedRun, number: int, layer: int, details: Ints) -> bytes:
     """Return the script of one layer's neurons, as columns.
 
-    Args:
-        run: the run.
-        number: its number in the report.
-        layer: the layer.
-        details: the piece that holds each neuron's detail, -1 for none, int64 [neuron].
+    `details` is the piece that holds each neuron's detail, -1 for none, int64 [neuron].
     """
     width = run.layout.num_neurons
     rows = run.neurons.slice(layer * width, width)
-    columns: dict[str, NDArray[Any]] = {
-        "frequency": rows["frequency"].to_numpy().astype("<f4"),
-        "activations": rows["activations"].to_numpy().astype("<f8"),
-        "mi": rows["position_mi"].to_numpy().astype("<f4"),
-        "flags": flags(rows).astype("<u2"),
-        "piece": details.astype("<i4"),
-    }
-    for n in run.ngrams:
-        columns[f"cover_{n}"] = pc.fill_null(rows[f"cover_{n}"], 0).to_numpy().astype("<i4")
+    columns = neuron_arrays(rows, run.ngrams) | {"piece": details.astype("<i4")}
     return script("NS.layer", number, layer, encoded(columns))
 
 
@@ -96,7 +48,7 @@ def chosen(run: LoadedRun, settings: ReportSettings) -> Ints:
     """
     if settings.neurons == "none":
         return np.zeros(0, np.int64)
-    is_classified = (flags(run.neurons) & (2 | 4 | 8 | POSITIONAL)) != 0
+    is_classified = (flags(run.neurons) & CLASSIFIED) != 0
     classified, others = np.flatnonzero(is_classified), np.flatnonzero(~is_classified)
     if settings.neurons == "all":
         group = np.arange(len(run.neurons)) // GROUP_NEURONS
@@ -166,15 +118,9 @@ def write_run(
     budget: Budget,
     advance: Advance,
 ) -> dict[str, Any]:
-    """Write a run's pieces.
+    """Write a run's pieces, and use up the budget.
 
-    Args:
-        folder: the report.
-        run: the run.
-        number: its number in the report.
-        settings: which neurons get detail, and how much.
-        budget: bytes left for details; is used up.
-        advance: is called with neurons newly done, and where things stand.
+    `advance` is called with neurons newly done, and where things stand.
 
     Returns:
         What the page must know of the pieces.

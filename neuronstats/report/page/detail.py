@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 from neuronstats import bits
 from neuronstats.errors import UserError
 from neuronstats.report.notebook import LoadedRun, contexts_of_bitmap, top_and_bottom
+from neuronstats.report.page.writing import writing
+from neuronstats.report.settings import ReportSettings
+from neuronstats.stats import ngrams, positions
+from neuronstats.stats.suppression import PROMOTED, SUPPRESSED, TRIGGER_RANK, TRIGGERS
+from neuronstats.stats.view import LAYER, NEURON
 
 CURVE_POINTS = 256  # of a curve on the page, at most
 DOMAIN_POINTS = 64  # of a domain's curve
@@ -22,27 +27,10 @@ TOP = 10  # n-grams shown of each length
 Curve = dict[str, Any]
 
 
-class DetailSettings(Protocol):
-    """What of the report's settings a detail depends on."""
-
-    contexts: int
-    context_tokens: int
-
-
 def details(
-    run: LoadedRun, layer: int, neurons: Sequence[int], settings: DetailSettings
+    run: LoadedRun, layer: int, neurons: Sequence[int], settings: ReportSettings
 ) -> dict[str, Any]:
-    """Return some neurons' details.
-
-    Args:
-        run: the run.
-        layer: the layer.
-        neurons: of the layer, each once, in any order.
-        settings: contexts and their length.
-
-    Returns:
-        By neuron, in the order given.
-    """
+    """Return the details of some neurons of a layer, each once, by neuron, in the order given."""
     ascending = sorted(neurons)
     found: dict[int, dict[str, Any]] = {neuron: {} for neuron in neurons}
     for block in _blocks(run, ascending):
@@ -54,11 +42,14 @@ def details(
                 found[neuron][name] = rows.get(neuron, [])
     for neuron, update in _updates(run, layer, ascending).items():
         found[neuron]["update"] = update
-    if run.has("position_consistency"):
-        column = run.neurons["position_consistency"]
+    if run.has(positions.CONSISTENCY.name):
+        column = run.neurons[positions.CONSISTENCY.name]
         for neuron in neurons:
             row = layer * run.layout.num_neurons + neuron
             found[neuron]["consistency"] = _round(column[row].as_py())
+    places = [layer * run.layout.num_neurons + neuron for neuron in neurons]
+    for neuron, written in zip(neurons, writing(run, places), strict=False):  # none, or of each
+        found[neuron]["writing"] = written
     return {str(neuron): entry for neuron, entry in found.items()}
 
 
@@ -81,7 +72,7 @@ def _add_arrays(
     run: LoadedRun,
     layer: int,
     block: Sequence[int],
-    settings: DetailSettings,
+    settings: ReportSettings,
     found: dict[int, dict[str, Any]],
 ) -> None:
     """Add what is read from arrays: curves, and contexts where there are bitmaps."""
@@ -164,23 +155,24 @@ def _rows_by_neuron(
     table = run.rows(name, layer, ascending[0], ascending[-1] + 1)
     if table is None:
         return None
-    table = table.filter(pc.is_in(table["neuron"], pa.array(ascending, pa.int32())))
+    key, text, length = NEURON.name, ngrams.TEXT.name, ngrams.N.name
+    table = table.filter(pc.is_in(table[key], pa.array(ascending, pa.int32())))
     columns: dict[str, list[Any]] = {}
     for column in table.column_names:
-        if column == "token_ids":  # the table's own text cannot show parts of characters
-            columns["text"] = list(map(run.texts, table[column].to_pylist()))
-        elif column not in ("layer", "text"):
+        if column == ngrams.TOKEN_IDS.name:  # the table's text cannot show parts of characters
+            columns[text] = list(map(run.texts, table[column].to_pylist()))
+        elif column not in (LAYER.name, text):
             columns[column] = table[column].to_pylist()
     shown: dict[int, list[dict[str, Any]]] = {}
     number: dict[tuple[int, int], int] = {}  # of the rows so far, by neuron and length
-    names = [column for column in columns if column != "neuron"]
+    names = [column for column in columns if column != key]
     others = [columns[column] for column in names]
-    for neuron, *values in zip(columns["neuron"], *others, strict=True):
+    for neuron, *values in zip(columns[key], *others, strict=True):
         row = dict(zip(names, map(_round, values), strict=True))
-        if "n" in row:
-            key = (neuron, row["n"])
-            number[key] = number.get(key, 0) + 1
-            if number[key] > TOP:
+        if length in row:
+            same = (neuron, row[length])
+            number[same] = number.get(same, 0) + 1
+            if number[same] > TOP:
                 continue
         shown.setdefault(neuron, []).append(row)
     return shown
@@ -200,10 +192,10 @@ def _updates(run: LoadedRun, layer: int, ascending: Sequence[int]) -> dict[int, 
     table = run.rows("suppression", layer, ascending[0], ascending[-1] + 1)
     wanted = set(ascending)
     for row in [] if table is None else table.to_pylist():
-        if row["neuron"] in wanted:
-            names = ("promoted", "suppressed", "triggers")
-            found[row["neuron"]] = {name: run.words(row[name][:TOP]) for name in names} | {
-                "trigger_rank": row["trigger_rank"][:TOP]
+        if row[NEURON.name] in wanted:
+            names = [column.name for column in (PROMOTED, SUPPRESSED, TRIGGERS)]
+            found[row[NEURON.name]] = {name: run.words(row[name][:TOP]) for name in names} | {
+                TRIGGER_RANK.name: row[TRIGGER_RANK.name][:TOP]
             }
     return found
 

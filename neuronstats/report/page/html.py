@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from neuronstats.report.figures.frame import Drawing, NamedRun, share_words
 from neuronstats.report.output import Output
-from neuronstats.report.page import matches
+from neuronstats.report.page import columns, matches
 from neuronstats.report.page.data import Advance, Budget, planned_files, write_run
 from neuronstats.report.settings import ReportSettings
+from neuronstats.stats import ngrams, positions, suppression, vocabulary
 from neuronstats.stats.dead import NEVER_SEEN_BOUND
 from neuronstats.units import short
 
@@ -27,7 +28,7 @@ WRITES = {
 NEVER = {
     "dead": ("dead: never activated", "a dead neuron's frequency is below"),
     "never_open": (
-        "never open: no gate above 0, which is not dead",
+        "never open: no gate above {above:g}, which is not dead",
         "a never-open neuron's gate is open less often than",
     ),
 }
@@ -56,22 +57,25 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
     neurons = run.neurons
     never = int(pc.sum(neurons[run.never], min_count=0).as_py())
     share = 100 * never / max(1, len(neurons))
-    rows = {NEVER[run.never][0]: KeyNumber(f"{never:,} ({share:.2f} %)", "dead")}
-    for n, word in ((1, "token"), (2, "bigram"), (3, "trigram")):
-        if run.has(f"detector_{n}"):
-            count = pc.sum(neurons[f"detector_{n}"], min_count=0).as_py()
+    name = NEVER[run.never][0].format(above=run.run.about.threshold)
+    rows = {name: KeyNumber(f"{never:,} ({share:.2f} %)", "dead")}
+    for n, word in ngrams.WORDS.items():
+        detector = ngrams.detector(n).name
+        if run.has(detector):
+            count = pc.sum(neurons[detector], min_count=0).as_py()
             rows[f"{word} detectors"] = KeyNumber(f"{count:,}", word)
-    if run.has("suppresses"):
-        judged = len(neurons) - neurons["suppresses"].null_count
-        count = pc.sum(neurons["suppresses"], min_count=0).as_py()
+    suppresses = suppression.SUPPRESSES.name
+    if run.has(suppresses):
+        judged = len(neurons) - neurons[suppresses].null_count
+        count = pc.sum(neurons[suppresses], min_count=0).as_py()
         rows["token detectors that suppress what they detect"] = KeyNumber(
             share_words(count, judged), "suppresses"
         )
-    for kind, words in WRITES.items():
-        if run.column(f"{kind}_neurons") is not None:
-            count = pc.sum(run.layers[f"{kind}_neurons"]).as_py()
-            rows[words] = KeyNumber(f"{count:,}", kind)
-    positional = len(neurons) - neurons["position_type"].null_count
+    for kind, column in zip(vocabulary.TYPES, vocabulary.LAYER_COLUMNS, strict=True):
+        if run.column(column.name) is not None:
+            count = pc.sum(run.layers[column.name]).as_py()
+            rows[WRITES[kind]] = KeyNumber(f"{count:,}", kind)
+    positional = len(neurons) - neurons[positions.TYPE.name].null_count
     rows["positional: tell the position"] = KeyNumber(f"{positional:,}", "positional")
     rows |= {
         NEVER[run.never][1]: KeyNumber(
@@ -109,12 +113,12 @@ def settings_rows(named: NamedRun) -> list[tuple[str, str]]:
 
 def index_html(runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> str:
     """Return the overview: what this is, key numbers, figures, settings."""
-    columns = [key_numbers(named) for named in runs]
-    names = dict.fromkeys(name for column in columns for name in column)
+    found = [key_numbers(named) for named in runs]
+    names = dict.fromkeys(name for of_run in found for name in of_run)
     numbers = {
         name: [
-            (column.get(name, KeyNumber("–")), quote(named.label, safe=""))
-            for named, column in zip(runs, columns, strict=True)
+            (of_run.get(name, KeyNumber("–")), quote(named.label, safe=""))
+            for named, of_run in zip(runs, found, strict=True)
         ]
         for name in names
     }
@@ -131,6 +135,7 @@ def index_html(runs: Sequence[NamedRun], figures: Sequence[Drawing]) -> str:
         labels=[named.label for named in runs],
         data=", ".join(data),
         numbers=numbers,
+        classes=columns.CLASSES,
         settings=[(named.label, settings_rows(named)) for named in runs],
         figures=[drawing for drawing in figures if not drawing.reason],
         empty=empty,
@@ -152,7 +157,9 @@ def info_script(
             "neurons": named.run.layout.num_neurons,
             "tokens": named.run.tokens,
             "never": named.run.never.replace("_", " "),
+            "threshold": named.run.run.about.threshold,
             "ngrams": named.run.ngrams,
+            "columns": [c.for_page() for c in columns.neuron_columns(named.run.ngrams)],
             "settings": named.run.metadata["settings"],
             **pieces,
         }
@@ -160,6 +167,7 @@ def info_script(
     ]
     title = "neuronstats: " + ", ".join(named.label for named in runs)
     info = {"runs": entries, "left_out": left_out, "live": live, "title": title}
+    info |= columns.for_page()
     return f"window.NS_INFO={json.dumps(info)};\n".encode("ascii")
 
 
@@ -216,13 +224,7 @@ def write_page(
 ) -> str:
     """Write the page, its static files and its data.
 
-    Args:
-        folder: the report.
-        runs: the runs, in the page's order.
-        figures: drawn or not.
-        settings: which neurons get detail, and how much.
-        advance: told of neurons whose detail is written.
-        live: the page may ask a server for the details that it does not hold.
+    Where it is `live`, the page may ask a server for the details that it does not hold.
 
     Returns:
         What was left out, in words.

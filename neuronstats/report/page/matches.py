@@ -9,7 +9,17 @@ import pyarrow.compute as pc
 from neuronstats.report.notebook import LoadedRun
 from neuronstats.report.output import Output
 from neuronstats.report.page.search import encoded, script
+from neuronstats.stats.matches import CONTROL, CORRELATION, MATCH, MUTUAL
+from neuronstats.stats.view import LAYER
 from neuronstats.store.reduced import matches_of
+
+# Of each neuron: a column, what a missing value is, the type on the page.
+SHOWN = (
+    (MATCH, -1, "<i4"),
+    (CORRELATION, 0.0, "<f4"),
+    (CONTROL, 0.0, "<f4"),
+    (MUTUAL, False, "|u1"),
+)
 
 
 def planned_files(runs: Sequence[LoadedRun]) -> set[str]:
@@ -34,7 +44,7 @@ def write_matches(folder: Output, runs: Sequence[LoadedRun]) -> list[list[int]]:
             for table in [matches_of(runs, number, other)]
             if table is not None
         }
-        layers = sorted({k for t in others.values() for k in pc.unique(t["layer"]).to_pylist()})
+        layers = sorted({k for t in others.values() for k in pc.unique(t[LAYER.name]).to_pylist()})
         layers = [layer for layer in layers if layer < run.num_layers]
         for layer in layers:
             content = {str(other): _columns(table, layer) for other, table in others.items()}
@@ -44,13 +54,11 @@ def write_matches(folder: Output, runs: Sequence[LoadedRun]) -> list[list[int]]:
 
 
 def _columns(table: pa.Table, layer: int) -> dict[str, Any]:
-    rows = table.filter(pc.equal(table["layer"], layer))
+    rows = table.filter(pc.equal(table[LAYER.name], layer))
     return encoded(
         {
-            "neuron": pc.fill_null(rows["match"], -1).to_numpy().astype("<i4"),
-            "correlation": pc.fill_null(rows["correlation"], 0.0).to_numpy().astype("<f4"),
-            "control": pc.fill_null(rows["control"], 0.0).to_numpy().astype("<f4"),
-            "mutual": pc.fill_null(rows["mutual"], False).to_numpy().astype("|u1"),  # noqa: FBT003
+            column.name: pc.fill_null(rows[column.name], missing).to_numpy().astype(kind)
+            for column, missing, kind in SHOWN
         }
     )
 

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from neuronstats.report.notebook import LoadedRun
 from neuronstats.report.output import Output
+from neuronstats.stats.ngrams import TOKEN_IDS, N
+from neuronstats.stats.view import LAYER, NEURON
 
+COLUMNS = [column.name for column in (LAYER, NEURON, N, TOKEN_IDS)]  # that are read
 NGRAM_ROWS = 200_000  # detected n-grams of a run that can be searched for
 TRIGGER_TOKENS = 60  # of a neuron, at most: those of ten tokens, bigrams and trigrams
 TRIGGER_BYTES = 40_000_000  # of a run's trigger tokens on the page, about, at most
@@ -55,10 +58,10 @@ def trigger_tokens(
     Returns:
         How many each neuron has, uint8 [neuron], and the token ids one neuron after another.
     """
-    triggers = triggers.take(pc.sort_indices(triggers, [("n", "ascending")]))  # which is stable
-    lengths = pc.list_value_length(triggers["token_ids"]).to_numpy()
-    neuron = np.repeat(triggers["neuron"].to_numpy(), lengths).astype(np.int64)
-    tokens = pc.list_flatten(triggers["token_ids"]).to_numpy().astype(np.int64)
+    triggers = triggers.take(pc.sort_indices(triggers, [(N.name, "ascending")]))  # which is stable
+    lengths = pc.list_value_length(triggers[TOKEN_IDS.name]).to_numpy()
+    neuron = np.repeat(triggers[NEURON.name].to_numpy(), lengths).astype(np.int64)
+    tokens = pc.list_flatten(triggers[TOKEN_IDS.name]).to_numpy().astype(np.int64)
     order = np.argsort(neuron, kind="stable")
     neuron, tokens = neuron[order], tokens[order]
     _, first = np.unique(neuron << 32 | tokens, return_index=True)
@@ -82,8 +85,7 @@ def write_search(folder: Output, run: LoadedRun, number: int) -> dict[str, Any]:
     layers = run.bitmap_layers if run.ngrams and most else 0
     used: set[int] = set()
     for layer in range(layers):
-        columns = ["layer", "neuron", "n", "token_ids"]
-        rows = run.rows("triggers", layer, 0, run.layout.num_neurons, columns)
+        rows = run.rows("triggers", layer, 0, run.layout.num_neurons, COLUMNS)
         if rows is None:
             layers = 0
             break
@@ -101,10 +103,10 @@ def ngram_script(run: LoadedRun, number: int) -> tuple[bytes, int]:
     """Return the script of the n-grams searched, and how many were left out."""
     rows: list[list[Any]] = []
     left_out = 0
-    for piece in run.batches("ngrams", ["layer", "neuron", "n", "token_ids"]):
+    for piece in run.batches("ngrams", COLUMNS):
         room = NGRAM_ROWS - len(rows)
         left_out += max(0, len(piece) - room)
         for row in piece.slice(0, max(0, room)).to_pylist():
-            ids = row.pop("token_ids")
+            ids = row.pop(TOKEN_IDS.name)
             rows.append([*row.values(), run.texts(ids)])
     return script("NS.search", number, rows), left_out

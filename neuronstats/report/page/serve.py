@@ -24,7 +24,7 @@ class _Handler(SimpleHTTPRequestHandler):
     """Serves files below one folder, and what `live` computes."""
 
     def __init__(self, *args: Any, detail: Detail, lock: Lock, **keywords: Any) -> None:
-        """Remember what computes details; the base class does the rest."""
+        """Keep what computes details; the base class does the rest."""
         self._detail, self._lock = detail, lock
         super().__init__(*args, **keywords)
 
@@ -69,10 +69,8 @@ class _Handler(SimpleHTTPRequestHandler):
 def make_server(folder: Path, detail: Detail, port: int) -> ThreadingHTTPServer:
     """Return a server of the page for this machine alone, bound and not yet running.
 
-    Args:
-        folder: the report.
-        detail: returns the script of a neuron's detail for run, layer and neuron, or None.
-        port: 0 for any free one.
+    `detail` returns the script of a neuron's detail for run, layer and neuron, or None; port 0 is
+    any free one.
 
     Raises:
         UserError: the port is taken.

@@ -4,10 +4,7 @@
 
 const NS = (() => {
   const info = window.NS_INFO;
-  const KINDS = ["untyped", "oscillatory", "both extremes", "one extreme", "other"];
-  const WRITES = ["", "prediction", "suppression", "partition"];
-  const DEAD = 1, KNOWN = 16, SUPPRESSES = 32, POSITIONAL = 64, STRONG = 1024, COVERED = 2048;
-  const WORDS = { 1: "token", 2: "bigram", 3: "trigram" };
+  const WORDS = info.words;
   const layers = info.runs.map(() => []);      // [run][layer] -> columns
   const details = info.runs.map(() => ({}));   // [run]["layer/neuron"] -> detail
   const search = info.runs.map(() => null);    // [run] -> rows [layer, neuron, n, text]
@@ -66,10 +63,10 @@ const NS = (() => {
     }
   }
 
-  function triggering(run, index, columns) {
-    const count = decode(columns.count), start = new Uint32Array(count.length + 1);
+  function triggering(run, index, found) {
+    const count = decode(found.count), start = new Uint32Array(count.length + 1);
     for (let i = 0; i < count.length; i++) start[i + 1] = start[i] + count[i];
-    triggers[run][index] = { start, token: decode(columns.token) };
+    triggers[run][index] = { start, token: decode(found.token) };
   }
 
   function matched(run, index, found) {
@@ -119,18 +116,35 @@ const NS = (() => {
 
   const some = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
-  // What a neuron writes on the vocabulary, in a word; nothing where it is no such neuron.
-  const writes = (flags) => WRITES[(flags >> 12) & 3];
+  // What a neuron's flags say of it: a number, or, of a type, the word for it.
+  const flag = (flags, name) => (flags >> info.fields[name].shift) & info.fields[name].mask;
+  const word = (flags, name) => info.fields[name].values[flag(flags, name) - 1] || "";
+  const kindOf = (flags) => word(flags, "type") || "untyped";
+
+  // How the values of a column are written, by its format; a missing one is a dash.
+  const FORMATS = {
+    text: (value) => value,
+    visible,
+    percent,
+    count: number,
+    nats: (value) => value.toFixed(4),
+    ratio: (value, row, column) => ratio(value, row[column.of]),
+    link: (value, row) => make("a", { href: address(row.run, row.layer, row.neuron), textContent: value }),
+  };
+  const written = (column, row) => {
+    const value = row[column.field];
+    return value === null ? "–" : FORMATS[column.format](value, row, column);
+  };
 
   function classes(flags, run) {
     const found = [];
-    if (flags & DEAD) found.push(info.runs[run].never);
-    for (const n of [1, 2, 3]) if (flags & (1 << n)) found.push(WORDS[n] + " detector");
-    if (flags & SUPPRESSES) found.push("suppresses");
-    if (writes(flags)) found.push(writes(flags) + " neuron");
-    if (flags & POSITIONAL) {
-      const kind = KINDS[(flags >> 7) & 7];
-      found.push("positional, " + kind + (kind === "untyped" ? "" : flags & STRONG ? ", strong" : ", weak"));
+    if (flag(flags, "never")) found.push(info.runs[run].never);
+    for (const n in WORDS) if (flag(flags, "detects_" + n)) found.push(WORDS[n] + " detector");
+    if (flag(flags, "suppresses")) found.push("suppresses");
+    if (flag(flags, "writes")) found.push(word(flags, "writes") + " neuron");
+    if (flag(flags, "positional")) {
+      const strength = flag(flags, "strong") ? ", strong" : ", weak";
+      found.push("positional, " + kindOf(flags) + (flag(flags, "type") ? strength : ""));
     }
     return found;
   }
@@ -142,8 +156,8 @@ const NS = (() => {
     const activations = columns.activations[neuron];
     const lines = [];
     const smooth = info.runs[run].never !== "dead";  // a gate that is not open still writes
-    if (flags & DEAD) {
-      lines.push(smooth ? `Never open: the gate was above 0 on none of ${number(tokens)} tokens. With 95 % confidence it`
+    if (flag(flags, "never")) {
+      lines.push(smooth ? `Never open: the gate was above ${info.runs[run].threshold} on none of ${number(tokens)} tokens. With 95 % confidence it`
         + ` is on fewer than 3/tokens = ${(3 / tokens).toPrecision(2)}. A closed gate still writes: this is not dead.`
         : `Dead: activated on none of ${number(tokens)} tokens. With 95 % confidence its frequency is`
         + ` below 3/tokens = ${(3 / tokens).toPrecision(2)}.`);
@@ -156,9 +170,9 @@ const NS = (() => {
       const cover = columns["cover_" + n][neuron];
       const most = settings.cover_limit ?? Infinity;  // larger numbers were not counted to their end
       const beyond = cover > most ? "more than " : "";
-      if (!(flags & COVERED)) {
+      if (!flag(flags, "counted")) {
         if (n === 1) lines.push("n-grams were not counted in this layer: it has no bitmaps (collect.bitmaps).");
-      } else if (flags & (1 << n)) {
+      } else if (flag(flags, "detects_" + n)) {
         lines.push(`Detects ${WORDS[n]}s: ${some(cover, WORDS[n])} (at most ${limit} may) make up`
           + ` ${percent(settings.cover_share)} of its activations, and so do those among them alone that activate`
           + ` it in at least ${percent(settings.detect_rate)} of their occurrences.`);
@@ -173,16 +187,16 @@ const NS = (() => {
           + ` ${percent(settings.detect_rate)} of their occurrences.`);
       }
     }
-    if (flags & KNOWN) {
-      lines.push(flags & SUPPRESSES
+    if (flag(flags, "judged")) {
+      lines.push(flag(flags, "suppresses")
         ? "Suppresses its triggers: its update lowers, in the mean, the projections of the tokens that it detects."
         : "Does not suppress its triggers: their mean projection on its update is not below zero.");
     }
-    const mi = columns.mi[neuron].toFixed(3);
+    const mi = columns.position_mi[neuron].toFixed(3);
     const bound = settings.positional_mi;
-    lines.push(flags & POSITIONAL
+    lines.push(flag(flags, "positional")
       ? `Positional: activation and position share ${mi} nats (more than ${bound}); type: `
-        + `${KINDS[(flags >> 7) & 7]}, ${flags & STRONG ? "strong" : "weak"}.`
+        + `${kindOf(flags)}, ${flag(flags, "strong") ? "strong" : "weak"}.`
       : `Not positional: activation and position share ${mi} nats; more than ${bound} would be.`);
     return lines;
   }
@@ -190,7 +204,7 @@ const NS = (() => {
   // Which neuron of another run it is, for each other run: a line with a link.
   function matchLines(run, index, neuron) {
     return (twins[run][index] || []).map(([other, columns]) => {
-      const match = columns.neuron[neuron], label = info.runs[other].label;
+      const match = columns.match[neuron], label = info.runs[other].label;
       if (match < 0) return [`In ${label} nothing can be matched with it: its activations never change.`];
       const link = make("a", { href: address(other, index, match), textContent: `neuron ${match}` });
       return [`In ${label} it is most like `, link, ` of this layer: their activations correlate by`
@@ -209,7 +223,8 @@ const NS = (() => {
   }
 
   function grid(head, rows) {
-    const top = make("tr", {}, ...head.map((cell) => make("th", { textContent: cell, scope: "col" })));
+    const top = make("tr", {}, ...head.map(({ title, meaning }) => (
+      make("th", { textContent: title, title: meaning || "", scope: "col" }))));
     const body = rows.map((row) => make("tr", {}, ...row.map((cell) => make("td", {}, ...[cell].flat()))));
     return make("div", { className: "scroll" }, make("table", { className: "grid" }, top, ...body));
   }
@@ -217,25 +232,6 @@ const NS = (() => {
   const address = (run, index, neuron) => "#" + [encodeURIComponent(info.runs[run].label), index, neuron].join("/");
 
   // ---- the table
-
-  const TESTS = {
-    "": () => true,
-    classified: (f) => f & (2 | 4 | 8 | POSITIONAL),
-    dead: (f) => f & DEAD,
-    token: (f) => f & 2,
-    bigram: (f) => f & 4,
-    trigram: (f) => f & 8,
-    suppresses: (f) => f & SUPPRESSES,
-    prediction: (f) => writes(f) === "prediction",
-    suppression: (f) => writes(f) === "suppression",
-    partition: (f) => writes(f) === "partition",
-    positional: (f) => f & POSITIONAL,
-    oscillatory: (f) => ((f >> 7) & 7) === 1,
-    "both extremes": (f) => ((f >> 7) & 7) === 2,
-    "one extreme": (f) => ((f >> 7) & 7) === 3,
-    other: (f) => ((f >> 7) & 7) === 4,
-    none: (f) => !(f & (1 | 2 | 4 | 8 | POSITIONAL)),
-  };
 
   // What is looked for, as text: spaces and line ends may be typed as they are shown.
   const asked = () => at("token").value.replace(/␣/g, " ").replace(/⏎/g, "\n").replace(/⇥/g, "\t").toLowerCase();
@@ -263,7 +259,8 @@ const NS = (() => {
     const run = Number(at("run").value);
     const width = info.runs[run].neurons;
     const only = at("layer").value;
-    const test = TESTS[at("class").value];
+    const { mask, value } = info.classes[at("class").value];
+    const isWanted = (flags) => (value === null ? flags & mask : (flags & mask) === value);
     const withDetail = at("detailed").checked;
     const wanted = asked();
     let keys = null;
@@ -278,7 +275,7 @@ const NS = (() => {
     layers[run].forEach((columns, index) => {
       if (only !== "" && Number(only) !== index) return;
       for (let neuron = 0; neuron < width; neuron++) {
-        if (!test(columns.flags[neuron])) continue;
+        if (!isWanted(columns.flags[neuron])) continue;
         if (withDetail && columns.piece[neuron] < 0) continue;
         if (keys && !keys.has(index * width + neuron) && !triggered(run, index, neuron, tokens, 1).length) continue;
         found.push(index * width + neuron);
@@ -298,7 +295,8 @@ const NS = (() => {
       layer: (key) => Math.floor(key / width),
       neuron: (key) => key % width,
     }[field] || ((key) => layers[run][Math.floor(key / width)][field][key % width]);
-    const ordinal = ["frequency", "mi"].includes(field) ? (v) => { float[0] = v; return bits[0]; } : (v) => v;
+    const isFloat = layers[run].some((columns) => columns[field] instanceof Float32Array);
+    const ordinal = isFloat ? (v) => { float[0] = v; return bits[0]; } : (v) => v;
     const room = 2 ** Math.ceil(Math.log2(matches.length + 1));
     const numbers = new Float64Array(matches.length), sorted = new Int32Array(matches.length);
     for (let i = 0; i < numbers.length; i++) numbers[i] = ordinal(value(matches[i])) * room + i;
@@ -312,9 +310,9 @@ const NS = (() => {
     const width = info.runs[run].neurons;
     const index = Math.floor(key / width), neuron = key % width;
     const columns = layers[run][index];
-    const shown = { run, layer: index, neuron, frequency: columns.frequency[neuron], mi: columns.mi[neuron] };
-    for (const n of info.runs[run].ngrams) {
-      shown["cover_" + n] = columns.flags[neuron] & COVERED ? columns["cover_" + n][neuron] : null;
+    const shown = { run, layer: index, neuron };
+    for (const { field, known } of info.runs[run].columns.filter((column) => columns[column.field])) {
+      shown[field] = !known || flag(columns.flags[neuron], known) ? columns[field][neuron] : null;
     }
     shown.class = classes(columns.flags[neuron], run).join("; ");
     const detects = (texts[run].get(key) || []).slice(0, 12).map(visible).join(" · ");
@@ -336,21 +334,11 @@ const NS = (() => {
   }
 
   function columnsOf(run) {
-    const link = (cell) => {
-      const d = cell.getData();
-      return make("a", { href: address(d.run, d.layer, d.neuron), textContent: cell.getValue() });
-    };
-    const known = (cell) => (cell.getValue() === null ? "–" : number(cell.getValue()));
-    return [
-      { title: "layer", field: "layer", width: 85, headerSortTristate: true },
-      { title: "neuron", field: "neuron", width: 105, formatter: link },
-      { title: "class", field: "class", minWidth: 190, headerSort: false },
-      { title: "frequency", field: "frequency", width: 130, formatter: (cell) => percent(cell.getValue()) },
-      { title: "detects", field: "detects", minWidth: 160, widthGrow: 2, headerSort: false },
-      ...info.runs[run].ngrams.map((n) => (
-        { title: WORDS[n] + "s that cover it", field: "cover_" + n, width: 125, formatter: known })),
-      { title: "nats of position", field: "mi", width: 120, formatter: (cell) => cell.getValue().toFixed(4) },
-    ];
+    return info.runs[run].columns.map((column) => ({
+      title: column.title, field: column.field, headerTooltip: column.meaning, ...column.layout,
+      // text is left to the table, which sets it as text
+      ...(column.format === "text" ? {} : { formatter: (cell) => written(column, cell.getData()) }),
+    }));
   }
 
   async function needTable() {
@@ -395,20 +383,22 @@ const NS = (() => {
   function ngramTables(entry) {
     const parts = [];
     const detected = new Set((entry.ngrams || []).map((r) => r.n + r.text));
-    for (const n of [1, 2, 3]) {
-      const rows = (entry.triggers || []).filter((r) => r.n === n);
+    for (const [n, columns] of Object.entries(info.ngram_columns)) {
+      const rows = (entry.triggers || []).filter((r) => r.n === Number(n));
       if (!rows.length) continue;
-      parts.push(make("div", {}, make("h4", { textContent: `Top ${WORDS[n]}s` }),
-        grid([WORDS[n], "activates it in", "of its activations"], rows.map((r) => [
-          [visible(r.text), ...(detected.has(n + r.text) ? [make("span", { className: "detected", textContent: "detected" })] : [])],
-          ratio(r.activations, r.occurrences), percent(r.share)]))));
+      const cells = rows.map((r) => {
+        const [text, ...others] = columns.map((column) => written(column, r));
+        const mark = detected.has(n + r.text) ? [make("span", { className: "detected", textContent: "detected" })] : [];
+        return [[text, ...mark], ...others];
+      });
+      parts.push(make("div", {}, make("h4", { textContent: `Top ${WORDS[n]}s` }), grid(columns, cells)));
     }
     return parts;
   }
 
   function domains(entry) {
-    return grid(["domain", "frequency", "tokens", "nats of position"], (entry.domains || []).map((d) => [
-      d.domain, percent(d.frequency), number(d.tokens), d.position_mi === null ? "–" : d.position_mi.toFixed(4)]));
+    const columns = info.domain_columns;
+    return grid(columns, (entry.domains || []).map((row) => columns.map((column) => written(column, row))));
   }
 
   function updates(entry) {
@@ -416,10 +406,18 @@ const NS = (() => {
     if (!found) return null;
     const words = (list) => (list || []).map(visible).join(" · ");
     const ranks = (found.triggers || []).map((word, i) => `${visible(word)} (${number(found.trigger_rank[i])})`);
-    return grid(["its update", "tokens"], [
+    return grid([{ title: "its update" }, { title: "tokens" }], [
       ["promotes most", words(found.promoted)], ["suppresses most", words(found.suppressed)],
       ["detected tokens, with how many others it suppresses more", ranks.join(" · ")],
     ].filter(([, list]) => list));
+  }
+
+  // How much it writes and which way; nothing in runs without sums.
+  function writing(entry) {
+    if (!entry.writing) return [];
+    const rows = entry.writing.map(({ title, value, format, meaning }) => [
+      title, value === null ? "–" : format === "percent" ? percent(value).replace(" ", "\u00a0") : String(value), meaning]);
+    return [make("h3", { textContent: "How much it writes" }), grid([{ title: "" }, { title: "value" }, { title: "meaning" }], rows)];
   }
 
   function contexts(entry) {
@@ -481,7 +479,7 @@ const NS = (() => {
       }
       at("ngrams").replaceChildren(...ngramTables(entry));
       const words = updates(entry);
-      at("updates").replaceChildren(...(words ? [make("h3", { textContent: "Promoted and suppressed tokens" }), words] : []));
+      at("updates").replaceChildren(...writing(entry), ...(words ? [make("h3", { textContent: "Promoted and suppressed tokens" }), words] : []));
       at("contexts").replaceChildren(...contexts(entry));
     }
     panel.dataset.shown = `${run}/${index}/${neuron}`;

@@ -1,0 +1,101 @@
+"""README's cluster, command by command, on machines with addresses of their own."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PLACE = (
+    f"cd {ROOT}; export PATH={Path(sys.executable).parent}:$PATH; "  # README: .venv/bin/activate
+)
+MODE = "export RAY_AUTH_MODE=token; "  # README: "with the same RAY_AUTH_MODE"
+TOKEN, HEAD, OTHER, COLLECT = range(4)
+LEFT_TOKEN = "0123456789abcdef" * 4  # of another cluster
+
+
+def commands():
+    """README's four commands for a cluster, without their comments."""
+    _, _, rest = (ROOT / "README.md").read_text().partition("## A cluster")
+    found = [line.split("  #")[0].strip() for line in rest.split("```")[1].strip().splitlines()]
+    assert len(found) == COLLECT + 1
+    return found
+
+
+def say(machine, line, code=0):
+    """Run a line in a shell of its own."""
+    done = machine.run(PLACE + line, timeout=600)
+    assert done.returncode == code, (machine.name, line, done)
+    return done.stdout
+
+
+def leave_token(machine):
+    """A machine that was part of another cluster."""
+    say(machine, f"mkdir -p ~/.ray; echo -n {LEFT_TOKEN} > ~/.ray/auth_token")
+
+
+def patiently(start):
+    """A `ray start`, again where Ray itself gave up after 30 seconds: on a loaded machine."""
+    late = "timed out during startup|No node info found"
+    tried = f"{start} >/tmp/started 2>&1 && exit; cat /tmp/started"
+    again = f"grep -qE '{late}' /tmp/started || exit 1; ray stop --force"
+    return f"for n in 1 2 3; do {tried}; {again}; done; exit 1"
+
+
+def start_head(machine):
+    """README's first two commands, one after the other in one shell."""
+    token, start = commands()[: HEAD + 1]
+    say(machine, f"{token}; {patiently(start)}")
+
+
+def join(machine, head):
+    """README's third command, begun after its first's comment: copy the token."""
+    token = say(head, "cat ~/.ray/auth_token")
+    copy = f"mkdir -p ~/.ray; echo -n {shlex.quote(token)} > ~/.ray/auth_token; "
+    return machine.start(
+        PLACE + MODE + copy + patiently(commands()[OTHER].replace("HEAD", head.ip))
+    )
+
+
+def joined(*begun):
+    """Wait for machines that join."""
+    for process in begun:
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, (out, err)
+
+
+def collect(machine, head, *more, run="/mnt/run", model="/mnt/model", mode=MODE, **environment):
+    """Begin README's last command, of another model, text and run."""
+    line = commands()[COLLECT].replace("HEAD", head.ip)
+    data = "data=tokens data.path=/mnt/tokens.npy"
+    local = "model=local model.path=" if model.startswith("/") else "model="
+    for old, new in {
+        "model=opt-66b": local + model,
+        "data=paper": data,
+        "run=s3://bucket/opt-66b": f"run={run}",
+    }.items():
+        assert old in line
+        line = line.replace(old, new)
+    return machine.start(PLACE + mode + " ".join([line, *more]), **environment)
+
+
+def logs(run, machine="*"):
+    """What workers wrote; of one machine, by its name, or of all."""
+    return "".join(path.read_text() for path in (run / "logs").glob(f"{machine}-*.log"))
+
+
+def wait_for(job, met, seconds=600):
+    """Wait until something is so; it must be before the job ends."""
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline, job.args[-1]
+        time.sleep(0.1)
+
+
+def check_stores(one, other):
+    """Both runs have the same files, byte for byte."""
+    ours, theirs = one / "activations.zarr", other / "activations.zarr"
+    names = {path.relative_to(ours) for path in ours.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(theirs) for path in theirs.rglob("*") if path.is_file()}
+    assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
