@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.forward import Bare, mismatches
+from benchmarks.forward import Bare, Bitmaps, mismatches
 from benchmarks.store import Written
 from benchmarks.subject import SHAPES, Subject, opt_config, random_tokens, write_random
 from neuronstats.bits import tensors
@@ -81,6 +82,11 @@ def make_sweep(subject: Subject, *, resident: bool, near: bool) -> Sweep:
     )
 
 
+def bitmaps(swept: Sweep, subject: Subject) -> Bitmaps:
+    """Sweep the tokens; return a copy of each layer's bits."""
+    return [np.array(record.bitmap) for record in swept(subject.tokens)]
+
+
 def environment() -> int:
     """Print what is here; Triton must run on a GPU."""
     say(f"torch {torch.__version__}, cuda {torch.version.cuda}, device {DEVICE}")
@@ -99,12 +105,12 @@ def race(subject: Subject) -> int:
     """Sweep many shards, streamed, weights in small pieces; the bits must stay the same."""
     transfer.PIECE_BYTES = 1 << 14
     subject = replace(subject, batch_sequences=4)
-    want = [r.bitmap.copy() for r in make_sweep(subject, resident=True, near=True)(subject.tokens)]
+    want = bitmaps(make_sweep(subject, resident=True, near=True), subject)
     swept = make_sweep(subject, resident=False, near=not ON_GPU)
     wrong = 0
     for _ in range(SHARDS):
-        for record, bitmap in zip(swept(subject.tokens), want, strict=True):
-            wrong += bool((record.bitmap != bitmap).any())
+        found = bitmaps(swept, subject)
+        wrong += sum(not np.array_equal(*pair) for pair in zip(found, want, strict=True))
     say(f"{SHARDS} shards, layers that differ: {wrong}")
     return int(wrong > 0)
 
@@ -119,7 +125,7 @@ def parity(subject: Subject) -> int:
     for resident, near in PLACEMENTS:
         swept = make_sweep(subject, resident=resident, near=near)
         for turn in (1, 2):
-            own = [record.bitmap.copy() for record in swept(subject.tokens)]
+            own = bitmaps(swept, subject)
             name = f"resident {resident}, hidden states on the device {near}, pass {turn}"
             found[name] = mismatches(own, expected)
         del swept

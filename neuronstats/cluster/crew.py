@@ -1,6 +1,5 @@
 """Workers that do one kind of work: hired where there is room, replaced where lost."""
 
-import enum
 import gc
 import importlib
 import inspect
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from neuronstats.cluster.answers import LATER, Before, Said
 from neuronstats.cluster.connection import Connection
 from neuronstats.cluster.inspection import lowest_niceness
 from neuronstats.cluster.nodes import Node
@@ -34,31 +34,6 @@ class LostError(Exception):
         self.advice = advice(error)
         self.tasks: list[Any] = []
         """To be done again; the one in hand first."""
-
-
-class Later(enum.Enum):
-    """What a work returns of a task whose result comes with the next one, or from its `rest`."""
-
-    LATER = enum.auto()
-
-
-LATER = Later.LATER
-
-
-@dataclass(frozen=True)
-class Before:
-    """What a work yields once the task before, whose result was to come later, is done."""
-
-    result: Any
-
-
-class Said(enum.Enum):
-    """What a worker says of its task."""
-
-    REACHED = enum.auto()  # how far it has come
-    DONE = enum.auto()  # its result
-    LATER = enum.auto()
-    BEFORE = enum.auto()  # the result of the task before
 
 
 class _Worker:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuronstats.cluster.crew import LATER, Before
+from neuronstats.cluster.answers import LATER, Before
 from neuronstats.collect.plan import Work
 from neuronstats.collect.sweep import Sweep
 from neuronstats.collect.writing import Writing

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from neuronstats.cluster.crew import LATER, Before
+from neuronstats.cluster.answers import LATER, Before
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.cluster.start import connect
 from neuronstats.errors import SettingsError, UserError

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from neuronstats.cluster.crew import LATER, Before
+from neuronstats.cluster.answers import LATER, Before
 from neuronstats.cluster.nodes import Workers
 from neuronstats.console import Console
 
