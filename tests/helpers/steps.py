@@ -7,10 +7,13 @@ from neuronstats.store.folder import RunFolder
 
 
 class Steps:
-    """Counts steps, and dies at one of them: nothing that follows is written either."""
+    """Counts steps, and dies at one of them: nothing that follows is written either.
+
+    Or it fails at that one alone, and what the job does about it is carried out.
+    """
 
     def __init__(self, monkeypatch):
-        self.taken, self.dies_at, self.dead = 0, None, False
+        self.taken, self.dies_at, self.dead, self._once = 0, None, False, False
         step, mutex = RunFolder._step, threading.Lock()
 
         def counted(folder, kind, key, act):
@@ -23,12 +26,12 @@ class Steps:
 
     def _die_at(self, moment):
         self.dead = self.dead or moment == self.dies_at
-        if self.dead:
+        if moment == self.dies_at or (self.dead and not self._once):
             raise OSError("died")
 
-    def run(self, job, dies_at=None):
+    def run(self, job, dies_at=None, *, once=False):
         """Run a job to its end, or to its death; return the steps taken."""
-        self.taken, self.dies_at, self.dead = 0, dies_at, False
+        self.taken, self.dies_at, self.dead, self._once = 0, dies_at, False, once
         try:
             if dies_at is None:
                 assert job() == 0
