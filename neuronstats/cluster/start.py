@@ -300,4 +300,4 @@ def inspect_nodes(pool: Pool, nodes: Sequence[dict[str, Any]]) -> list[Node]:
         pool.leave_out(name_of(silent), f"it did not answer in {pool.settings.start_timeout:.0f} s")
     if not found:
         raise UserError(f"no machine of the cluster can be used: {pool.left_out_words}.")
-    return found
+    return sorted(found, key=lambda node: node.name)  # not by who answers first

@@ -165,7 +165,7 @@ class ShardWorker:
             writer_wait_seconds=behind.summary.writer_wait_seconds + waited,
             peak_bytes=peak_host_bytes(),
         )
-        log.info("%s: committed, %s", behind.shard, summary)
+        log.info("%s: %s", behind.shard, summary)
         log.info("%s: %s", behind.shard, describe([summary], self._work))
         return summary
 

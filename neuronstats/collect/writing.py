@@ -1,5 +1,6 @@
 """Shards written behind the computation: layers in a thread, in order, and a commit at the end."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -8,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from neuronstats.collect.plan import WRITE_AHEAD
 from neuronstats.collect.sweep import LayerRecord
 from neuronstats.store.commit import ShardWriter
+
+log = logging.getLogger(__name__)
 
 
 class Writing:
@@ -85,3 +88,4 @@ def _commit(writer: ShardWriter, layers: list[Future[None]]) -> None:
     for layer in layers:
         layer.result()
     writer.commit()
+    log.info("%s: committed", writer.shard)

@@ -23,7 +23,7 @@ class ShardWriter:
     """Writes one shard: its layers in any order, then the record that commits it."""
 
     def __init__(self, run: Run, shard: Shard) -> None:
-        self._run, self._shard = run, shard
+        self._run, self.shard = run, shard
         self._objects: dict[str, tuple[int, str]] = {}
         self._activations: dict[int, int] = {}
         self._mutex = threading.Lock()
@@ -35,7 +35,7 @@ class ShardWriter:
 
     @property
     def _key(self) -> str:
-        return f"{ZARR}/{Record.key(self._shard.index)}"
+        return f"{ZARR}/{Record.key(self.shard.index)}"
 
     def write_layer(
         self,
@@ -56,7 +56,7 @@ class ShardWriter:
             sums: int64 [quantity, neuron], where the run has some.
             token_sums: int64 [token, neuron], where the run has some.
         """
-        where = f"{self._shard}, layer {layer} of {self._run.folder.location}"
+        where = f"{self.shard}, layer {layer} of {self._run.folder.location}"
         total = int(position_counts.sum(dtype=np.int64))
         beside = [
             (self._array(kind, layer), values)
@@ -69,7 +69,7 @@ class ShardWriter:
         try:
             self._write_counts(layer, position_counts)
             for array, values in beside:
-                array[self._shard.index] = values
+                array[self.shard.index] = values
             if bitmap is not None:
                 self._write_bitmap(layer, bitmap)
         except UserError:
@@ -89,7 +89,7 @@ class ShardWriter:
             part = position_counts[:, first : first + width]
             chunk = np.zeros((layout.num_positions, width), layout.count_dtype.newbyteorder("<"))
             chunk[:, : part.shape[1]] = part
-            key = f"position_counts/{layer:03d}/c/{self._shard.index}/0/{number}"
+            key = f"position_counts/{layer:03d}/c/{self.shard.index}/0/{number}"
             self._write(key, encode(chunk))
 
     def _write_bitmap(self, layer: int, bitmap: UInt8) -> None:
@@ -110,7 +110,7 @@ class ShardWriter:
                 firsts = range(start, min(start + whole, layout.num_neurons), chunk)
                 frames = list(threads.map(compressed, firsts))
                 data = frames[0] if whole == chunk else join_chunks(frames, whole // chunk)
-                key = f"bitmaps/{layer:03d}/c/{number}/{self._shard.index}/0/0"
+                key = f"bitmaps/{layer:03d}/c/{number}/{self.shard.index}/0/0"
                 self._write(key, data)
 
     def _write(self, key: str, data: bytes) -> None:
@@ -129,6 +129,6 @@ class ShardWriter:
         layers = range(self._run.layout.num_layers)
         assert sorted(self._activations) == list(layers)
         activations = [self._activations[layer] for layer in layers]
-        record = Record(self._shard, self._run.fingerprint, self._objects, activations)
+        record = Record(self.shard, self._run.fingerprint, self._objects, activations)
         self._run.folder.create(self._key, record.dumps())
         return record

@@ -13,6 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 SHARED = Path("/mnt")  # a folder that every machine sees
 PREFIX = "neuronstats-"
 TAG = f"{PREFIX}{os.getpid()}-"
@@ -25,7 +26,8 @@ trap '' TERM
 mount --make-rprivate /
 mount --bind {base}/shared /mnt
 {mounts}
-mount --bind {base}/{name} /tmp
+{checkout}
+mount --rbind {base}/{name} /tmp
 mount -t tmpfs -o size=512m none /dev/shm
 hostname {name}
 ip link set lo up
@@ -62,7 +64,12 @@ class Machine:
         _sh(f"ip netns exec {TAG} ip link set v{number} master br0 up")
         _sh(f"{inside} ip addr add {self.ip}/24 dev eth0; {inside} ip link set eth0 up")
         _sh(f"{inside} ip route add default via 10.77.0.254")
-        script = INIT.format(base=base, name=self.name, mounts=mounts)
+        checkout = ""
+        if ROOT.is_relative_to("/tmp"):  # it would be hidden by the machine's own
+            place = base / self.name / ROOT.relative_to("/tmp")
+            place.mkdir(parents=True)
+            checkout = f"mount --bind {ROOT} {place}"
+        script = INIT.format(base=base, name=self.name, mounts=mounts, checkout=checkout)
         command = f"exec {inside} {LAUNCH} sh -c {shlex.quote(script)}"
         self._outer = subprocess.Popen(["sh", "-c", command], start_new_session=True)
         deadline = time.monotonic() + 120
