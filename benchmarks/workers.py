@@ -28,7 +28,7 @@ from neuronstats.model.source import EMBEDDED
 from transformers import AutoModel
 
 torch.set_num_threads(1)
-model = AutoModel.from_pretrained(EMBEDDED / "opt-mini").eval()
+model = AutoModel.from_pretrained(EMBEDDED / "opt-mini", dtype=torch.float32).eval()
 tokens = torch.randint(4, 900, (4, 512))
 with torch.inference_mode():
     model(tokens)

@@ -116,7 +116,8 @@ class RunInfo:
     @property
     def threshold(self) -> float:
         """What the activation function's input is above where a bit is set; 0 in the paper."""
-        return float(self.raw["model"].get("activation", {}).get("threshold", 0.0))
+        activation = self._map("model").get("activation")  # runs of before name none
+        return float(activation.get("threshold", 0)) if isinstance(activation, Mapping) else 0.0
 
     @property
     def has_positions(self) -> bool:
