@@ -59,10 +59,15 @@ class Family:
         self._driver, self._mark = driver, mark
         self._known: set[psutil.Process] = set()
 
-    def look(self) -> set[psutil.Process]:
-        """Return those that are there, found now or before."""
+    def look(self, *, everywhere: bool = False) -> set[psutil.Process]:
+        """Return those that are there, found now or before.
+
+        Args:
+            everywhere: look at all processes: one that is just started loses its parent with it.
+        """
         with contextlib.suppress(psutil.Error):  # the driver has ended
-            self._known.update(child for child in self._driver.children() if self._marked(child))
+            found = psutil.process_iter() if everywhere else self._driver.children()
+            self._known.update(process for process in found if self._marked(process))
         for process in list(self._known):
             with contextlib.suppress(psutil.Error):
                 self._known.update(process.children(recursive=True))
@@ -92,7 +97,7 @@ def watch(driver: int, mark: str) -> None:
     while process.is_running() and not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         family.look()
     deadline = time.monotonic() + END_SECONDS
-    while time.monotonic() < deadline and (left := family.look()):
+    while time.monotonic() < deadline and (left := family.look(everywhere=True)):
         for member in left:
             with contextlib.suppress(psutil.Error):  # it has ended
                 member.kill()

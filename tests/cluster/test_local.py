@@ -13,6 +13,7 @@ from helpers import models
 from helpers.run_job import run_job
 from helpers.serial import save_tokens, serial
 
+from neuronstats.cluster import guard
 from neuronstats.errors import DONE, GONE
 
 ROOT = Path(__file__).parents[2]
@@ -170,3 +171,20 @@ def test_a_killed_driver_leaves_nothing(agents):
         job.kill()
         other.kill()
         job.communicate()
+
+
+def test_a_process_that_has_lost_its_parent_is_found():
+    """A worker that is just started when Ray is killed is nobody's child that is known."""
+    mark = "orphan-of-a-test"
+    orphan = "import os, subprocess, sys\nprint(subprocess.Popen(['sleep', '60'], stdout=-3).pid)"
+    environment = os.environ | {guard.MARK: mark}
+    done = subprocess.run(
+        [sys.executable, "-c", orphan], capture_output=True, text=True, env=environment, check=True
+    )
+    process = psutil.Process(int(done.stdout))
+    try:
+        family = guard.Family(psutil.Process(), mark)
+        assert process not in family.look()
+        assert process in family.look(everywhere=True)
+    finally:
+        process.kill()

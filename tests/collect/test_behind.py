@@ -63,7 +63,7 @@ def test_the_next_shard_is_begun_while_the_last_layer_is_written(
     waited = []
 
     def late(writer, layer, *arrays):
-        index = writer._shard.index
+        index = writer.shard.index
         if layer == LAYERS - 1:
             waited.append(begun[index + 1].wait(SECONDS))
         write(writer, layer, *arrays)
