@@ -137,6 +137,8 @@ def prepare_environment(*, remote: bool) -> None:
         "RAY_SCHEDULER_EVENTS": "0",
         "RAY_worker_niceness": "0",  # 15 otherwise, which any other process starves
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Of workers that were still being built for work that others have finished.
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     }.items():
         os.environ.setdefault(name, value)
     if not remote and "RAY_AUTH_MODE" not in os.environ:

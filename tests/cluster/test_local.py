@@ -176,7 +176,8 @@ def test_a_killed_driver_leaves_nothing(agents):
 def test_a_process_that_has_lost_its_parent_is_found():
     """A worker that is just started when Ray is killed is nobody's child that is known."""
     mark = "orphan-of-a-test"
-    orphan = "import os, subprocess, sys\nprint(subprocess.Popen(['sleep', '60'], stdout=-3).pid)"
+    child = "subprocess.Popen(['sleep', '60'], stdout=-3, stderr=-3)"
+    orphan = f"import subprocess; print({child}.pid)"
     environment = os.environ | {guard.MARK: mark}
     done = subprocess.run(
         [sys.executable, "-c", orphan], capture_output=True, text=True, env=environment, check=True

@@ -1,5 +1,6 @@
 """The real pool on one real local Ray: cost of a task, progress, workers that cannot start."""
 
+import logging
 import os
 import signal
 import time
@@ -84,6 +85,20 @@ class Slow:
         return task
 
 
+class Uneven:
+    """The first is ready at once; the others fail when the work is done already."""
+
+    def __init__(self, folder):
+        try:
+            (Path(folder) / "first").mkdir()
+        except FileExistsError:
+            time.sleep(1.5)
+            raise ValueError("too late") from None
+
+    def __call__(self, task):
+        return task
+
+
 class Remembers:
     """Counts how often its process was given work before."""
 
@@ -139,6 +154,16 @@ def test_workers_keep_their_process_for_other_work(pool):
             before[pid] = built
     assert len(before) <= 2
     assert max(before.values()) == 3
+
+
+def test_a_worker_that_is_built_too_late_says_nothing(pool, tmp_path, monkeypatch):
+    """What it was to help with is done, and may be gone."""
+    logged = []
+    monkeypatch.setattr(logging.getLogger("ray._private.worker"), "error", logged.append)
+    assert len(list(pool.run(Uneven, (str(tmp_path),), range(2)))) == 2
+    assert len(list(pool.run(Nothing, (), range(4)))) == 4
+    time.sleep(2.5)
+    assert logged == []
 
 
 def test_time_between_two_kinds_of_work_is_not_waited_for_a_worker(pool):
