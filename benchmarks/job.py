@@ -40,7 +40,7 @@ def measure(settings: BenchJob, console: Console, sizes: Sizes) -> Report:
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
+        with tempfile.TemporaryDirectory(dir=out.resolve()) as scratch:  # for commands elsewhere
             subject = make_subject(settings, sizes, device, Path(scratch))
             report = Report(device)
             for name in settings.bench.parts:

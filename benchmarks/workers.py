@@ -8,16 +8,14 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 
+from benchmarks.commands import ROOT, run
 from benchmarks.merge import random_run
 from benchmarks.rounds import Findings, Rounds, Value
 from benchmarks.settings import Sizes
-from neuronstats.errors import UserError
 
-JOBS = Path(__file__).parent.parent / "jobs"
 COLLECT_GOAL, REDUCE_GOAL = 1.85, 1.7  # times as fast
 OUTSIDE_GOAL = 8.0  # seconds of a collect job that are no sweep
 STAMP = re.compile(r"^([\d-]+ [\d:,]+) .*shard \d+ .*: (start|committed)", re.MULTILINE)
@@ -60,13 +58,13 @@ def scaling(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
     outside = []
     for number in range(rounds.rounds):
         for workers in (1, 2):
-            run = scratch / f"collect-{number}-{workers}"
+            place = scratch / f"collect-{number}-{workers}"
             text = f"data.max_tokens={sizes.workers_tokens}"
-            whole = _run("collect", workers, f"run={run}", text, "collect.shard_sequences=32")
-            seconds["collect"][workers].append(_sweep_seconds(run))
+            whole = _run("collect", workers, f"run={place}", text, "collect.shard_sequences=32")
+            seconds["collect"][workers].append(_sweep_seconds(place))
             outside.append(whole - seconds["collect"][workers][-1])
-            run = Path(to_reduce.folder.location)
-            seconds["reduce"][workers].append(_run("reduce", workers, f"run={run}"))
+            place = Path(to_reduce.folder.location)
+            seconds["reduce"][workers].append(_run("reduce", workers, f"run={place}"))
             seconds["bare forward"][workers].append(sizes.workers_tokens / _bare_rate(workers))
         rounds.report(f"round {number + 1} of {rounds.rounds}")
     values = []
@@ -95,13 +93,8 @@ def scaling(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
 
 def _run(job: str, workers: int, *settings: str) -> float:
     """Run a job; return its seconds."""
-    start = time.monotonic()
-    command = [sys.executable, str(JOBS / f"{job}.py"), *settings]
     own = [f"ray.workers={workers}", "ray.cpus_per_worker=1"]
-    done = subprocess.run([*command, *own], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{job}.py failed: {done.stdout.strip()} {done.stderr.strip()}")
-    return time.monotonic() - start
+    return run(ROOT / "jobs" / f"{job}.py", *settings, *own).seconds
 
 
 def _sweep_seconds(run: Path) -> float:
