@@ -54,7 +54,8 @@ class Pool(Connection):
                 self.watch.check()
                 if not self.stopping:
                     crew.hire(len(queue))
-                    self._dismiss_spare()
+                    if self.spare is not None:
+                        self.spare.dismiss()
                     while queue and crew.idle:
                         crew.give(queue.popleft())
                 if self.stopping or not queue:
@@ -91,10 +92,6 @@ class Pool(Connection):
             if self.spare is not None and not self._crew.at_work:
                 self.spare.gpus, self.spare.actors = self._crew.let_go()
             self._crew.dismiss()
-
-    def _dismiss_spare(self) -> None:
-        if self.spare is not None:
-            self.spare.dismiss()
 
     def _hired(self, make: Callable[..., Any], args: Sequence[Any]) -> Crew:
         """Return the workers of the call before, given other work if it is other, or new ones."""

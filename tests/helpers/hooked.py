@@ -37,3 +37,12 @@ def hooked(model, activation, down, up, tokens, batch):
         width = here["a"].shape[-1]
         here["u"] = here["u"][..., -width:] if up else np.ones_like(here["a"])
     return joined
+
+
+def sign_cases(is_open, positive, *, gated):
+    """The cases that a sweep counts, by name: gate open or not; where gated, u above 0 or not."""
+    cases = {"open": is_open, "closed": ~is_open}
+    if not gated:
+        return cases
+    signs = (("positive", positive), ("negative", ~positive))
+    return {f"{gate}_{sign}": a & b for gate, a in cases.items() for sign, b in signs}

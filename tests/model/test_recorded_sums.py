@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import families, serial
-from helpers.hooked import hooked
+from helpers.hooked import hooked, sign_cases
 
 from neuronstats.bits import quantities
 from neuronstats.collect.job import collect
@@ -45,14 +45,8 @@ def test_sums_are_those_of_its_own_forward(name, tmp_path):
             fixed = np.rint(a.astype(np.float64) * 2**24).astype(np.int64)
             rows = dict(zip(quantities.names(gated=gated), record.sums, strict=True))
             is_open, positive = g > 0, u > 0
-            both = {"open": is_open, "closed": ~is_open}
-            if gated:
-                both = {
-                    f"{gate}_{sign}": here & there
-                    for gate, here in both.items()
-                    for sign, there in (("positive", positive), ("negative", ~positive))
-                }
-            for case, where in both.items():
+            cases = sign_cases(is_open, positive, gated=gated)
+            for case, where in cases.items():
                 np.testing.assert_array_equal(rows[case], where.sum((0, 1)))
             np.testing.assert_array_equal(rows["sum"], fixed.sum((0, 1)))
             np.testing.assert_array_equal(rows["absolute"], abs(fixed).sum((0, 1)))

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import families, serial
-from helpers.hooked import hooked
+from helpers.hooked import hooked, sign_cases
 from transformers import AutoModelForCausalLM
 
 from neuronstats import bits
@@ -71,13 +71,7 @@ def compare(record, here, limit, *, gated):
     fixed = np.rint(abs(a) * 2**24).astype(np.int64)
     np.testing.assert_array_equal(rows["absolute_open"], (fixed * is_open).sum((0, 1)))
     np.testing.assert_array_equal(rows["absolute"], fixed.sum((0, 1)))
-    cases = {"open": is_open, "closed": ~is_open}
-    if gated:
-        cases = {
-            f"{gate}_{sign}": here & there
-            for gate, here in cases.items()
-            for sign, there in (("positive", positive), ("negative", ~positive))
-        }
+    cases = sign_cases(is_open, positive, gated=gated)
     for case, where in cases.items():
         np.testing.assert_array_equal(rows[case], where.sum((0, 1)))
 
