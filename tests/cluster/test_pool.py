@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -193,6 +194,8 @@ def test_a_local_run_listens_on_loopback_alone(pool):
                     places.add((process.name(), found.laddr.ip.removeprefix("::ffff:")))
     names = {name for name, _ in places}
     assert {"raylet", "gcs_server"} <= names
+    started = [" ".join(p.cmdline()) for p in driver.children(recursive=True)]
+    assert not [line for line in started if re.search("dashboard.py|monitor.py", line)], started
     assert len(names) > 3  # a worker and the agent, too
     assert {ip for _, ip in places} == {"127.0.0.1"}, places
 
