@@ -4,6 +4,7 @@ Made for Linux; elsewhere what /proc, control groups and the like would say is a
 """
 
 import contextlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -26,6 +27,17 @@ CGROUP_FILES = (  # where a control group says its limit and what it holds, of b
 )
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+MISSING = "missing"  # instead of a version
+
+
+def installed_version(library: str) -> str:
+    """Return a library's version here, or MISSING."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return MISSING
 
 
 @dataclass(frozen=True)

@@ -70,3 +70,9 @@ def test_a_container_s_memory(folder, limit, used, tmp_path, monkeypatch):
     assert machine.probe().host_bytes == 800_000_000
     (place / limit).write_text("max\n" if not folder else f"{(1 << 63) - 4096}\n")
     assert machine.probe().host_bytes > 1_000_000_000
+
+
+def test_version_of_a_library_that_is_not_here():
+    """The sweep runs where Ray is not installed; a run then says so."""
+    assert machine.installed_version("pytest") == pytest.__version__
+    assert machine.installed_version("no-such-library") == "missing"

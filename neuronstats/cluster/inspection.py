@@ -1,7 +1,6 @@
 """What a machine of the cluster says of itself, and in what it differs from the driver."""
 
 import functools
-import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass
@@ -9,12 +8,11 @@ from pathlib import Path
 
 import xxhash
 
-from neuronstats.machine import Machine, probe
+from neuronstats.machine import MISSING, Machine, installed_version, probe
 
 PACKAGE = Path(__file__).parents[1]
 # What computes the numbers, or stores them.
 LIBRARIES = ("torch", "transformers", "numpy", "numba", "zarr")
-MISSING = "missing"
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,8 @@ def code_hash() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of what computes the numbers; without the kind of build."""
-    found = {"python": platform.python_version().rpartition(".")[0]}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name).split("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = MISSING
-    return found
+    libraries = {name: installed_version(name).split("+")[0] for name in LIBRARIES}
+    return {"python": platform.python_version().rpartition(".")[0], **libraries}
 
 
 def missing_cuda() -> str:

@@ -1,7 +1,6 @@
 """From a run's inputs to its plan, its identity, and the opened run."""
 
 import dataclasses
-import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from neuronstats.corpus.corpus import Corpus
 from neuronstats.corpus.documents import content_fingerprint
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import SettingsError
-from neuronstats.machine import gpu_name
+from neuronstats.machine import gpu_name, installed_version
 from neuronstats.model.config import bos_id, separator_id
 from neuronstats.store import run as store
 from neuronstats.store.create import new_run
@@ -213,7 +212,7 @@ def versions(*, on_gpu: bool) -> dict[str, str]:
     capability = torch.backends.cpu.get_cpu_capability()
     return {
         "python": platform.python_version(),
-        **{n: importlib.metadata.version(n) for n in names},
+        **{name: installed_version(name) for name in names},
         "device": gpu_name() if on_gpu else f"{platform.machine()} {capability}",
     }
 

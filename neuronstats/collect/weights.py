@@ -50,6 +50,7 @@ class LayerSource:
             transfer.WeightsIn(self._num_slots, decoder.dtype, decoder.device) if beside else None
         )
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self._first: Future[None] | None = None  # of the next shard, if it is read already
         self.bytes_read = 0
         self._waited = 0.0
         if resident:
@@ -79,7 +80,10 @@ class LayerSource:
 
     def __iter__(self) -> Iterator[Layer]:
         """Start reading at once; hand out the layers, each to be used before the next is asked."""
-        return self._hand_out(None if self._resident else self._reader.submit(self._load, 0))
+        first, self._first = self._first, None
+        if not self._resident and first is None:
+            first = self._reader.submit(self._load, 0)
+        return self._hand_out(first)
 
     def _hand_out(self, following: Future[None] | None) -> Iterator[Layer]:
         for index in range(self._num_layers):
@@ -87,13 +91,18 @@ class LayerSource:
             with self._waiting(slot):
                 if following is not None:
                     following.result()
-            if following is not None and index + 1 < self._num_layers:
-                following = self._reader.submit(self._load, index + 1)
+            after = (index + 1) % self._num_layers  # the last is followed by the next shard's first
+            in_use = after % self._num_slots == slot
+            if not self._resident and not in_use:
+                following = self._reader.submit(self._load, after)
             try:
                 yield self._layers[index]
             finally:
                 if self._copies:
                     self._copies.used(slot)
+            if not self._resident and in_use:
+                following = self._reader.submit(self._load, after)
+        self._first = following
 
     @contextlib.contextmanager
     def _waiting(self, slot: int) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """Parity: every bit equals Hugging Face's own forward, whatever the files, batches and shards."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -81,17 +83,24 @@ def test_batches_and_shards_change_no_bit(
     assert_equal_bits(swept_bits(sweep, tokens, cuts), outputs, record_property)
 
 
-def test_two_shards_through_streamed_layers(tiny_checkpoint, tiny_model):
-    tokens = models.random_tokens(6, 16, seed=3)
-    streamed = make_sweep(tiny_checkpoint("pre"), resident=False)
-    resident = make_sweep(tiny_checkpoint("pre"))
-    for a, b in zip(
-        swept_bits(streamed, tokens, (2,)), swept_bits(resident, tokens, (2,)), strict=True
-    ):
-        assert (a == b).all()
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_two_shards_through_streamed_layers(num_layers, tiny_checkpoint, monkeypatch):
+    """The same bits; the next shard's first layer is read before that shard is begun."""
+    tokens, reads = models.random_tokens(6, 16, seed=3), []
+    resident = make_sweep(tiny_checkpoint("pre"), num_layers=num_layers)
+    whole = swept_bits(resident, tokens)
+    stored = Decoder.stored_layer
+    monkeypatch.setattr(Decoder, "stored_layer", lambda self, i: reads.append(i) or stored(self, i))
+    streamed = make_sweep(tiny_checkpoint("pre"), num_layers=num_layers, resident=False)
+    for number, shard in enumerate([slice(2), slice(2, None)], start=1):
+        for found, expected in zip(swept_bits(streamed, tokens[shard]), whole, strict=True):
+            assert (found == expected[:, shard]).all()
+        end = time.monotonic() + 10
+        while len(reads) <= number * num_layers and time.monotonic() < end:
+            time.sleep(0.01)
+    assert reads == [*range(num_layers), *range(num_layers), 0]
     layer_bytes = 4 * Decoder(Checkpoint(tiny_checkpoint("pre"))).shape.layer_weights
-    assert resident.layers.bytes_read == 3 * layer_bytes  # once, however many shards
-    assert streamed.layers.bytes_read == 6 * layer_bytes  # once a shard
+    assert resident.layers.bytes_read == num_layers * layer_bytes  # once, however many shards
 
 
 def test_first_layers_alone_give_the_same_bits(tiny_checkpoint, tiny_model, order):
