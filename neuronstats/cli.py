@@ -74,7 +74,7 @@ def job(
                 sys.stdout.write(explain(name, schema))
                 sys.exit(DONE)
             code = _finish(function, name, schema, several=several)
-            _let_go_of_what_nobody_reads()
+            _drop_unread_output()
             sys.exit(code)
 
         return main
@@ -111,8 +111,8 @@ def _finish(
         return FAILED
 
 
-def _let_go_of_what_nobody_reads() -> None:
-    """Have Python's last flush not fail, and change the exit code, where a pipe was closed."""
+def _drop_unread_output() -> None:
+    """Drop what a closed pipe does not take: Python's last flush would change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -126,7 +126,7 @@ def _complain(error: UserError) -> int:
 
 
 def _compose(name: str, schema: type[Any]) -> list[Any]:
-    """Let Hydra read conf/ and the command line.
+    """Read conf/ and the command line with Hydra.
 
     Returns:
         The configuration; with --multirun those of all combinations of values separated by commas;
@@ -138,7 +138,7 @@ def _compose(name: str, schema: type[Any]) -> list[Any]:
     ConfigStore.instance().store(name=f"base_{name}", node=schema)
     found: list[Any] = []
     try:
-        with _errors_let_through(), _new_keys_allowed(schema), _no_file_of_the_sweep():
+        with _hydra_errors_raised(), _new_keys_allowed(schema), _sweep_files_dropped():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(found.append)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # flags at odds: the last
         raise SettingsError(_refusal(error, schema)) from error
@@ -147,7 +147,7 @@ def _compose(name: str, schema: type[Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def _new_keys_allowed(schema: type[Any]) -> Iterator[None]:
-    """Have Hydra set keys of a dictionary, such as data.shares={a: 1}, that are not there yet."""
+    """Allow Hydra to set new keys of a dictionary, such as data.shares={a: 1}."""
     before = sys.argv
     sys.argv = ["++" * _in_dictionary(word.partition("=")[0], schema) + word for word in before]
     try:
@@ -157,7 +157,7 @@ def _new_keys_allowed(schema: type[Any]) -> Iterator[None]:
 
 
 def _in_dictionary(key: str, schema: type[Any]) -> bool:
-    """Tell whether a setting is a dictionary, or a key of one."""
+    """Return whether a setting is a dictionary, or a key of one."""
     at: Any = schema()
     for part in key.split("."):
         at = at if isinstance(at, dict) else getattr(at, part, None)
@@ -165,8 +165,8 @@ def _in_dictionary(key: str, schema: type[Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _no_file_of_the_sweep() -> Iterator[None]:
-    """Have Hydra write what it keeps of a --multirun into a folder that is then removed."""
+def _sweep_files_dropped() -> Iterator[None]:
+    """Send what Hydra writes of a --multirun to a folder that is then removed."""
     before = sys.argv
     given = [argument for argument in before[1:] if argument not in ("--multirun", "-m")]
     if len(given) == len(before) - 1:
@@ -184,8 +184,8 @@ def _no_file_of_the_sweep() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _errors_let_through() -> Iterator[None]:
-    """Have Hydra raise its errors; by itself it prints them and ends with exit code 1."""
+def _hydra_errors_raised() -> Iterator[None]:
+    """Make Hydra raise its errors; by itself it prints them and ends with exit code 1."""
     name = "HYDRA_FULL_ERROR"
     before = os.environ.get(name)
     os.environ[name] = "1"

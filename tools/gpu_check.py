@@ -24,7 +24,7 @@ from neuronstats.collect import transfer
 from neuronstats.collect.choose import GPU_BATCH_TOKENS, GPU_BATCH_VALUES
 from neuronstats.collect.plan import CUDA_DEVICE_BYTES, CorpusSize, Work, make_plan
 from neuronstats.collect.sweep import Sweep
-from neuronstats.collect.worker import product_rate
+from neuronstats.collect.worker import matmul_flops
 from neuronstats.model.checkpoint import Checkpoint
 from neuronstats.model.decoder import Decoder
 from neuronstats.units import short, size
@@ -155,12 +155,12 @@ def sweep(subject: Subject, scratch: Path, how: Sequence[str]) -> int:
         table_on_device=True,
     )
     embedding = timed(lambda: swept._embedded(subject.tokens))
-    swept.layers.waited_seconds()
+    swept.layers.pop_wait_seconds()
     recorded = timed(lambda: list(swept(subject.tokens)))
-    waited = swept.layers.waited_seconds() / 4
+    waited = swept.layers.pop_wait_seconds() / 4
     rate = subject.num_tokens * work.flop_per_token / recorded
     say(f"recorded: {short(subject.num_tokens / recorded)} tokens/s, {short(rate)}FLOP/s,")
-    say(f"  {rate / product_rate(DTYPE, DEVICE):.0%} of a matrix product's")
+    say(f"  {rate / matmul_flops(DTYPE, DEVICE):.0%} of a matrix product's")
     say(f"embedding {embedding / recorded:.1%}, weights waited for {waited / recorded:.1%}")
     written = Written(subject, _Swept(swept, work.num_layers), scratch / "run")  # type: ignore[arg-type]
     seconds = timed(written.with_thread)

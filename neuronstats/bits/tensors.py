@@ -35,7 +35,7 @@ _SUM_BLOCK = 64  # sequences summed at a time by torch's operations
 
 
 def activated(fc1_output: Tensor, threshold: float = 0.0) -> Tensor:
-    """Tell which neurons are activated: the activation function's input is above a threshold.
+    """Return which neurons are activated: the activation function's input is above a threshold.
 
     Args:
         fc1_output: that input, of a ReLU the output of the FFN's first layer; any shape and float
@@ -136,7 +136,7 @@ def _check_pack(fc1_output: Tensor, num_positions: int, out: Tensor) -> None:
 
 
 def _triton(tensor: Tensor) -> ModuleType | None:
-    """Give the Triton kernels, where they serve this tensor."""
+    """Return the Triton kernels, where they serve this tensor."""
     if tensor.device.type != "cuda" or not _find_triton():
         return None
     from neuronstats.bits import kernels_triton
@@ -146,7 +146,7 @@ def _triton(tensor: Tensor) -> ModuleType | None:
 
 @functools.cache
 def _find_triton() -> bool:
-    """Tell whether triton can run: it compiles its launcher, in C, against Python's headers."""
+    """Return whether triton can run: it compiles its launcher, in C, against Python's headers."""
     if importlib.util.find_spec("triton") is None:
         missing = "the package triton"
     elif not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang"))):

@@ -26,10 +26,10 @@ class SpareWorkers:
     def take(self, gpus: int) -> Any:
         """Return a worker with these GPUs; None if there is none."""
         if gpus != self.gpus:
-            self.dismiss()
+            self.kill()
         return self.actors.pop() if self.actors else None
 
-    def dismiss(self) -> None:
+    def kill(self) -> None:
         """End those that were not taken."""
         while self.actors:
             self.ray.kill(self.actors.pop())
@@ -87,15 +87,15 @@ class Connection:
         if self.stopping:
             raise KeyboardInterrupt
 
-    def ask(self, node: dict[str, Any]) -> Any:
+    def inspect(self, node: dict[str, Any]) -> Any:
         """Start `look` on a machine; return Ray's reference."""
         gpus = bool(node["Resources"].get("GPU")) and self.settings.gpus_per_worker != 0
-        there = self.on(node["NodeID"])
+        there = self.only_on(node["NodeID"])
         options = {"num_cpus": 0, "scheduling_strategy": there, "max_retries": 1}
         return self.ray.remote(look).options(**options).remote(gpus=gpus)
 
-    def met(self, reference: Any, node: dict[str, Any]) -> Node | None:
-        """Return what a machine has, from its answer to `ask`; None if it is left out."""
+    def inspected(self, reference: Any, node: dict[str, Any]) -> Node | None:
+        """Return what a machine has, from its answer to `inspect`; None if it is left out."""
         name, has = name_of(node), node["Resources"]
         try:
             report: NodeReport = self.ray.get(reference)
@@ -138,7 +138,7 @@ class Connection:
         returns = {"num_returns": "streaming"} if self.streaming else {}
         for node, count in self.workers.by_node:
             if count and node.name not in self.left_out:
-                options = {"num_cpus": 0, "scheduling_strategy": self.on(node.id), **returns}
+                options = {"num_cpus": 0, "scheduling_strategy": self.only_on(node.id), **returns}
                 task = self.ray.remote(work if self.streaming else _last)
                 given = args if self.streaming else (work, *args)
                 running[task.options(**options).remote(*given)] = node
@@ -173,7 +173,7 @@ class Connection:
         """What is left out and why, in one line."""
         return "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
 
-    def on(self, node_id: str) -> Any:
+    def only_on(self, node_id: str) -> Any:
         """Return Ray's strategy for work on one machine and no other."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -83,7 +83,7 @@ def lowest_niceness() -> int:
 
 
 def differences(report: NodeReport) -> str:
-    """Say in what a machine differs from this one; empty where it computes the same."""
+    """Return in what a machine differs from this one; empty where it computes the same."""
     words = []
     for name, mine in versions().items():
         theirs = report.versions.get(name, MISSING)

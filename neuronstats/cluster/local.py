@@ -13,12 +13,12 @@ from types import FrameType
 from typing import Any
 
 from neuronstats.cluster.connection import SpareWorkers
-from neuronstats.cluster.crew import start_worker
 from neuronstats.cluster.guard import Guard
 from neuronstats.cluster.nodes import Node, place
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.cluster.watch import Watch
 from neuronstats.cluster.words import summary
+from neuronstats.cluster.worker_group import start_worker
 from neuronstats.errors import GoneError, SettingsError, UserError
 from neuronstats.machine import probe
 
@@ -40,7 +40,7 @@ _started: list[LocalRay] = []  # one while it runs
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[LocalRay]:
-    """Have Ray run on this machine; inside another such context there is nothing to do.
+    """Run Ray on this machine; inside another such context there is nothing to do.
 
     Raises:
         UserError: it cannot be started.
@@ -170,15 +170,15 @@ def _start(ray: Any) -> None:
     options |= {"object_store_memory": OBJECT_STORE_BYTES}
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
-        with sigterm_blocked(), _lean(ray):
+        with sigterm_blocked(), _minimal_ray(ray):
             ray.init(address="local", include_dashboard=False, **options, **quiet)
     except Exception as error:
         raise UserError(f"Ray could not be started on this machine: {summary(error)}.") from error
 
 
 @contextlib.contextmanager
-def _lean(ray: Any) -> Iterator[None]:
-    """Have Ray listen on 127.0.0.1 alone, as on macOS, and start only the processes a job needs.
+def _minimal_ray(ray: Any) -> Iterator[None]:
+    """Make Ray listen on 127.0.0.1 alone, as on macOS, and start only the processes a job needs.
 
     Without dashboard, autoscaler and log monitor, and told of its node as soon as it is there and
     not a second later, it starts in half the time. None of these names is public.
@@ -205,7 +205,7 @@ def _lean(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """Give attributes other values for a while."""
+    """Set attributes to other values for a while."""
     before = {name: getattr(owner, name) for name in values}
     for name, value in values.items():
         setattr(owner, name, value)

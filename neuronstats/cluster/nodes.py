@@ -122,7 +122,7 @@ def _amounts(cpus: int, gpus: int, memory: int | None) -> str:
 
 
 def _spread(count: int, rooms: Sequence[int]) -> list[int]:
-    """Give each machine one worker in turn, as far as there is room."""
+    """Count the workers of each machine, which get one each in turn, as far as there is room."""
     counts = [0] * len(rooms)
     while count > sum(counts) and counts != list(rooms):
         for index, room in enumerate(rooms):

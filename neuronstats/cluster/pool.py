@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from neuronstats.cluster.connection import Connection
-from neuronstats.cluster.crew import Crew, LostError
+from neuronstats.cluster.worker_group import LostError, WorkerGroup
 from neuronstats.errors import UserError
 
 ATTEMPTS = 4  # of one task, counting only losses of its worker
@@ -19,7 +19,7 @@ ATTEMPTS = 4  # of one task, counting only losses of its worker
 class Pool(Connection):
     """Does tasks on the workers of a connection."""
 
-    _crew: Crew | None = None
+    _group: WorkerGroup | None = None
 
     def run(
         self,
@@ -34,9 +34,9 @@ class Pool(Connection):
         Args:
             make: called on each worker once, with args; its result is called with each task. Where
                 that is a generator, it yields how far it has come, and returns the result; or
-                LATER, where it yields the result as a Before with the next task, or gives it when
-                its `rest` is called. It is not called again where make and args are the same
-                objects as before.
+                DEFERRED, where it yields the result as a PreviousResult with the next task, or
+                returns it from `deferred_result`. It is not called again where make and args
+                are the same objects as before.
             args: small and picklable.
             tasks: small and picklable; str(task) names one in messages.
             tick: called at least twice a second while waiting.
@@ -46,25 +46,25 @@ class Pool(Connection):
             GoneError: the cluster went away.
             TaskFailedError: a task failed otherwise.
         """
-        crew = self._hired(make, args)
+        group = self._group_for(make, args)
         queue = deque(tasks)
         attempts: dict[Any, int] = {}
         try:
-            while (queue and not self.stopping) or crew.at_work:
+            while (queue and not self.stopping) or group.has_tasks:
                 self.watch.check()
                 if not self.stopping:
-                    crew.hire(len(queue))
+                    group.start_missing(len(queue))
                     if self.spare is not None:
-                        self.spare.dismiss()
-                    while queue and crew.idle:
-                        crew.give(queue.popleft())
+                        self.spare.kill()
+                    while queue and group.idle:
+                        group.submit(queue.popleft())
                 if self.stopping or not queue:
-                    crew.settle()
-                ready = crew.wait()
+                    group.request_deferred()
+                ready = group.wait()
                 tick()
                 for reference in ready:
                     try:
-                        done = crew.take(reference)
+                        done = group.receive(reference)
                     except LostError as loss:
                         if not loss.tasks:
                             continue
@@ -80,23 +80,23 @@ class Pool(Connection):
                         if done is not None:
                             yield done
         except BaseException:
-            self._crew = None
-            crew.dismiss()
+            self._group = None
+            group.kill()
             raise
         finally:
             self.reached.clear()
 
     def close(self) -> None:
         """End the workers; on this machine keep those without work, for the next pool."""
-        if self._crew is not None:
-            if self.spare is not None and not self._crew.at_work:
-                self.spare.gpus, self.spare.actors = self._crew.let_go()
-            self._crew.dismiss()
+        if self._group is not None:
+            if self.spare is not None and not self._group.has_tasks:
+                self.spare.gpus, self.spare.actors = self._group.release()
+            self._group.kill()
 
-    def _hired(self, make: Callable[..., Any], args: Sequence[Any]) -> Crew:
+    def _group_for(self, make: Callable[..., Any], args: Sequence[Any]) -> WorkerGroup:
         """Return the workers of the call before, given other work if it is other, or new ones."""
-        if self._crew is None:
-            self._crew = Crew(self, make, args)
+        if self._group is None:
+            self._group = WorkerGroup(self, make, args)
         else:
-            self._crew.assign(make, args)
-        return self._crew
+            self._group.assign(make, args)
+        return self._group

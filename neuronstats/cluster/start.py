@@ -131,7 +131,7 @@ def _first_workers(pool: Pool, worker_bytes: int | None) -> Workers:
 
 @contextlib.contextmanager
 def _signals(pool: Pool) -> Iterator[None]:
-    """Let SIGINT and SIGTERM stop the pool; set after ray.init, which sets handlers of its own."""
+    """Make SIGINT and SIGTERM stop the pool; set after ray.init, which sets handlers of its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -287,14 +287,14 @@ def inspect_nodes(pool: Pool, nodes: Sequence[dict[str, Any]]) -> list[Node]:
     Raises:
         UserError: none is left.
     """
-    asked = {pool.ask(node): node for node in nodes if node["Alive"]}
+    asked = {pool.inspect(node): node for node in nodes if node["Alive"]}
     deadline = time.monotonic() + pool.settings.start_timeout
     found: list[Node] = []
     while asked and time.monotonic() < deadline:
         pool.pause()
         done, _ = pool.ray.wait(list(asked), num_returns=len(asked), timeout=0.5)
         for reference in done:
-            node = pool.met(reference, asked.pop(reference))
+            node = pool.inspected(reference, asked.pop(reference))
             found += [] if node is None else [node]
     for silent in asked.values():
         pool.leave_out(name_of(silent), f"it did not answer in {pool.settings.start_timeout:.0f} s")

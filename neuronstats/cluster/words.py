@@ -22,7 +22,7 @@ def summary(error: BaseException | str) -> str:
 
 
 def vanished(error: BaseException | str) -> bool:
-    """Whether a process or machine ended without raising anything: another try may go well."""
+    """Return whether a process or machine ended without raising: another try may go well."""
     text = f"{type(error).__name__} {error}"
     return any(word in text for word in (*PROCESS_GONE, *NO_MEMORY))
 
@@ -42,7 +42,7 @@ def advice(error: BaseException | str) -> str:
 
 
 def gpu_advice(error: BaseException) -> str:
-    """Say in one line that a GPU's memory was too small, and what to do."""
+    """Return one line: a GPU's memory was too small, and what to do."""
     reason = (" ".join(str(error).split()) or type(error).__name__).split(". ")[0]
     return (
         f"the GPU has too little free memory ({reason}): is it used by others? Else give smaller"

@@ -81,7 +81,7 @@ def choose(
 
 
 def _misfits(plan: Plan, workers: Workers, free_disk: int | None) -> list[str]:
-    """Say what does not fit on any of the machines; which machine, where there are several."""
+    """Return what does not fit on any of the machines; which machine, where there are several."""
     misfits = []
     for node, count in workers.by_node:
         on = f" on {node.name} with {count} workers" if len(workers.by_node) > 1 else ""

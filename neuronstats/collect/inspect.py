@@ -171,7 +171,7 @@ def corpus_size(inputs: Inputs, corpus: Corpus | None) -> CorpusSize:
 
 
 def is_small(settings: CollectJob) -> bool:
-    """Tell whether the corpus can be read for a plan, rather than guessed."""
+    """Return whether the corpus can be read for a plan, rather than guessed."""
     kind = settings.data.kind
     return kind in ("sample", "tokens") or (
         kind == "local" and _text_bytes(settings) <= ESTIMATE_FROM_BYTES

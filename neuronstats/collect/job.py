@@ -23,7 +23,7 @@ from neuronstats.collect.plan import Plan
 from neuronstats.collect.prepare import make_choices, open_run, other_arithmetic, text_key
 from neuronstats.collect.settings import CollectJob
 from neuronstats.collect.show import show_plan
-from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, product_rate
+from neuronstats.collect.worker import ShardSummary, ShardWorker, describe, matmul_flops
 from neuronstats.console import Console
 from neuronstats.corpus.corpus import Corpus
 from neuronstats.errors import DONE, INTERRUPTED, GoneError, SettingsError, UserError
@@ -164,7 +164,7 @@ class _Flops:
 
     def __call__(self, work: tuple[torch.dtype, bool]) -> float:
         dtype, on_gpu = work
-        return product_rate(dtype, torch.device("cuda" if on_gpu else "cpu"))
+        return matmul_flops(dtype, torch.device("cuda" if on_gpu else "cpu"))
 
 
 def _measured_flops(pool: Pool | None, dtype: torch.dtype, plan: Plan) -> float:

@@ -203,7 +203,7 @@ class Work:
             return host, [*device, Term("hidden states", self.hidden)]
         batch = self.batch_sequences * self.corpus.positions * self.shape.hidden * self.dtype_bytes
         host.append(Term("hidden states", transfer.pinned_bytes(self.hidden)))
-        return host, [*device, Term("hidden states, near", transfer.NEAR_BATCHES * batch)]
+        return host, [*device, Term("hidden states, near", transfer.BATCHES_ON_DEVICE * batch)]
 
     def read_terms(self) -> list[Term]:
         """Pages of the checkpoint that are mapped while read."""
@@ -272,7 +272,7 @@ class Plan:
         return self.work.shard_tokens * self.work.flop_per_token / flops
 
     def misfits(self, node: Node, count: int, free_disk: int | None) -> list[str]:
-        """Say what does not fit a machine with so many workers, one sentence each."""
+        """Return what does not fit a machine with so many workers, one sentence each."""
         needs = [
             ("host memory", self.host_bytes * count, node.memory, self.host),
             ("disk", self.disk_bytes, free_disk, self.disk),

@@ -218,7 +218,7 @@ def versions(*, on_gpu: bool) -> dict[str, str]:
 
 
 def other_arithmetic(run: Run, *, on_gpu: bool) -> str:
-    """Say how this machine's arithmetic differs from what the run was begun with; empty if not.
+    """Return how this machine's arithmetic differs from what the run was begun with; empty if not.
 
     The first machine's is compared: its kind of processor or GPU, and its torch.
     """

@@ -83,7 +83,7 @@ class Sweep:
         self._width = self._decoder.shape.hidden
         self._gated = self._decoder.shape.activation.gated
         self._sum_tokens, self._threshold = sum_tokens, tensors.rounded(threshold, dtype)
-        self._streams = transfer.Streams(device) if transfer.runs_beside(device) else None
+        self._streams = transfer.Streams(device) if transfer.has_copy_streams(device) else None
         self.layers = LayerSource(self._decoder, num_layers, resident=resident)
 
     def __call__(
@@ -161,7 +161,7 @@ class Sweep:
         batches: Iterable[Tensor] = torch.split(hidden, self._batch)
         if not self._hidden_on_device:
             assert self._streams is not None
-            batches = transfer.HiddenAside(hidden, self._batch, self._device, self._streams)
+            batches = transfer.HostHiddenStates(hidden, self._batch, self._device, self._streams)
         for index, layer in enumerate(layers):
             last = index + 1 == self._num_layers
             weighed = None if slots is None else (self._new_sums(), slots)
@@ -271,7 +271,7 @@ class Sweep:
 
 
 def _inexact(values: NDArray[np.int64], num_tokens: int, layer: int, name: str) -> str | None:
-    """Say why sums may not have been exact; None where they are."""
+    """Return why sums may not have been exact; None where they are."""
     most = quantities.largest(values)
     if most < quantities.LIMIT and num_tokens <= quantities.MAX_TOKENS:
         return None

@@ -16,11 +16,11 @@ from torch import Tensor
 
 cuda: Any = torch.cuda  # its streams and events have no types
 PIECE_BYTES = 64 << 20  # of weights in pinned memory, twice: one is filled while one is copied
-NEAR_BATCHES = 3  # of hidden states kept in host memory: one comes, one is computed, one goes
+BATCHES_ON_DEVICE = 3  # of hidden states kept in host memory: one comes, one is computed, one goes
 
 
-def runs_beside(device: torch.device) -> bool:
-    """Whether copies can run beside the computation."""
+def has_copy_streams(device: torch.device) -> bool:
+    """Return whether copies can run beside the computation."""
     return device.type == "cuda"
 
 
@@ -34,7 +34,7 @@ def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def pinned_bytes(size: int) -> int:
-    """Give the bytes that pinned memory of a size takes."""
+    """Return the bytes that pinned memory of a size takes."""
     return 1 << max(0, size - 1).bit_length()
 
 
@@ -94,7 +94,7 @@ class WeightsIn:
 
     @contextlib.contextmanager
     def waiting(self, slot: int) -> Iterator[None]:
-        """Let the computation wait for a slot's weights, whose `load` returns inside."""
+        """Make the computation wait for a slot's weights, whose `load` returns inside."""
         asked, given = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
         asked.record(cuda.current_stream())
         yield
@@ -103,11 +103,11 @@ class WeightsIn:
         self._waits.append((asked, given))
 
     def used(self, slot: int) -> None:
-        """Say that all that reads a slot's weights has been given to the computation."""
+        """Record that all that reads a slot's weights has been given to the computation."""
         self._used[slot].record(cuda.current_stream())
 
-    def waited_seconds(self) -> float:
-        """Give the time the computation has waited since this was asked last; waits for it."""
+    def pop_wait_seconds(self) -> float:
+        """Return the seconds the computation has waited since the last call; waits for it."""
         waits, self._waits = self._waits, []
         if waits:
             waits[-1][1].synchronize()
@@ -139,7 +139,7 @@ class Streams:
         return memory[:size].view(dtype).view(tuple(shape))
 
 
-class HiddenAside:
+class HostHiddenStates:
     """Hidden states in pinned memory, brought to the GPU and back batch by batch.
 
     Args:
@@ -152,29 +152,31 @@ class HiddenAside:
     def __init__(
         self, hidden: Tensor, batch_sequences: int, device: torch.device, streams: Streams
     ) -> None:
-        self._home = torch.split(hidden, batch_sequences)
-        self._near = [torch.empty_like(self._home[0], device=device) for _ in range(NEAR_BATCHES)]
+        self._host = torch.split(hidden, batch_sequences)
+        self._on_device = [
+            torch.empty_like(self._host[0], device=device) for _ in range(BATCHES_ON_DEVICE)
+        ]
         self._inward, self._outward = streams.inward, streams.outward
         self._inward.wait_stream(cuda.current_stream())  # which may have had the new memory
-        self._here = [cuda.Event() for _ in self._near]
-        self._gone = [cuda.Event() for _ in self._near]
+        self._arrived = [cuda.Event() for _ in self._on_device]
+        self._released = [cuda.Event() for _ in self._on_device]
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield each batch on the GPU, to be changed in place before the next is asked for."""
         self._fetch(0)
-        for number, home in enumerate(self._home):
-            if number + 1 < len(self._home):
+        for number, host in enumerate(self._host):
+            if number + 1 < len(self._host):
                 self._fetch(number + 1)
-            slot = number % NEAR_BATCHES
-            near = self._near[slot]
-            cuda.current_stream().wait_event(self._here[slot])
-            yield near
+            slot = number % BATCHES_ON_DEVICE
+            batch = self._on_device[slot]
+            cuda.current_stream().wait_event(self._arrived[slot])
+            yield batch
             done = cuda.Event()
             done.record(cuda.current_stream())
             self._outward.wait_event(done)
             with cuda.stream(self._outward):
-                home.copy_(near, non_blocking=True)
-            self._gone[slot].record(self._outward)
+                host.copy_(batch, non_blocking=True)
+            self._released[slot].record(self._outward)
 
     def _fetch(self, number: int) -> None:
         """Start bringing a batch.
@@ -182,11 +184,11 @@ class HiddenAside:
         Batches go home in one stream, in turn; so once the last one of this slot is gone, this
         batch, which came not after that one, is home from the layer before.
         """
-        slot = number % NEAR_BATCHES
-        self._inward.wait_event(self._gone[slot])
+        slot = number % BATCHES_ON_DEVICE
+        self._inward.wait_event(self._released[slot])
         with cuda.stream(self._inward):
-            self._near[slot].copy_(self._home[number], non_blocking=True)
-        self._here[slot].record(self._inward)
+            self._on_device[slot].copy_(self._host[number], non_blocking=True)
+        self._arrived[slot].record(self._inward)
 
 
 def to_host(made: Iterable[Sequence[Tensor]], streams: Streams) -> Iterator[list[Tensor]]:

@@ -45,7 +45,7 @@ class LayerSource:
         ]
         self._layers = [decoder.layer(index, self._weights[index]) for index in range(num_layers)]
         self._resident = resident
-        beside = transfer.runs_beside(decoder.device)
+        beside = transfer.has_copy_streams(decoder.device)
         self._copies = (
             transfer.WeightsIn(self._num_slots, decoder.dtype, decoder.device) if beside else None
         )
@@ -114,9 +114,9 @@ class LayerSource:
         yield
         self._waited += time.monotonic() - start
 
-    def waited_seconds(self) -> float:
-        """Give the time that the computation has waited for weights since this was asked last."""
+    def pop_wait_seconds(self) -> float:
+        """Return the seconds the computation has waited for weights since the last call."""
         if self._copies:
-            return self._copies.waited_seconds()
+            return self._copies.pop_wait_seconds()
         waited, self._waited = self._waited, 0.0
         return waited

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuronstats.cluster.answers import LATER, Before
+from neuronstats.cluster.reports import DEFERRED, PreviousResult
 from neuronstats.collect.plan import Work
 from neuronstats.collect.sweep import Sweep
 from neuronstats.collect.writing import Writing
@@ -25,8 +25,8 @@ from neuronstats.store.layout import LOGS, Shard
 from neuronstats.store.run import Run
 from neuronstats.units import short, size
 
-PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}  # of the square matrices that are multiplied
-PRODUCT_SECONDS = 0.2
+MATMUL_SIDE = {"cpu": 768, "cuda": 8192}  # of the square matrices that are multiplied
+MATMUL_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +44,13 @@ class ShardSummary:
     """The computation waited for weights."""
     writer_wait_seconds: float
     """The worker waited for the writer; on a GPU the computation may have gone on meanwhile."""
-    product_rate: float
+    matmul_flops: float
     """FLOP per second of a matrix product alone, measured by the worker when it started."""
     peak_bytes: int
 
 
 @dataclass(frozen=True)
-class _Behind:
+class _Uncommitted:
     """A shard that is run, and still written."""
 
     shard: Shard
@@ -88,7 +88,7 @@ class ShardWorker:
         self._tokens = self._run.corpus().tokens
         dtype = getattr(torch, identity["model.dtype"])
         device = torch.device("cuda" if work.on_gpu else "cpu")
-        self._product_rate = product_rate(dtype, device)
+        self._matmul_flops = matmul_flops(dtype, device)
         layout = self._run.layout
         self._sweep = Sweep(
             checkpoint,
@@ -104,17 +104,17 @@ class ShardWorker:
             threshold=self._run.about.threshold,
         )
         self._writing = Writing()
-        self._behind: _Behind | None = None
+        self._uncommitted: _Uncommitted | None = None
         self._weight_bytes = 0
 
-    def __call__(self, shard: Shard) -> Generator[int | Before, None, object]:
+    def __call__(self, shard: Shard) -> Generator[int | PreviousResult, None, object]:
         """Run one shard, and give it to be written and committed while the next one is run.
 
         Yields:
             How many of its layers are done; and the summary of the shard before, once committed.
 
         Returns:
-            LATER: its own summary comes with the next shard, or from `rest`.
+            DEFERRED: its own summary comes with the next shard, or from `deferred_result`.
         """
         start = time.monotonic()
         log.info("%s: start", shard)
@@ -122,14 +122,16 @@ class ShardWorker:
         writer = ShardWriter(self._run, shard)
         try:
             for layers in self._writing.layers(self._sweep(tokens, str(shard)), writer):
-                if self._behind is not None and self._behind.commit.done():
-                    yield Before(self._committed())
+                if self._uncommitted is not None and self._uncommitted.commit.done():
+                    yield PreviousResult(self._committed())
                 yield layers
-            if self._behind is not None:  # one shard behind, not two
-                yield Before(self._committed())
+            if self._uncommitted is not None:  # one shard behind, not two
+                yield PreviousResult(self._committed())
         except BaseException:
-            if self._behind is not None:
-                wait([self._behind.commit])  # what is wrong with this shard is not wrong with that
+            if self._uncommitted is not None:
+                wait(
+                    [self._uncommitted.commit]
+                )  # what is wrong with this shard is not wrong with that
             raise
         read, self._weight_bytes = self._weight_bytes, self._sweep.layers.bytes_read
         waited, self._writing.waited = self._writing.waited, 0.0
@@ -137,22 +139,22 @@ class ShardWorker:
             tokens=shard.num_sequences * self._tokens.shape[1],
             seconds=time.monotonic() - start,
             weight_bytes=self._weight_bytes - read,
-            weights_wait_seconds=self._sweep.layers.waited_seconds(),
+            weights_wait_seconds=self._sweep.layers.pop_wait_seconds(),
             writer_wait_seconds=waited,
-            product_rate=self._product_rate,
+            matmul_flops=self._matmul_flops,
             peak_bytes=0,
         )
-        self._behind = _Behind(shard, summary, self._writing.commit(writer))
-        return LATER
+        self._uncommitted = _Uncommitted(shard, summary, self._writing.commit(writer))
+        return DEFERRED
 
-    def rest(self) -> ShardSummary:
+    def deferred_result(self) -> ShardSummary:
         """Wait until the shard that was run last is committed; return its summary."""
         return self._committed()
 
     def _committed(self) -> ShardSummary:
         """Wait for the commit of the shard behind."""
-        assert self._behind is not None
-        behind, self._behind = self._behind, None
+        assert self._uncommitted is not None
+        behind, self._uncommitted = self._uncommitted, None
         start = time.monotonic()
         try:
             behind.commit.result()
@@ -171,10 +173,10 @@ class ShardWorker:
 
 
 def describe(summaries: Sequence[ShardSummary], work: Work) -> str:
-    """Say how fast shards went, and what they waited for."""
+    """Describe how fast shards went, and what they waited for."""
     tokens = sum(summary.tokens for summary in summaries)
     busy = sum(summary.seconds for summary in summaries)
-    rate = sum(summary.product_rate for summary in summaries) / len(summaries)
+    rate = sum(summary.matmul_flops for summary in summaries) / len(summaries)
     reached = tokens * work.flop_per_token / busy / rate
     read = sum(summary.weight_bytes for summary in summaries) / tokens
     weights = sum(summary.weights_wait_seconds for summary in summaries) / busy
@@ -200,17 +202,17 @@ def _log_to_file(location: str) -> None:
     )
 
 
-def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Measure how fast this process multiplies matrices: FLOP per second, the best of several.
 
     With the threads that torch has now. What a forward pass could reach at most, about.
     """
-    side = PRODUCT_SIDE[device.type]
+    side = MATMUL_SIDE[device.type]
     # Of equal numbers a processor takes less power, and runs faster than it ever would.
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn((side, side), generator=generator).to(device, dtype)
     out = torch.empty_like(matrix)
-    best, end = float("inf"), time.perf_counter() + PRODUCT_SECONDS
+    best, end = float("inf"), time.perf_counter() + MATMUL_SECONDS
     while (start := time.perf_counter()) < end:
         torch.mm(matrix, matrix, out=out)
         if device.type == "cuda":

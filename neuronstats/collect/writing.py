@@ -28,7 +28,7 @@ class Writing:
         """Seconds in which the caller has waited for the thread."""
 
     def layers(self, records: Iterable[LayerRecord], writer: ShardWriter) -> Iterator[int]:
-        """Give a shard's layers to the thread.
+        """Submit a shard's layers to the thread.
 
         Args:
             records: the layers.

@@ -137,7 +137,7 @@ class Checkpoint:
 
 
 def _is_inside(name: object) -> bool:
-    """Whether an index's entry is a weight file's name in the model's own folder.
+    """Return whether an index's entry is a weight file's name in the model's own folder.
 
     The name decides, not where a link leads: the hub's cache is made of links.
     """

@@ -84,7 +84,7 @@ class Decoder:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Say which model it is that is not understood."""
+        """Return the words for the model that is not understood."""
         try:
             yield
         except (NotReplayable, NotFound) as error:
@@ -152,7 +152,7 @@ class Decoder:
         embedding.register_forward_pre_hook(look_up)
 
     def _is_inside(self, name: str) -> bool:
-        """Whether a module or weight is a layer's."""
+        """Return whether a module or weight is a layer's."""
         return name.startswith(f"{self._path}.")
 
     def _base_prefix(self) -> str:
@@ -222,7 +222,7 @@ class Decoder:
         return embedding, self._weight(f"{found[0]}.weight")
 
     def _is_tied(self) -> bool:
-        """Whether the head is the embedding; not where both are stored and differ."""
+        """Return whether the head is the embedding; not where both are stored and differ."""
         if not self._model.config.tie_word_embeddings:
             return False
         names = self._embedding_name(), self._head_name()
@@ -302,7 +302,7 @@ class Decoder:
         )
 
     def has_positions(self) -> bool:
-        """Tell whether the model is told positions: learned ones that are not all zero (sec. 5.4).
+        """Return whether the model has positions: learned ones that are not all zero (sec. 5.4).
 
         Where positions are not learned, they are rotary or the like, and there.
         """

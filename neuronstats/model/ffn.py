@@ -136,7 +136,7 @@ def _run(layer: nn.Module, call: Call, hidden: Tensor) -> list[_Leaf]:
 
 
 def has_exact_zeros(activation: nn.Module) -> bool:
-    """Whether a function is 0 exactly where its input is not above 0, as ReLU and its square."""
+    """Return whether a function is 0 exactly where its input is not above 0, as ReLU is."""
     if next(activation.parameters(), None) is not None:
         return False
     with torch.no_grad():

@@ -110,7 +110,7 @@ def resolve_names(model: PreTrainedModel, stored: Iterable[str], where: str) -> 
 def restore_buffers(
     model: PreTrainedModel, parts: Iterable[tuple[str, nn.Module]], device: torch.device
 ) -> None:
-    """Give parts of the model, by name, their own buffers, which no checkpoint holds.
+    """Set the buffers of parts of the model, by name, which no checkpoint holds.
 
     transformers' own initialisation fills them; the weights must still be on the meta device.
 

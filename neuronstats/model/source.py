@@ -65,7 +65,7 @@ def locate(settings: ModelSettings, *, weights: bool = True, cached: bool = Fals
 
 
 def refusal(settings: ModelSettings, error: Exception) -> UserError:
-    """Say why the hub does not give a model, and what to do."""
+    """Return why the hub does not give a model, and what to do."""
     name, page = f"model.path={settings.path}", f"{constants.ENDPOINT}/{settings.path}"
     login = "run `hf auth login` (or set HF_TOKEN)"
     if isinstance(error, GatedRepoError):
@@ -104,7 +104,7 @@ def tokenizer_folder(settings: ModelSettings) -> Path | None:
 
 
 def is_here(settings: ModelSettings) -> bool:
-    """Whether the model is in a folder, and nothing of it is to be fetched."""
+    """Return whether the model is in a folder, and nothing of it is to be fetched."""
     path = settings.path or ""
     return path.startswith("embedded:") or Path(path).expanduser().is_dir()
 
@@ -145,7 +145,7 @@ def _missing(folder: Path, pattern: str) -> set[str]:
 
 
 def hub_weights(settings: ModelSettings) -> list[str]:
-    """Say which of a repository's weight files to fetch: safetensors if it has them, else .bin."""
+    """Return a repository's weight files to fetch: safetensors if it has them, else .bin."""
     assert settings.path is not None
     files = list_repo_files(settings.path, revision=settings.revision)
     return next(

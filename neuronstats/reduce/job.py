@@ -157,7 +157,7 @@ class _Reduction:
 
     @property
     def _is_projected(self) -> bool:
-        """Whether detectors are judged by what they write, which takes the model's weights."""
+        """True where detectors are judged by what they write, which takes the model's weights."""
         return bool(self.opened.layout.num_bitmaps) and self._shape.activation.is_relu_like
 
     def _driver_terms(self) -> dict[str, tuple[Term, ...]]:

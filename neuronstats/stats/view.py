@@ -129,7 +129,7 @@ class BlockView:
 
     @cached_property
     def sums(self) -> Integers:
-        """What was summed beside the bits, int64 [domain, quantity, neuron].
+        """Read the sums beside the bits, int64 [domain, quantity, neuron].
 
         The quantities are those of `bits.quantities.names`, over all positions but the first.
         """

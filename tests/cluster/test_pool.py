@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from neuronstats.cluster.answers import LATER, Before
+from neuronstats.cluster.reports import DEFERRED, PreviousResult
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.cluster.start import connect
 from neuronstats.errors import SettingsError, UserError
@@ -61,16 +61,16 @@ class Late:
     def __call__(self, task):
         yield 1
         if self._behind is not None:
-            yield Before(self._behind * 2)
+            yield PreviousResult(self._behind * 2)
         yield 2
         self._behind = task
         flag = self._folder / str(task)
         if task % 5 == 3 and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return LATER
+        return DEFERRED
 
-    def rest(self):
+    def deferred_result(self):
         if self._behind == 7:
             raise UserError("7 cannot be ended")
         return self._behind * 2
@@ -170,7 +170,7 @@ def test_a_worker_that_is_built_too_late_says_nothing(pool, tmp_path, monkeypatc
 def test_time_between_two_kinds_of_work_is_not_waited_for_a_worker(pool):
     """Reading the next model's text may take longer than a worker may take to start."""
     list(pool.run(Remembers, ("before",), range(2)))
-    pool._crew._waiting_since -= 2 * pool.settings.start_timeout
+    pool._group._waiting_since -= 2 * pool.settings.start_timeout
     assert len(list(pool.run(Slow, (), range(2)))) == 2
 
 

@@ -39,7 +39,7 @@ def with_streams(patch, folder, tokens, *, forget=None, **settings):
     streams = Streams(forget)
     patch.setattr(transfer, "cuda", streams)
     patch.setattr(transfer, "pinned", streams.pinned)
-    patch.setattr(transfer, "runs_beside", lambda device: True)
+    patch.setattr(transfer, "has_copy_streams", lambda device: True)
     patch.setattr(transfer, "PIECE_BYTES", 1 << 12)  # a layer takes many
     patch.setattr(weights, "ThreadPoolExecutor", streams.executor)
     for name, reads, writes in [
@@ -59,7 +59,7 @@ def with_streams(patch, folder, tokens, *, forget=None, **settings):
                     arrays.append(torch.from_numpy(record.bitmap))
                 streams.access(arrays)  # as the writer reads them
                 records.append(record)
-            assert ours.layers.waited_seconds() == 0.0
+            assert ours.layers.pop_wait_seconds() == 0.0
     return records, streams
 
 
@@ -181,4 +181,4 @@ def test_every_placement_on_a_gpu(resident, near, planted_checkpoint, planted_co
             expected = planted.expected_bits(record.layer, tokens)
             assert record.bitmap is not None
             assert (bits.unpack(record.bitmap, tokens.shape[1]) == expected).all()
-    assert swept.layers.waited_seconds() >= 0.0
+    assert swept.layers.pop_wait_seconds() >= 0.0

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from neuronstats.cluster.answers import LATER, Before
 from neuronstats.cluster.nodes import Workers
+from neuronstats.cluster.reports import DEFERRED, PreviousResult
 from neuronstats.console import Console
 
 
@@ -27,7 +27,7 @@ class SerialPool:
             while inspect.isgenerator(result):
                 try:
                     step = next(result)
-                    if isinstance(step, Before):
+                    if isinstance(step, PreviousResult):
                         yield behind, step.result
                     else:
                         self.reached[str(task)] = step
@@ -35,13 +35,13 @@ class SerialPool:
                 except StopIteration as end:
                     result = end.value
             self.reached.pop(str(task), None)
-            if result is LATER:
+            if result is DEFERRED:
                 behind = task
             else:
                 yield task, result
             tick()
-        if behind is not None and result is LATER:
-            yield behind, work.rest()
+        if behind is not None and result is DEFERRED:
+            yield behind, work.deferred_result()
             tick()
 
 

@@ -1,4 +1,4 @@
-"""Workers that do one kind of work: hired where there is room, replaced where lost."""
+"""Workers that do one kind of work: started where there is room, replaced where lost."""
 
 import gc
 import importlib
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuronstats.cluster.answers import LATER, Before, Said
 from neuronstats.cluster.connection import Connection
 from neuronstats.cluster.inspection import lowest_niceness
 from neuronstats.cluster.nodes import Node
+from neuronstats.cluster.reports import DEFERRED, PreviousResult, Report
 from neuronstats.cluster.words import advice, gpu_advice, summary, vanished
 from neuronstats.errors import UserError
 from neuronstats.machine import reset_peak
@@ -59,7 +59,7 @@ class _Worker:
         reset_peak()
         self._work = make(*args)
 
-    def steps(self, task: Any) -> Iterator[tuple[Said, Any]]:
+    def steps(self, task: Any) -> Iterator[tuple[Report, Any]]:
         """Yield how far a task has come, any number of times, and its result at the end."""
         result = self._work(task)
         if inspect.isgenerator(result):
@@ -69,20 +69,20 @@ class _Worker:
                 except StopIteration as end:
                     result = end.value
                     break
-                if isinstance(step, Before):
-                    yield Said.BEFORE, step.result
+                if isinstance(step, PreviousResult):
+                    yield Report.PREVIOUS, step.result
                 else:
-                    yield Said.REACHED, step
-        yield (Said.LATER, None) if result is LATER else (Said.DONE, result)
+                    yield Report.PROGRESS, step
+        yield (Report.DEFERRED, None) if result is DEFERRED else (Report.RESULT, result)
 
-    def rest(self) -> tuple[Said, Any]:
-        """Give the result that was to come later."""
-        return Said.DONE, self._work.rest()
+    def deferred_result(self) -> tuple[Report, Any]:
+        """Return the result that was deferred."""
+        return Report.RESULT, self._work.deferred_result()
 
-    def whole(self, task: Any) -> tuple[Said, Any]:
-        """Do a task and report nothing meanwhile."""
+    def complete(self, task: Any) -> tuple[Report, Any]:
+        """Do a task and report nothing meanwhile; return its result."""
         *_, last = self.steps(task)
-        return self.rest() if last[0] is Said.LATER else last
+        return self.deferred_result() if last[0] is Report.DEFERRED else last
 
 
 def start_worker(ray: Any, **options: Any) -> Any:
@@ -91,75 +91,75 @@ def start_worker(ray: Any, **options: Any) -> Any:
 
 
 @dataclass
-class Hired:
+class Worker:
     """A worker, and what it is doing."""
 
     actor: Any
     node: Node
     task: Any = None  # None while it is built
-    behind: Any = None  # the task before, whose result is still to come
+    previous: Any = None  # the task before, whose result is still to come
     streams: bool = False
 
     @property
     def tasks(self) -> list[Any]:
         """All that has no result yet."""
-        return [task for task in (self.task, self.behind) if task is not None]
+        return [task for task in (self.task, self.previous) if task is not None]
 
 
-class Crew:
-    """Workers that do one kind of work: hired where there is room, replaced where lost."""
+class WorkerGroup:
+    """Workers that do one kind of work: started where there is room, replaced where lost."""
 
     def __init__(self, pool: Connection, make: Callable[..., Any], args: Sequence[Any]) -> None:
         self._pool, self._ray = pool, pool.ray
         self._make, self._args = make, args
         self._workers = pool.workers
-        self._busy: dict[Any, Hired] = {}
-        self._asked: dict[Any, dict[str, Any]] = {}
-        self._met = {node.id for node in pool.nodes}
+        self._busy: dict[Any, Worker] = {}
+        self._inspections: dict[Any, dict[str, Any]] = {}
+        self._inspected = {node.id for node in pool.nodes}
         self._lost_starts: dict[str, int] = {}
         self._waiting_since = time.monotonic()
-        self._said = False
-        self.idle: list[Hired] = []
+        self._has_told = False
+        self.idle: list[Worker] = []
 
     def assign(self, make: Callable[..., Any], args: Sequence[Any]) -> None:
-        """Let the workers do other work; what their processes have imported and compiled stays."""
-        self._waiting_since, self._said = time.monotonic(), False  # not since the work before
+        """Change the work; what the workers' processes have imported and compiled stays."""
+        self._waiting_since, self._has_told = time.monotonic(), False  # not since the work before
         if make is self._make and args is self._args:
             return
         self._make, self._args = make, args
-        hired, self.idle, self._busy = [*self.idle, *self._busy.values()], [], {}
+        group, self.idle, self._busy = [*self.idle, *self._busy.values()], [], {}
         same = self._pool.workers == self._workers
         self._workers = self._pool.workers
-        for worker in hired:
+        for worker in group:
             if same:
                 self._build(worker)
             else:  # an actor keeps the memory, cores and GPUs that it was started with
                 self._ray.kill(worker.actor)
 
-    def _build(self, hired: Hired) -> None:
-        hired.streams = False
-        reference = hired.actor.build.remote(self._make, self._args, self._pool.workers.cpus)
-        self._busy[reference] = hired
+    def _build(self, worker: Worker) -> None:
+        worker.streams = False
+        reference = worker.actor.build.remote(self._make, self._args, self._pool.workers.cpus)
+        self._busy[reference] = worker
 
     @property
-    def at_work(self) -> bool:
-        """Whether a task has no result yet."""
-        return any(hired.tasks for hired in [*self._busy.values(), *self.idle])
+    def has_tasks(self) -> bool:
+        """True while a task has no result yet."""
+        return any(worker.tasks for worker in [*self._busy.values(), *self.idle])
 
-    def hire(self, num_tasks: int) -> None:
+    def start_missing(self, num_tasks: int) -> None:
         """Start workers where there is room: those asked for, and on machines that have joined."""
-        self._meet()
-        pool, hired = self._pool, [*self._busy.values(), *self.idle]
+        self._inspect_joined()
+        pool, group = self._pool, [*self._busy.values(), *self.idle]
         missing = (
             num_tasks
             - len(self.idle)
-            - sum(worker.task is None for worker in hired[: len(self._busy)])
+            - sum(worker.task is None for worker in group[: len(self._busy)])
         )
         if pool.settings.workers != "max":
-            missing = min(missing, pool.workers.count - len(hired))
-        there = Counter(worker.node.id for worker in hired)
+            missing = min(missing, pool.workers.count - len(group))
+        there = Counter(worker.node.id for worker in group)
         usable = [node for node in pool.nodes if node.name not in pool.left_out]
-        if not usable and not hired and not self._asked:
+        if not usable and not group and not self._inspections:
             pool.watch.require()
             raise UserError(f"no machine can start a worker: {pool.left_out_words}.")
         planned = {node.id: count for node, count in pool.workers.by_node}
@@ -173,7 +173,7 @@ class Crew:
             if not free:
                 return
             node = min(free, key=lambda node: there[node.id])  # one on each machine in turn
-            self._spawn(node)
+            self._start(node)
             there[node.id] += 1
             missing -= 1
 
@@ -183,43 +183,43 @@ class Crew:
         most = max((count for _, count in workers.by_node), default=1)
         return min(most, workers.room(node))
 
-    def _spawn(self, node: Node) -> None:
+    def _start(self, node: Node) -> None:
         pool, workers = self._pool, self._pool.workers
         spare = pool.spare and pool.spare.take(workers.gpus)
         if spare:
-            self._build(Hired(spare, node))
+            self._build(Worker(spare, node))
             return
         options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
         if workers.memory and pool.settings.address is not None:
             options["memory"] = workers.memory
-        options["scheduling_strategy"] = pool.on(node.id)
+        options["scheduling_strategy"] = pool.only_on(node.id)
         if pool.spare is not None:  # counted by the plan alone, so that other work can take it over
             options["num_cpus"] = 0
-        self._build(Hired(start_worker(self._ray, **options), node))
+        self._build(Worker(start_worker(self._ray, **options), node))
 
-    def _meet(self) -> None:
-        """Ask machines that have joined what they are."""
+    def _inspect_joined(self) -> None:
+        """Start `inspect` on machines that have joined."""
         for node in self._pool.watch.nodes:
-            if node["Alive"] and node["NodeID"] not in self._met:
-                self._met.add(node["NodeID"])
-                self._asked[self._pool.ask(node)] = node
+            if node["Alive"] and node["NodeID"] not in self._inspected:
+                self._inspected.add(node["NodeID"])
+                self._inspections[self._pool.inspect(node)] = node
 
-    def give(self, task: Any) -> None:
-        """Give a task to an idle worker."""
-        hired = self.idle.pop()
-        hired.task, hired.streams = task, self._pool.streaming
-        if hired.streams:
-            reference = hired.actor.steps.options(num_returns="streaming").remote(task)
+    def submit(self, task: Any) -> None:
+        """Start a task on an idle worker."""
+        worker = self.idle.pop()
+        worker.task, worker.streams = task, self._pool.streaming
+        if worker.streams:
+            reference = worker.actor.steps.options(num_returns="streaming").remote(task)
         else:
-            reference = hired.actor.whole.remote(task)
-        self._busy[reference] = hired
+            reference = worker.actor.complete.remote(task)
+        self._busy[reference] = worker
 
-    def settle(self) -> None:
-        """Let idle workers end what is still to come of their last tasks."""
-        for hired in [hired for hired in self.idle if hired.behind is not None]:
-            self.idle.remove(hired)
-            hired.task, hired.behind, hired.streams = hired.behind, None, False
-            self._busy[hired.actor.rest.remote()] = hired
+    def request_deferred(self) -> None:
+        """Ask idle workers for the deferred results of their last tasks."""
+        for worker in [worker for worker in self.idle if worker.previous is not None]:
+            self.idle.remove(worker)
+            worker.task, worker.previous, worker.streams = worker.previous, None, False
+            self._busy[worker.actor.deferred_result.remote()] = worker
 
     def wait(self) -> list[Any]:
         """Return what has an answer, after half a second at most.
@@ -227,7 +227,7 @@ class Crew:
         Raises:
             UserError: no worker became ready in the time that the settings give.
         """
-        waited = [*self._busy, *self._asked]
+        waited = [*self._busy, *self._inspections]
         if not waited:
             time.sleep(WAIT_SECONDS)
             ready: list[Any] = []
@@ -235,11 +235,11 @@ class Crew:
             ready, _ = self._ray.wait(waited, num_returns=1, timeout=WAIT_SECONDS)
             if ready:
                 ready, _ = self._ray.wait(waited, num_returns=len(waited), timeout=0)
-        for reference in [reference for reference in ready if reference in self._asked]:
-            node = self._pool.met(reference, self._asked.pop(reference))
+        for reference in [reference for reference in ready if reference in self._inspections]:
+            node = self._pool.inspected(reference, self._inspections.pop(reference))
             self._pool.nodes += [] if node is None else [node]
             ready.remove(reference)
-        if ready or self.at_work:
+        if ready or self.has_tasks:
             self._waiting_since = time.monotonic()
         else:
             self._wait_for_start()
@@ -248,8 +248,8 @@ class Crew:
     def _wait_for_start(self) -> None:
         waited, workers = time.monotonic() - self._waiting_since, self._pool.workers
         what = f"a worker of {workers.cpus} cores and {workers.gpus} GPUs"
-        if waited > PATIENCE_SECONDS and not self._said:
-            self._said = True
+        if waited > PATIENCE_SECONDS and not self._has_told:
+            self._has_told = True
             self._pool.tell(f"waiting for {what}: for room in the cluster, or for its model")
         if waited > self._pool.settings.start_timeout:
             raise UserError(
@@ -258,74 +258,74 @@ class Crew:
                 " it busy with other work?"
             )
 
-    def take(self, reference: Any) -> tuple[Any, Any] | None:
-        """Take one answer; return a task and its result, if one is done.
+    def receive(self, reference: Any) -> tuple[Any, Any] | None:
+        """Read one report; return a task and its result, if one is done.
 
         Raises:
             LostError: the worker is gone.
             UserError: the task met bad input.
             TaskFailedError: the task failed otherwise.
         """
-        hired = self._busy[reference]
-        name = "starting a worker" if hired.task is None else str(hired.task)
+        worker = self._busy[reference]
+        name = "starting a worker" if worker.task is None else str(worker.task)
         try:
-            answer = self._ray.get(next(reference) if hired.streams else reference)
+            answer = self._ray.get(next(reference) if worker.streams else reference)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, UserError):
-                place = name if hired.task is not None else f"on {hired.node.name}"
-                named = any(str(cause).startswith(str(task)) for task in hired.tasks)
-                local = hired.task is None and self._pool.settings.address is None
+                place = name if worker.task is not None else f"on {worker.node.name}"
+                named = any(str(cause).startswith(str(task)) for task in worker.tasks)
+                local = worker.task is None and self._pool.settings.address is None
                 raise type(cause)(str(cause) if local or named else f"{place}: {cause}") from error
             if type(cause).__name__ == "OutOfMemoryError":  # torch's, of a GPU
                 raise UserError(f"{name}: {gpu_advice(cause)}") from error
             if isinstance(cause, self._ray.exceptions.RayError):
                 raise self._lose(reference, cause) from error
-            if hired.task is None and len(self._pool.nodes) > 1:
+            if worker.task is None and len(self._pool.nodes) > 1:
                 raise self._lose(reference, error) from error
             raise TaskFailedError(f"{name} failed:\n{error}") from error
         except self._ray.exceptions.RayError as error:  # process or machine gone, out of memory
             raise self._lose(reference, error) from error
-        said, value = (Said.DONE, answer) if hired.task is None else answer
-        if said is Said.REACHED:
-            self._pool.reached[str(hired.task)] = float(value)
+        report, value = (Report.RESULT, answer) if worker.task is None else answer
+        if report is Report.PROGRESS:
+            self._pool.reached[str(worker.task)] = float(value)
             return None
-        if said is Said.BEFORE:
-            task, hired.behind = hired.behind, None
+        if report is Report.PREVIOUS:
+            task, worker.previous = worker.previous, None
         else:
-            task, hired.task = hired.task, None
+            task, worker.task = worker.task, None
             self.idle.append(self._busy.pop(reference))
-        if said is Said.LATER:
-            hired.behind = task
+        if report is Report.DEFERRED:
+            worker.previous = task
             return None
         self._pool.reached.pop(str(task), None)
         return None if task is None else (task, value)
 
     def _lose(self, reference: Any, error: BaseException) -> LostError:
-        """Strike a worker off; leave its machine out if it cannot start one."""
-        hired = self._busy.pop(reference)
-        for task in hired.tasks:
+        """Remove a worker; leave its machine out if it cannot start one."""
+        worker = self._busy.pop(reference)
+        for task in worker.tasks:
             self._pool.reached.pop(str(task), None)
         if isinstance(error, self._ray.exceptions.RayTaskError):
-            self._ray.kill(hired.actor)  # else it is dead, and a dead head would be waited for
-        node = hired.node
-        if hired.task is None and node.id in self._pool.watch.alive:
+            self._ray.kill(worker.actor)  # else it is dead, and a dead head would be waited for
+        node = worker.node
+        if worker.task is None and node.id in self._pool.watch.alive:
             more = 1 if vanished(error) else STARTS  # what raised will raise again
             starts = self._lost_starts[node.id] = self._lost_starts.get(node.id, 0) + more
             if starts >= STARTS and node.name not in self._pool.left_out:
                 reason = f"it cannot start a worker: {summary(error)}. {advice(error)}"
                 self._pool.leave_out(node.name, reason)
         loss = LostError(node, error)
-        loss.tasks = hired.tasks
+        loss.tasks = worker.tasks
         return loss
 
-    def let_go(self) -> tuple[int, list[Any]]:
-        """Return the GPUs that each worker has, and the workers without a task, ours no more."""
-        actors = [hired.actor for hired in self.idle]
+    def release(self) -> tuple[int, list[Any]]:
+        """Return the GPUs that each worker has, and the idle workers, which leave the group."""
+        actors = [worker.actor for worker in self.idle]
         self.idle = []
         return self._workers.gpus, actors
 
-    def dismiss(self) -> None:
+    def kill(self) -> None:
         """End all workers."""
-        for hired in [*self.idle, *self._busy.values()]:
-            self._ray.kill(hired.actor)
+        for worker in [*self.idle, *self._busy.values()]:
+            self._ray.kill(worker.actor)
