@@ -42,7 +42,7 @@ class Connection:
         ray: connected.
         watch: of the cluster.
         settings: how many workers.
-        tell: called with a line for the user.
+        on_message: called with a line for the user.
         streaming: whether workers can report how far a task has come (not through ray://).
         spare: workers that are there already.
     """
@@ -53,12 +53,12 @@ class Connection:
         watch: Watch,
         settings: RaySettings,
         *,
-        tell: Callable[[str], None],
+        on_message: Callable[[str], None],
         streaming: bool,
         spare: SpareWorkers | None = None,
     ) -> None:
         self.ray, self.watch, self.settings = ray, watch, settings
-        self.tell, self.streaming, self.spare = tell, streaming, spare
+        self.on_message, self.streaming, self.spare = on_message, streaming, spare
         self.nodes: list[Node] = []
         self.workers = Workers(0, 0, 1)
         self.reached: dict[str, float] = {}
@@ -79,7 +79,7 @@ class Connection:
         if self._signals > 1:
             raise KeyboardInterrupt
         self._stopping.set()
-        self.tell("stopping: finishing what is in flight (once more: stop at once)")
+        self.on_message("stopping: finishing what is in flight (once more: stop at once)")
 
     def pause(self) -> None:
         """Look after the cluster and the user while something else than tasks is waited for."""
@@ -107,7 +107,7 @@ class Connection:
             self.leave_out(name, different)
             return None
         if report.niceness:
-            self.tell(
+            self.on_message(
                 f"{name}: workers run at niceness {report.niceness}, which any other process"
                 " starves: export RAY_worker_niceness=0 before ray start"
             )
@@ -166,7 +166,7 @@ class Connection:
         """Use a machine no more, and say why."""
         reason = reason.rstrip(".")
         self.left_out[name] = reason
-        self.tell(f"left out: {name}: {reason}")
+        self.on_message(f"left out: {name}: {reason}")
 
     @property
     def left_out_words(self) -> str:

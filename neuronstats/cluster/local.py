@@ -139,6 +139,8 @@ def prepare_environment(*, remote: bool) -> None:
         "RAY_SCHEDULER_EVENTS": "0",
         "RAY_worker_niceness": "0",  # 15 otherwise, which any other process starves
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Else glibc keeps what each thread frees for that thread: 100 MB and more of a worker.
+        "MALLOC_ARENA_MAX": "2",
         # Of workers that were still being built for work that others have finished.
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     }.items():

@@ -31,13 +31,14 @@ HEAD_SECONDS = 45.0  # for the head to answer a question
 SHIPPED = ("conf", "jobs")  # beside the package, where they are there
 JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`
 # Of the hub's client, and no secret: the workers' machines then use the same cache and hub.
-HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT")
+# Of this process's environment, for the workers of a cluster.
+VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "MALLOC_ARENA_MAX")
 INSTALL = "pip install 'neuronstats[cluster]'"
 
 
 @contextlib.contextmanager
 def connect(
-    settings: RaySettings, *, tell: Callable[[str], None], worker_bytes: int | None = None
+    settings: RaySettings, *, on_message: Callable[[str], None], worker_bytes: int | None = None
 ) -> Iterator[Pool]:
     """Start Ray on this machine, or join a cluster, and check that it has what is asked for.
 
@@ -45,7 +46,7 @@ def connect(
 
     Args:
         settings: where, and how many workers.
-        tell: called with a line when a signal is taken, or a machine left out.
+        on_message: called with a line when a signal is taken, or a machine left out.
         worker_bytes: for work on one core and no GPU, host memory that a worker takes: auto is then
             one worker per core, as far as memory goes. None: one per GPU, or one per machine.
 
@@ -71,7 +72,7 @@ def connect(
             head = None if client else ray.get_runtime_context().gcs_address
             watch, spare = Watch(ray, head, local=False), None
             stack.callback(watch.close)
-        pool = Pool(ray, watch, settings, tell=tell, streaming=not client, spare=spare)
+        pool = Pool(ray, watch, settings, on_message=on_message, streaming=not client, spare=spare)
         stack.callback(pool.close)
         stack.enter_context(_signals(pool))
         try:
@@ -120,7 +121,9 @@ def _first_workers(pool: Pool, worker_bytes: int | None) -> Workers:
                 raise
         if not said:
             said = True
-            pool.tell("waiting for machines to join the cluster: there is room for no worker yet")
+            pool.on_message(
+                "waiting for machines to join the cluster: there is room for no worker yet"
+            )
         time.sleep(1)
         pool.pause()
         joined = [node for node in pool.watch.nodes if node["NodeID"] not in known]
@@ -160,7 +163,7 @@ def _join(ray: Any, settings: RaySettings, address: str) -> None:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with _shipped_code() as folder:
         if folder is not None:
-            set_here = {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
+            set_here = {name: os.environ[name] for name in VARIABLES if name in os.environ}
             options["runtime_env"] = {
                 **{"working_dir": folder, "excludes": ["**/__pycache__"]},
                 "env_vars": set_here,

@@ -77,12 +77,12 @@ class Inputs:
         return self.checkpoint.dtype if on_gpu else torch.float32
 
 
-def inspect(settings: CollectJob, say: Callable[[str], None]) -> Inputs:
+def inspect(settings: CollectJob, on_message: Callable[[str], None]) -> Inputs:
     """Look at the run folder and the model; read no weights and no text.
 
     Args:
         settings: the job's settings.
-        say: called with a line for the user.
+        on_message: called with a line for the user.
 
     Raises:
         SettingsError: the folder holds something else, or the model is not understood.
@@ -91,7 +91,7 @@ def inspect(settings: CollectJob, say: Callable[[str], None]) -> Inputs:
     info = _existing_run(settings.location)
     here = is_here(settings.model)  # if not, gigabytes are fetched once the plan fits
     with tempfile.TemporaryDirectory(prefix="neuronstats-") as spare:
-        folder = _model_folder(settings, Path(spare), say, weights=here)
+        folder = _model_folder(settings, Path(spare), on_message, weights=here)
         decoder = Decoder(Checkpoint(folder, weights=here))
     _check_threshold(settings.collect.threshold, decoder.shape.activation)
     total = decoder.shape.num_layers
@@ -202,7 +202,7 @@ def _existing_run(location: str) -> Mapping[str, Any] | None:
 
 
 def _model_folder(
-    settings: CollectJob, spare: Path, say: Callable[[str], None], *, weights: bool
+    settings: CollectJob, spare: Path, on_message: Callable[[str], None], *, weights: bool
 ) -> Path:
     """Return the model's folder; for a plan without the hub, `spare` with what is stated."""
     try:
@@ -212,7 +212,7 @@ def _model_folder(
     except UserError as error:
         if not settings.plan or not settings.model.sizes:
             raise
-        say(f"planned by model.sizes: {error}")
+        on_message(f"planned by model.sizes: {error}")
     (spare / "config.json").write_text(json.dumps(settings.model.sizes))
     return spare
 

@@ -68,7 +68,7 @@ def collect_all(jobs: Sequence[CollectJob], console: Console) -> int:
 
         @functools.cache
         def pool() -> Pool:
-            return stack.enter_context(connect(jobs[0].ray, tell=console.say))
+            return stack.enter_context(connect(jobs[0].ray, on_message=console.say))
 
         for job in jobs:
             try:

@@ -104,7 +104,7 @@ def reduce(settings: ReduceJob, console: Console, sections: Sequence[Statistic] 
     if to_match:
         terms.append({"matching": match_memory(runs, settings.match_tokens)})
     most = max(total(one) for each in terms for one in each.values())
-    with connect(settings.ray, tell=console.say, worker_bytes=most) as pool:
+    with connect(settings.ray, on_message=console.say, worker_bytes=most) as pool:
         if settings.ray.address is not None:  # what it has is known now
             console.say(f"workers: {pool.workers}")
         if settings.plan:

@@ -39,7 +39,7 @@ def here(monkeypatch):
 
 
 def do(settings):
-    with connect(settings, tell=print) as pool:
+    with connect(settings, on_message=print) as pool:
         answers = [answer for _, answer in pool.run(Says, (), range(4))]
     return {pid for pid, _ in answers}, all(imported for _, imported in answers)
 

@@ -143,7 +143,7 @@ from neuronstats.cluster import start
 from neuronstats.cluster.settings import RaySettings
 other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
 print(other.pid, flush=True)
-with start.connect(RaySettings(), tell=print):
+with start.connect(RaySettings(), on_message=print):
     time.sleep(300)
 """
 

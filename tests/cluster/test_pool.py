@@ -1,9 +1,12 @@
 """The real pool on one real local Ray: cost of a task, progress, workers that cannot start."""
 
+import ctypes
 import logging
 import os
+import platform
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -133,7 +136,7 @@ def pool(said, home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)  # the workers import this module
         patch.setenv("HOME", str(home))
-        with connect(RaySettings(workers=2, cpus_per_worker=1), tell=said.append) as pool:
+        with connect(RaySettings(workers=2, cpus_per_worker=1), on_message=said.append) as pool:
             yield pool
 
 
@@ -181,6 +184,34 @@ def test_results_that_come_with_the_next_task(pool, tmp_path):
     assert pool.reached == {}
     with pytest.raises(UserError, match=r"^7 cannot be ended$"):
         list(pool.run(Late, (str(tmp_path),), [7]))
+
+
+class Arenas:
+    """Eight threads take memory; how many places does the C library keep it in?"""
+
+    def __call__(self, path):
+        libc, everyone = ctypes.CDLL(None), threading.Barrier(8)
+
+        def allocate():
+            libc.malloc(1 << 16)
+            everyone.wait()
+
+        threads = [threading.Thread(target=allocate) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        libc.fopen.restype = ctypes.c_void_p
+        file = ctypes.c_void_p(libc.fopen(path.encode(), b"w"))
+        libc.malloc_info(0, file)
+        libc.fclose(file)
+        return Path(path).read_text().count("<heap nr=")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
+def test_threads_of_a_worker_share_freed_memory(pool, tmp_path):
+    [(_, arenas)] = pool.run(Arenas, (), [str(tmp_path / "arenas")])
+    assert 1 <= arenas <= 2
 
 
 def test_a_local_run_listens_on_loopback_alone(pool):

@@ -122,7 +122,7 @@ class PretendedRay:
             check=lambda: None, nodes=listed, alive=set(self._names), close=lambda: None
         )
         settings = RaySettings(address="head:6379", workers=workers_per_node * len(nodes))
-        pool = Pool(self, watch, settings, tell=lambda _: None, streaming=True)
+        pool = Pool(self, watch, settings, on_message=lambda _: None, streaming=True)
         counts = tuple(zip(nodes, itertools.repeat(workers_per_node)))
         count = workers_per_node * len(nodes)
         pool.nodes, pool.workers = nodes, Workers(count, 0, 1, None, 0, counts)

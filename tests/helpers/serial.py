@@ -50,7 +50,7 @@ def serial(monkeypatch, reverse=False):
     """Let collect and reduce run without Ray inside this context."""
 
     @contextlib.contextmanager
-    def connect(settings, tell, worker_bytes=None):
+    def connect(settings, on_message, worker_bytes=None):
         yield SerialPool(reverse)
 
     with monkeypatch.context() as patch:
