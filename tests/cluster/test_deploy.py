@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -198,3 +199,33 @@ def test_sbatch():
     assert own <= set(options)
     check_options("start", set(options) - own)
     check_settings("ray=slurm model=opt-66b data=paper run=/shared/runs/opt-66b")
+
+
+@pytest.mark.parametrize(
+    ("ray", "code"), [("exit 0", 1), ('while [ $1 != -- ]; do shift; done; "${@:2}"', 0)]
+)
+def test_sbatch_where_ray_does_not_start(ray, code, tmp_path):
+    """Ray's symmetric-run then ends with 0 and has not run the job."""
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    stand_ins = {
+        "ray": ray,
+        "python": f"echo $@ >> {tmp_path}/ran",
+        "scontrol": "echo here",
+        "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    }
+    for name, text in stand_ins.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "1", "TMPDIR": str(tmp_path)}
+    job |= {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_NUM_NODES": "1"}
+    job["PATH"] = f"{folder}:{os.environ['PATH']}"
+    command = ["bash", DEPLOY / "slurm" / "collect.sbatch", "model=opt-mini", "run=a b"]
+    done = subprocess.run(command, env=job, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done
+    assert ("Ray did not start" in done.stderr) == bool(code)
+    ran = tmp_path / "ran"
+    assert (ran.read_text() if ran.exists() else "") == (
+        "" if code else "jobs/collect.py ray=slurm model=opt-mini run=a b\n"
+    )
+    assert not list(tmp_path.glob("neuronstats-begun.*"))
