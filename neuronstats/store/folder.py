@@ -176,8 +176,14 @@ class RunFolder:
                 self._step("delete", key, partial(obstore.delete, self._store, key))
 
     def clear(self, prefix: str) -> None:
-        """Delete every object below a prefix."""
+        """Delete every object below a prefix; locally also what a dead process left of a write.
+
+        That is KEY#1, or another number: the local store writes there first, and never lists it.
+        """
         self.remove(*self.sizes(prefix))
+        if self.is_local:
+            for path in (Path(self.location) / prefix).rglob("*#[0-9]*"):
+                self._step("delete", path.name, partial(path.unlink, missing_ok=True))
 
     def replace(self, new: str, old: str, *, first: str) -> None:
         """Put the objects below one prefix in the place of those below another.

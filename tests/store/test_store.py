@@ -5,6 +5,7 @@ import threading
 import time
 
 import numpy as np
+import obstore
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -257,3 +258,17 @@ def test_replace_exchanges_folders(tmp_path):
         assert folder.read("old/x") == number.encode()
         assert not (tmp_path / "new").exists()
     assert set(folder.sizes("old")) == {"old/x", "old/only-2"}
+
+
+def test_what_a_dead_process_left_of_a_write_is_cleared(tmp_path):
+    folder, there = RunFolder(str(tmp_path)), []
+
+    def data():
+        yield b"a part"
+        there.extend(path.name for path in tmp_path.rglob("*") if path.is_file())
+
+    obstore.put(folder._store, "made/key", data())
+    assert there == ["key#1"]  # where the local store writes
+    (tmp_path / "made" / there[0]).write_bytes(b"a part")
+    folder.clear("made/")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
