@@ -176,8 +176,14 @@ class RunFolder:
                 self._step("delete", key, partial(obstore.delete, self._store, key))
 
     def clear(self, prefix: str) -> None:
-        """Delete every object below a prefix."""
+        """Delete every object below a prefix; locally also what a dead process left of a write.
+
+        That is KEY#1, or another number: the local store writes there first, and never lists it.
+        """
         self.remove(*self.sizes(prefix))
+        if self.is_local:
+            for path in (Path(self.location) / prefix).rglob("*#[0-9]*"):
+                self._step("delete", path.name, partial(path.unlink, missing_ok=True))
 
     def replace(self, new: str, old: str, *, first: str) -> None:
         """Put the objects below one prefix in the place of those below another.
@@ -251,8 +257,11 @@ def _rename(store: Any, key: str, target: str) -> None:
 def _exchange(new: Path, old: Path) -> bool:
     """Put new in the place of old; return whether new then holds what old held.
 
-    At no moment is there neither.
+    At no moment is there neither, where the file system exchanges.
     """
+    aside = old.with_name(f"{old.name}.old")
+    if aside.exists():  # of a process that died between the renames below
+        shutil.rmtree(aside)
     if not old.exists():
         new.rename(old)
         return False
@@ -261,8 +270,7 @@ def _exchange(new: Path, old: Path) -> bool:
         error = ctypes.get_errno()
         if error not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise OSError(error, os.strerror(error), str(old))
-        aside = old.with_name(f"{old.name}.old")  # a file system without exchange: nearly at once
-        old.rename(aside)
+        old.rename(aside)  # a file system without exchange: nearly at once
         new.rename(old)
         aside.rename(new)
     return True

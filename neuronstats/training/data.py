@@ -52,6 +52,7 @@ def prepare(
     trained = [text for text in texts if not is_held_out(text, heldout_percent)]
     tokenizer = train_tokenizer(trained, vocab_size)
     tokenizer.model_max_length = sequence_length
+    out.clear("tokenizer/")
     with tempfile.TemporaryDirectory(prefix="neuronstats-") as made:
         tokenizer.save_pretrained(made)
         for path in sorted(Path(made).iterdir()):
