@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from transformers import OPTForCausalLM
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 # Minutes each: first, so that of several test processes none begins one when the others are done.
 LONGEST = ("test_nodes.py", "test_resume.py", "test_cluster.py", "test_crash.py", "test_wheel.py")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import models, serial
+from helpers.reported import draw_only
 
 from neuronstats.store.run import Run
 
@@ -41,7 +42,8 @@ def test_each_value_is_a_run(command, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == before  # nothing of Hydra's
 
 
-def test_it_ends_with_the_report_on_all_runs(command, tmp_path, capsys):
+def test_it_ends_with_the_report_on_all_runs(command, tmp_path, capsys, monkeypatch):
+    draw_only(monkeypatch, "1a")
     assert command("-m", "model.path=a,b", "report=both") == 0
     said = capsys.readouterr().out
     assert "next:" not in said
