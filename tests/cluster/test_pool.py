@@ -132,6 +132,7 @@ def pool(said, home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)  # the workers import this module
         patch.setenv("HOME", str(home))
+        patch.setattr("neuronstats.cluster.watch.REQUIRED_SECONDS", 1.0)
         with connect(RaySettings(workers=2, cpus_per_worker=1), tell=said.append) as pool:
             yield pool
 

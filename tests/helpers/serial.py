@@ -1,4 +1,7 @@
-"""The jobs in this process: a pool without Ray, for the tests that are not about Ray."""
+"""The jobs in this process: a pool without Ray, for the tests that are not about Ray.
+
+python -P tests/helpers/serial.py JOB SETTING=VALUE ...
+"""
 
 import contextlib
 import inspect
@@ -56,6 +59,8 @@ def serial(monkeypatch, reverse=False):
     with monkeypatch.context() as patch:
         patch.setattr("neuronstats.collect.job.connect", connect)
         patch.setattr("neuronstats.reduce.job.connect", connect)
+        none = contextlib.nullcontext()
+        patch.setattr("neuronstats.cluster.local.ray_ahead", lambda *_, **__: none)
         yield
 
 
@@ -109,3 +114,10 @@ def save_tokens(path, tokens, domains=None):
     if domains is not None:
         path.with_suffix(".domains.txt").write_text("\n".join(domains) + "\n")
     return path
+
+
+if __name__ == "__main__":
+    from neuronstats.cli import command
+
+    with pytest.MonkeyPatch.context() as patch, serial(patch):
+        command()
