@@ -12,6 +12,8 @@ import pytest
 from neuronstats.cluster.answers import LATER, Before
 from neuronstats.cluster.nodes import Workers
 from neuronstats.console import Console
+from neuronstats.store.folder import RunFolder
+from neuronstats.store.layout import LOCK, LOGS, RUN_FILE
 
 
 class SerialPool:
@@ -104,6 +106,12 @@ def make_run(folder, checkpoint, tokens, domains=None, reduction=None, **setting
         if reduction is not None:
             assert reduce(ReduceJob(run=job.run, reduce=reduction), quiet()) == 0
     return job.run
+
+
+def contents(location, without=(LOCK, LOGS, RUN_FILE)):
+    """Read every object of a run but these."""
+    folder = RunFolder(str(location))
+    return {key: folder.read(key) for key in sorted(folder.sizes()) if not key.startswith(without)}
 
 
 def save_tokens(path, tokens, domains=None):
