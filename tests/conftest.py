@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,11 @@ import pytest
 if TYPE_CHECKING:
     from transformers import OPTForCausalLM
 
-# Minutes each: first, so that of several test processes none begins one when the others are done.
-LONGEST = ("test_nodes.py", "test_resume.py", "test_cluster.py", "test_crash.py", "test_wheel.py")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
+# Long or waiting: first, so that no test process begins one when the others are done.
+NAMES = ("nodes", "resume", "cluster", "crash", "wheel", "hub", "s3")
+LONGEST = {f"test_{name}.py" for name in NAMES}
 
 
 def pytest_collection_modifyitems(items):

@@ -21,10 +21,6 @@ def run(*steps, **environment):
     )
 
 
-def test_the_script_parses():
-    assert subprocess.run(["bash", "-n", SCRIPT], check=False).returncode == 0
-
-
 def test_a_step_that_fails_ends_it_and_is_named(tmp_path):
     """A pipe, a loop and a command alone must all be heard; what follows is not run."""
     fails = tmp_path / "python"

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,10 +13,12 @@ import yaml
 import zstandard
 from helpers import models
 from helpers.hub import Hub
+from helpers.run_job import JOBS, WITHOUT_RAY
 
 from neuronstats.store.run import Run
 
-ROOT = Path(__file__).parents[1]
+ROOT = JOBS.parent
+SERIAL = (*WITHOUT_RAY, "collect")
 SOURCES = yaml.safe_load((ROOT / "conf" / "data" / "paper.yaml").read_text())["sources"]
 PILE, REDDIT, CODE = dict.fromkeys(source["path"] for source in SOURCES)
 MODEL = "facebook/opt-125m"
@@ -69,12 +70,11 @@ def command(tmp_path, folders):
     with Hub() as hub:
         serve(hub, folders)
 
-        def call(*arguments, **environment):
+        def call(*arguments, through=(sys.executable, JOBS / "collect.py"), **environment):
             own = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-            line = [sys.executable, str(ROOT / "jobs" / "collect.py"), *arguments]
             hub.requests.clear()
             done = subprocess.run(
-                line,
+                [*through, *arguments],
                 cwd=tmp_path,
                 env=own | hub.environment | environment,
                 capture_output=True,
@@ -104,7 +104,7 @@ def test_word_for_word(command, tmp_path):
     assert len({r[1] for r in weights(hub) if r[0] == "GET"}) == 3
     assert "left out" not in err
     # The second time nothing of the weights or the text is asked for.
-    code, out, err = call("model=opt-125m", "data=paper")
+    code, out, err = call("model=opt-125m", "data=paper", through=SERIAL)
     assert code == 0, (out, err)
     assert not weights(hub)
     assert not hub.asked("datasets")
@@ -135,7 +135,7 @@ def test_a_new_run_offline_and_a_source_that_is_gone(command, folders, tmp_path)
 def test_a_repository_that_is_not_given(command, folders, tmp_path):
     hub, call = command
     hub.add(MODEL, folders[MODEL], gated=True)
-    code, out, err = call("model=opt-125m", "data=paper")
+    code, out, err = call("model=opt-125m", "data=paper", through=SERIAL)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: model.path={MODEL} is gated: agree to its terms on {hub.url}")
     assert "hf auth login" in err

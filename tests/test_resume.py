@@ -138,11 +138,9 @@ def check_kills(inputs, undisturbed, run, kills, seed):
         before = kill_at_random(inputs, run, generator)
         time.sleep(generator.choice([0, 0, 8]))  # the dead job's workers may live on for seconds
         assert set(before) <= {f"{i:05d}.json" for i in range(SHARDS)}
-    done = subprocess.run(
-        command("collect", *inputs, f"run={run}"), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patch, serial(patch):
+        code, _, err = run_job("collect", *inputs, f"run={run}")
+        assert (code, err) == (0, "")
         assert reduce(ReduceJob(run=str(run)), quiet()) == 0
     assert_same_run(run, undisturbed)
     assert sorted(commits(run)) == list(range(SHARDS))

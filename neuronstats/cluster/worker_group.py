@@ -250,7 +250,7 @@ class WorkerGroup:
         what = f"a worker of {workers.cpus} cores and {workers.gpus} GPUs"
         if waited > PATIENCE_SECONDS and not self._has_told:
             self._has_told = True
-            self._pool.tell(f"waiting for {what}: for room in the cluster, or for its model")
+            self._pool.on_message(f"waiting for {what}: for room in the cluster, or for its model")
         if waited > self._pool.settings.start_timeout:
             raise UserError(
                 f"{what} did not become ready in ray.start_timeout="

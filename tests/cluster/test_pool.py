@@ -136,6 +136,7 @@ def pool(said, home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)  # the workers import this module
         patch.setenv("HOME", str(home))
+        patch.setattr("neuronstats.cluster.watch.REQUIRED_SECONDS", 1.0)
         with connect(RaySettings(workers=2, cpus_per_worker=1), on_message=said.append) as pool:
             yield pool
 

@@ -5,17 +5,14 @@ import threading
 import numpy as np
 import pytest
 from helpers import models
-from helpers.serial import SerialPool, collect_job, quiet, save_tokens, serial
+from helpers.serial import SerialPool, collect_job, contents, quiet, save_tokens, serial
 
-from neuronstats.collect import job as collect_job_module
 from neuronstats.collect.job import collect
 from neuronstats.collect.plan import WRITE_AHEAD
 from neuronstats.collect.sweep import Sweep
-from neuronstats.collect.worker import ShardWorker
 from neuronstats.errors import UserError
 from neuronstats.store.commit import ShardWriter
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.layout import LOCK, LOGS, RUN_FILE
 from neuronstats.store.run import Run
 
 SECONDS = 60  # before a test that waits gives up
@@ -34,12 +31,6 @@ def inputs(tmp_path_factory):
 def collecting(place, inputs):
     settings = {"collect__shard_sequences": 2, "collect__bitmaps": "all"}
     return collect(collect_job(place, *inputs, **settings), quiet())
-
-
-def contents(place):
-    folder = RunFolder(str(place))
-    keys = [k for k in folder.sizes() if not k.startswith((LOCK, LOGS, RUN_FILE))]
-    return {key: folder.read(key) for key in keys}
 
 
 @pytest.fixture(scope="module")
@@ -165,5 +156,4 @@ def test_seconds_of_all_shards_are_the_workers_time(inputs, tmp_path, monkeypatc
         assert summary.tokens == 2 * 16
         assert summary.peak_bytes > 0
         assert 0 <= summary.writer_wait_seconds <= summary.seconds
-    assert isinstance(collect_job_module.ShardWorker, type(ShardWorker))
     assert np.sum([s.weight_bytes for _, s in summaries]) > 0

@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from helpers.serial import quiet, serial
+from helpers.serial import contents, quiet, serial
 
 from neuronstats.collect import job as collect_job
 from neuronstats.collect.kept import KeptTokens
@@ -13,7 +13,7 @@ from neuronstats.corpus import packing
 from neuronstats.corpus.settings import DataSettings
 from neuronstats.model.settings import ModelSettings
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.layout import LOCK, LOGS, RUN_FILE, TOKENS
+from neuronstats.store.layout import TOKENS
 
 DOMAINS = ("books", "code", "web")
 
@@ -64,12 +64,6 @@ def tokenised(monkeypatch):
 
     monkeypatch.setattr(packing, "encode", watched)
     return seen
-
-
-def contents(folder):
-    found = RunFolder(str(folder))
-    keys = [key for key in found.sizes() if not key.startswith((LOCK, LOGS, RUN_FILE))]
-    return {key: found.read(key) for key in keys}
 
 
 def test_a_domain_that_is_done_is_not_tokenised_again(job, tokenised, tmp_path, monkeypatch):

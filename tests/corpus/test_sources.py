@@ -13,7 +13,7 @@ from neuronstats.corpus import files as textfiles
 from neuronstats.corpus.corpus import choose_sequences
 from neuronstats.corpus.documents import content_fingerprint, documents
 from neuronstats.corpus.settings import DataSettings, Source, domain_shares
-from neuronstats.errors import SettingsError, UserError
+from neuronstats.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
@@ -25,30 +25,6 @@ def local(path, **values):
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"kind": "local"}, r"data=sample needs data.path: a file, folder or glob"),
-        ({"shares": {"a": float("nan")}, "max_tokens": 9}, r"got \{'a': nan\}"),
-        (
-            {"kind": "hub", "max_tokens": 9, "sources": [Source(domain="a", path="b")] * 2},
-            "a domain is there twice: a, a",
-        ),
-        (
-            {
-                "kind": "hub",
-                "max_tokens": 9,
-                "sources": [Source(domain="a", path="b", filter_column="c")],
-            },
-            "a: filter_column and filter_value go together",
-        ),
-    ],
-)
-def test_wrong_settings(values, message):
-    with pytest.raises(SettingsError, match=message):
-        DataSettings(**values)
 
 
 def test_the_papers_sources_are_pinned():

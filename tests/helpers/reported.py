@@ -10,6 +10,8 @@ import numpy as np
 from helpers import planted
 from helpers.serial import make_run
 
+from neuronstats.report.figures.catalogue import CATALOGUE
+
 MARKUP = '</script><b/class="x">&amp;'  # must be text wherever it shows up
 MARKED = 8  # the token that is written so
 
@@ -27,6 +29,12 @@ def planted_run(base, checkpoint):
     tokens, domains = planted.corpus()
     settings = {"collect__bitmaps": 3, "model__name": MARKUP}
     return Path(make_run(base / "run", model, tokens, domains, ReduceSettings(), **settings))
+
+
+def draw_only(patch, *names):
+    """Have reports draw these figures alone: all of them take most of a report's time."""
+    few = {name: CATALOGUE[name] for name in names}
+    patch.setattr("neuronstats.report.figures.catalogue.CATALOGUE", few)
 
 
 def run_file(folder):

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from neuronstats.cluster import local
-
 JOBS = Path(__file__).parents[2] / "jobs"
+WITHOUT_RAY = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).parent / "serial.py")]
 
 
 def run_job(name, *overrides, cwd=None):
@@ -30,8 +29,6 @@ def run_job(name, *overrides, cwd=None):
     with (
         _known(spec.name, module),
         mock.patch.object(sys, "argv", command),
-        # What is refused needs no Ray, and hundreds of tests do that; the rest starts its own.
-        mock.patch.object(local, "ray_ahead", return_value=contextlib.nullcontext()),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         _inside(cwd),

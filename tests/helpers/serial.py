@@ -1,4 +1,7 @@
-"""The jobs in this process: a pool without Ray, for the tests that are not about Ray."""
+"""The jobs in this process: a pool without Ray, for the tests that are not about Ray.
+
+python -P tests/helpers/serial.py JOB SETTING=VALUE ...
+"""
 
 import contextlib
 import inspect
@@ -9,6 +12,8 @@ import pytest
 from neuronstats.cluster.nodes import Workers
 from neuronstats.cluster.reports import DEFERRED, PreviousResult
 from neuronstats.console import Console
+from neuronstats.store.folder import RunFolder
+from neuronstats.store.layout import LOCK, LOGS, RUN_FILE
 
 
 class SerialPool:
@@ -57,8 +62,10 @@ def serial(monkeypatch, reverse=False):
         patch.setattr("neuronstats.collect.job.connect", connect)
         patch.setattr("neuronstats.reduce.job.connect", connect)
         patch.setattr(
-            "neuronstats.collect.worker.product_rate", lambda *_: 1e11
+            "neuronstats.collect.worker.matmul_flops", lambda *_: 1e11
         )  # 0.2 s to measure
+        none = contextlib.nullcontext()
+        patch.setattr("neuronstats.cluster.local.ray_ahead", lambda *_, **__: none)
         yield
 
 
@@ -104,6 +111,12 @@ def make_run(folder, checkpoint, tokens, domains=None, reduction=None, **setting
     return job.run
 
 
+def contents(location, without=(LOCK, LOGS, RUN_FILE)):
+    """Read every object of a run but these."""
+    folder = RunFolder(str(location))
+    return {key: folder.read(key) for key in sorted(folder.sizes()) if not key.startswith(without)}
+
+
 def save_tokens(path, tokens, domains=None):
     """Write an .npy file, and the domains beside it."""
     import numpy as np
@@ -112,3 +125,10 @@ def save_tokens(path, tokens, domains=None):
     if domains is not None:
         path.with_suffix(".domains.txt").write_text("\n".join(domains) + "\n")
     return path
+
+
+if __name__ == "__main__":
+    from neuronstats.cli import command
+
+    with pytest.MonkeyPatch.context() as patch, serial(patch):
+        command()

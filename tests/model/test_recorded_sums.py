@@ -1,11 +1,15 @@
 """What a sweep sums beside the bits, against the model's own forward with hooks; and its store."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from helpers import families, serial
 from helpers.hooked import hooked, sign_cases
+from transformers import AutoModelForCausalLM
 
+from neuronstats import bits
 from neuronstats.bits import quantities
 from neuronstats.collect.job import collect
 from neuronstats.collect.sweep import Sweep
@@ -19,41 +23,51 @@ NAMES = ("llama", "phi3", "llama_relu", "gemma2", "gpt2", "mpt", "falcon_rw")
 UP = {"phi3": "mlp.gate_up_proj"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_sums_are_those_of_its_own_forward(name, tmp_path):
+CASES = [(name, 0.0, torch.float32) for name in NAMES]
+CASES += itertools.product(("llama", "gpt2"), (0.3, -0.2), (torch.float32, torch.bfloat16))
+
+
+@pytest.mark.parametrize(("name", "threshold", "dtype"), CASES)
+def test_bits_and_sums_are_those_of_its_own_forward(name, threshold, dtype, tmp_path):
     kind, settings, activation, down = families.FAMILIES[name]
-    model = families.build(kind, settings)
-    model.save_pretrained(tmp_path)
+    families.build(kind, settings).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
     gated = name not in ("gpt2", "mpt", "falcon_rw")
     up = UP.get(name, "mlp.up_proj") if gated else None
     tokens = np.random.default_rng(1).integers(3, families.VOCABULARY, (SEQUENCES, POSITIONS))
-    full = np.concatenate([tokens, tokens[:1]])
+    full = np.concatenate([tokens, tokens[:1]])  # what a batch is filled up with
     wanted = hooked(model, activation, down, up, full, BATCH)
+    limit = torch.tensor(threshold, dtype=dtype).item()
     for resident in (True, False):
         sweep = Sweep(
             Checkpoint(tmp_path),
             num_layers=len(wanted),
-            num_bitmaps=1,
+            num_bitmaps=len(wanted),
             batch_sequences=BATCH,
-            dtype=torch.float32,
+            dtype=dtype,
             device=torch.device("cpu"),
             resident=resident,
             sum_tokens=np.array(SOME),
+            threshold=threshold,
         )
         for record, want in zip(sweep(tokens), wanted, strict=True):
-            g, a, u = (want[key][:SEQUENCES, 1:] for key in "gau")  # without position 0
-            fixed = np.rint(a.astype(np.float64) * 2**24).astype(np.int64)
+            g, a, u = (want[key][:SEQUENCES].astype(np.float64) for key in "gau")
+            is_open = g > limit
+            assert not threshold or (is_open != (g > 0)).sum() > 10
+            found = bits.unpack(record.bitmap, POSITIONS)
+            np.testing.assert_array_equal(found, is_open.transpose(2, 0, 1))
+            np.testing.assert_array_equal(record.position_counts, is_open.sum(0))
+            is_open, a, positive = is_open[:, 1:], a[:, 1:], u[:, 1:] > 0  # without position 0
+            fixed = np.rint(a * 2**24).astype(np.int64)
             rows = dict(zip(quantities.names(gated=gated), record.sums, strict=True))
-            is_open, positive = g > 0, u > 0
-            cases = sign_cases(is_open, positive, gated=gated)
-            for case, where in cases.items():
+            for case, where in sign_cases(is_open, positive, gated=gated).items():
                 np.testing.assert_array_equal(rows[case], where.sum((0, 1)))
             np.testing.assert_array_equal(rows["sum"], fixed.sum((0, 1)))
             np.testing.assert_array_equal(rows["absolute"], abs(fixed).sum((0, 1)))
             np.testing.assert_array_equal(rows["absolute_open"], (abs(fixed) * is_open).sum((0, 1)))
             np.testing.assert_array_equal(rows["maximum"], abs(fixed).max((0, 1)))
             squares = rows["square_high"] / 2**8 + rows["square_low"] / 2**40
-            np.testing.assert_allclose(squares, (a.astype(np.float64) ** 2).sum((0, 1)))
+            np.testing.assert_allclose(squares, (a**2).sum((0, 1)))
             for token, own in zip(SOME, record.token_sums, strict=True):
                 here = (tokens[:, 1:] == token)[..., None]
                 np.testing.assert_array_equal(own, (fixed * here).sum((0, 1)))

@@ -1,4 +1,4 @@
-"""What a checkpoint may not be: quantised, code of its own, files elsewhere, a broken config."""
+"""What a checkpoint may not be: quantised, code of its own, files elsewhere."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers import models
+from helpers.desk import edit_config
 from safetensors.torch import load_file, save_file
 
 from neuronstats.errors import SettingsError, UserError
@@ -17,11 +18,6 @@ from neuronstats.model.decoder import Decoder, check_weights
 def folder(tmp_path, tiny_checkpoint):
     """A copy of the tiny checkpoint, to be damaged."""
     return shutil.copytree(tiny_checkpoint("pre"), tmp_path / "model")
-
-
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def check(folder):
@@ -78,24 +74,3 @@ def test_weight_files_elsewhere(tmp_path, tiny_model, layout, name):
     changed = {key: name if file == first else file for key, file in weight_map.items()}
     index.write_text(json.dumps({"weight_map": changed}))
     refused(folder, index.name)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"num_attention_heads": 0},
-        {"num_attention_heads": "four"},
-        {"hidden_size": -1},
-        {"num_hidden_layers": None},
-        {"vocab_size": 0},
-        {"bos_token_id": 99999},
-        {"bos_token_id": -1},
-        {"bos_token_id": "<s>"},
-        {"eos_token_id": 99999},
-        {"do_layer_norm_before": "perhaps"},
-    ],
-    ids=str,
-)
-def test_broken_configurations_are_one_line(folder, changes):
-    edit_config(folder, **changes)
-    refused(folder)

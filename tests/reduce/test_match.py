@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers import models
+from helpers.reported import draw_only
 from helpers.serial import make_run, quiet, serial
 
 from benchmarks.page import browser_is_here, start_browser
@@ -43,6 +44,16 @@ def pair(tmp_path_factory, tiny_checkpoint):
         job = ReduceJob(runs=[first, second], match_tokens=5 * POSITIONS + 3)
         assert reduce(job, quiet()) == 0
     return first, second
+
+
+@pytest.fixture(scope="module")
+def page(pair, tmp_path_factory):
+    """The report of both."""
+    out = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        draw_only(patch, "matches")
+        assert report(ReportJob(runs=list(pair), out=str(out)), quiet()) == 0
+    return out
 
 
 def bits_of(location, layer, sequences):
@@ -92,18 +103,17 @@ def own_of(rows, run, other, layer):
     return [r for r in rows if (r["run"], r["other"], r["layer"]) == (run, other, layer)]
 
 
-def test_the_report_draws_it_and_links_the_neurons(pair, tmp_path):
-    assert report(ReportJob(runs=list(pair), out=str(tmp_path)), quiet()) == 0
-    info = (tmp_path / "data" / "info.js").read_text()
+def test_the_report_draws_it_and_links_the_neurons(page):
+    info = (page / "data" / "info.js").read_text()
     assert [r["matches"] for r in json.loads(info[len("window.NS_INFO=") : -2])["runs"]] == [
         [0, 1],
         [0, 1],
     ]
     for number in range(2):
         for layer in range(2):
-            text = (tmp_path / f"data/r{number}/m{layer:03d}.js").read_text()
+            text = (page / f"data/r{number}/m{layer:03d}.js").read_text()
             assert text.startswith(f'NS.matched({number},{layer},{{"{1 - number}":')
-    assert (tmp_path / "figures" / "fig_matches.svg").is_file()
+    assert (page / "figures" / "fig_matches.svg").is_file()
 
 
 def test_the_figure_is_the_table(pair):
@@ -148,8 +158,7 @@ def test_match_tokens_needs_several_runs(settings):
 
 
 @pytest.mark.skipif(not browser_is_here(), reason="no selenium, chromium and chromedriver here")
-def test_a_neuron_s_panel_links_to_its_match(pair, tmp_path):
-    assert report(ReportJob(runs=list(pair), out=str(tmp_path / "report")), quiet()) == 0
+def test_a_neuron_s_panel_links_to_its_match(pair, page, tmp_path):
     table = pq.read_table(f"{pair[0]}/matches.parquet").to_pylist()
     known = next(r for r in table if r["match"] is not None)  # of the first run's first layer
     labels = [named.label for named in open_runs(pair)]
@@ -157,7 +166,7 @@ def test_a_neuron_s_panel_links_to_its_match(pair, tmp_path):
 
     driver = start_browser(tmp_path / "profile")
     try:
-        address = (tmp_path / "report" / "index.html").as_uri()
+        address = (page / "index.html").as_uri()
         driver.get(f"{address}#{quote(labels[0], safe='')}/{known['layer']}/{known['neuron']}")
         wait = WebDriverWait(driver, 60)
         link = wait.until(lambda d: d.find_element("css selector", "#why a"))

@@ -1,5 +1,6 @@
 """N-gram ids kept in a run: the same after reading, made once, never trusted when damaged."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,16 @@ from neuronstats.stats.ngram_ids import build_ngram_ids
 from neuronstats.store.run import Run
 
 
-@pytest.fixture
-def run(tiny_checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def made(tiny_checkpoint, tmp_path_factory):
     tokens, domains = models.random_tokens(9, 21, seed=4), ["a"] * 4 + ["b"] * 5
     checkpoint, shards = tiny_checkpoint("pre"), {"collect__shard_sequences": 2}
-    return Run.open(make_run(tmp_path / "run", checkpoint, tokens, domains, **shards))
+    return make_run(tmp_path_factory.mktemp("made") / "run", checkpoint, tokens, domains, **shards)
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    return Run.open(str(shutil.copytree(made, tmp_path / "run")))
 
 
 def objects(run):

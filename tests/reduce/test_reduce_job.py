@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import models
 from helpers.reduced import COLLECT_ALL, TABLES, read, run_jobs
-from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.serial import collect_job, make_run, quiet, save_tokens, serial
 
 from neuronstats.cluster.nodes import Node, place
 from neuronstats.cluster.settings import RaySettings
-from neuronstats.collect.job import collect
 from neuronstats.console import Console
 from neuronstats.errors import SettingsError
 from neuronstats.machine import Machine, Term
@@ -62,17 +62,18 @@ def test_reduce_again_replaces_the_tables(tiny_checkpoint, tmp_path, monkeypatch
     assert not (tmp_path / "run" / "tables.partial").exists()
 
 
+@pytest.fixture(scope="module")
+def made(tiny_checkpoint, tmp_path_factory):
+    folder, tokens = tmp_path_factory.mktemp("made"), models.random_tokens(8, 24, seed=2)
+    for order in ("pre", "post"):
+        make_run(folder / order, tiny_checkpoint(order), tokens, **COLLECT_ALL)
+    return folder
+
+
 @pytest.fixture
-def collected(tiny_checkpoint, tmp_path, monkeypatch):
-    file = save_tokens(tmp_path / "tokens.npy", models.random_tokens(8, 24, seed=2))
-    jobs = [
-        collect_job(tmp_path / f"run{i}", tiny_checkpoint(order), file, **COLLECT_ALL)
-        for i, order in enumerate(("pre", "post"))
-    ]
-    with serial(monkeypatch):
-        for job in jobs:
-            assert collect(job, quiet()) == 0
-    return [job.run for job in jobs]
+def collected(made, tmp_path):
+    """Two runs that are not reduced."""
+    return [str(shutil.copytree(made / order, tmp_path / order)) for order in ("pre", "post")]
 
 
 def test_the_first_layers_alone_are_the_whole_s_first_rows(collected, monkeypatch):
@@ -117,7 +118,7 @@ def test_a_plan_on_a_cluster_names_its_machines_and_refuses_what_does_not_fit(
     said, nodes = io.StringIO(), [Node("a", 4, 0, 4 << 30), Node("b", 8, 0, 64 << 30)]
 
     @contextlib.contextmanager
-    def connect(settings, tell, worker_bytes):
+    def connect(settings, on_message, worker_bytes):
         workers = place(settings, nodes, memory=worker_bytes, per_core=True)
         yield SimpleNamespace(workers=workers)
 

@@ -1,6 +1,7 @@
 """Fixtures of the report's tests: one reduced run, opened, and one report of it."""
 
 import pytest
+from helpers.reported import draw_only
 from helpers.run_job import run_job
 
 from neuronstats.report.figures.frame import NamedRun
@@ -19,10 +20,12 @@ def named(run):
 
 @pytest.fixture(scope="session")
 def report(run_folder, tmp_path_factory):
-    """A report that holds the detail of all classified neurons and five others."""
+    """A report of some figures, and the detail of all classified neurons and five others."""
     out = tmp_path_factory.mktemp("report") / "out"
     some = ("report.neurons=classified", "report.sample=5")
-    code, said, wrong = run_job("report", f"runs=[{run_folder}]", f"out={out}", *some)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_only(patch, "1a", "10")
+        code, said, wrong = run_job("report", f"runs=[{run_folder}]", f"out={out}", *some)
     assert code == 0, wrong
     assert "index.html" in said
     return out
@@ -30,5 +33,4 @@ def report(run_folder, tmp_path_factory):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    """The job without its figures, which take most of its time."""
-    monkeypatch.setattr("neuronstats.report.job.all_figures", lambda runs: [])
+    draw_only(monkeypatch)

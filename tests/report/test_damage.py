@@ -44,6 +44,7 @@ SLOW = [pytest.param(share, marks=pytest.mark.slow) for share in (0, 0.3, 0.999)
 
 
 @pytest.mark.parametrize("share", [0.6, *SLOW])
+@pytest.mark.usefixtures("no_figures")
 def test_the_report_ends_with_the_damages_name(share, run, tmp_path):
     path = run / KEY
     data = path.read_bytes()

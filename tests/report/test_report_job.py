@@ -4,11 +4,10 @@ import re
 import shutil
 
 import pytest
-from helpers.reported import MARKUP, run_file
+from helpers.reported import MARKUP, draw_only, run_file
 from helpers.run_job import run_job
 
 from neuronstats.errors import SettingsError
-from neuronstats.report.figures.catalogue import CATALOGUE
 from neuronstats.report.notebook import LoadedRun
 from neuronstats.report.output import Output
 from neuronstats.report.page.serve import make_server
@@ -64,8 +63,7 @@ def test_a_users_file_in_a_report_is_refused_and_stays(run_folder, tmp_path):
 
 def test_names_in_any_script_cause_no_warning(run_folder, tmp_path, monkeypatch):
     """A name stands in a legend, in panels' titles and in captions."""
-    few = {name: CATALOGUE[name] for name in ("1a", "2", "7")}
-    monkeypatch.setattr("neuronstats.report.figures.catalogue.CATALOGUE", few)
+    draw_only(monkeypatch, "1a", "2", "7")
     moved = shutil.copytree(run_folder, tmp_path / "run")
     text = run_file(moved)
     (moved / "run.yaml").write_text(

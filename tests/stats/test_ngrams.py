@@ -9,7 +9,7 @@ from helpers.ngrams import BOS, assert_equals_oracle, cases, ngrams_of, pack, ra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronstats.errors import SettingsError, UserError
+from neuronstats.errors import UserError
 from neuronstats.stats import ngram_ids, ngram_kernels, ngram_rules
 from neuronstats.stats.ngram_counts import count_ngrams, projected_bytes
 from neuronstats.stats.ngram_ids import build_ngram_ids
@@ -213,20 +213,6 @@ def test_memory_stays_below_what_is_projected():
         assert peak <= sum(projected_bytes(30, 300, 500, options).values())
     finally:
         tracemalloc.stop()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"detect_rate": 1.5}, r"detect_rate=1\.5"),
-        ({"detect_rate": 1 / 3}, "nine decimals"),
-        ({"ngrams": [4]}, "n=4"),
-        ({"cover_limit": 49}, "at least max_cover=50"),
-    ],
-)
-def test_settings_that_cannot_be_counted_are_refused(options, message):
-    with pytest.raises(SettingsError, match=message):
-        NgramSettings(**options)
 
 
 def test_bits_of_another_corpus_are_refused():

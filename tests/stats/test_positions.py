@@ -6,9 +6,8 @@ from helpers import oracle
 from helpers import panels as panel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
-from neuronstats.errors import SettingsError, UserError
+from neuronstats.errors import UserError
 from neuronstats.stats import curves as position_types
 from neuronstats.stats import positions
 from neuronstats.stats.curves import OSCILLATORY, TYPES, classify, find_waves, window_width
@@ -238,24 +237,6 @@ def test_the_smallest_data_get_types_without_a_warning(num_positions, num_sequen
     with pytest.raises(UserError, match="at least 9"):
         classify(counts[:8], num_sequences, DEFAULT)
     assert classify(counts[:, :0], num_sequences, DEFAULT)[0].shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("thresholds", "message"),
-    [
-        ({"exact": 0.2}, r"exact=0\.2"),
-        ({"swing_errors": -1.0}, r"swing_errors=-1\.0"),
-        ({"thin": float("nan")}, "thin=nan"),
-    ],
-)
-def test_thresholds_that_mean_nothing_are_refused(thresholds, message):
-    with pytest.raises(SettingsError, match=message):
-        PositionSettings(**thresholds)
-
-
-def test_settings_compose_as_a_structured_config():
-    config = OmegaConf.merge(OmegaConf.structured(PositionSettings), {"near": 0.2})
-    assert OmegaConf.to_object(config) == PositionSettings(near=0.2)
 
 
 # --- consistency and coverage ----------------------------------------------------------------

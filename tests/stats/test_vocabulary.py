@@ -5,7 +5,6 @@ import pytest
 from helpers import oracle, oracle_updates
 from test_sections import make_view
 
-from neuronstats.errors import SettingsError
 from neuronstats.stats import output_embedding, vocabulary
 from neuronstats.stats.output_embedding import OutputEmbedding
 from neuronstats.stats.settings import ReduceSettings
@@ -72,8 +71,3 @@ def test_nothing_is_known_where_it_is_switched_off():
     found = vocabulary.section(make_view(), ReduceSettings(vocabulary=False))
     assert tuple(found.columns) == vocabulary.COLUMNS
     assert set(names(found.columns)["vocabulary_type"]) == {None}
-
-
-def test_thresholds_that_mean_nothing_are_refused():
-    with pytest.raises(SettingsError, match=r"reduce\.vocabulary_variance=-1"):
-        ReduceSettings(vocabulary_variance=-1.0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers.reported import draw_only
 from helpers.run_job import run_job
 from helpers.serial import serial
 from test_train import SMALL, make_documents
@@ -37,7 +38,9 @@ def runs(tmp_path_factory):
     reduced = ["reduce.positional_mi=0.02", "reduce.max_cover={1: 40, 2: 50, 3: 50}"]
     places = ",".join(f"runs/{path}" for path in paths.split(","))
     job("reduce", "-m", f"run={places}", *reduced, "reduce.detect_rate=0.5")
-    job("report", f"runs=[{places}]", "out=report", "report.neurons=none")
+    with pytest.MonkeyPatch.context() as patch:
+        draw_only(patch, "dynamics")
+        job("report", f"runs=[{places}]", "out=report", "report.neurons=none")
     assert not list(folder.rglob("multirun.yaml"))
     return folder, places.split(",")
 
