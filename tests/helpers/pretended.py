@@ -126,7 +126,7 @@ class PretendedRay:
         counts = tuple(zip(nodes, itertools.repeat(workers_per_node)))
         count = workers_per_node * len(nodes)
         pool.nodes, pool.workers = nodes, Workers(count, 0, 1, None, 0, counts)
-        pool.on = lambda node_id: node_id  # where it is placed changes nothing here
+        pool.only_on = lambda node_id: node_id  # where it is placed changes nothing here
         return pool
 
     def remote(self, kind):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from helpers.pretended import PretendedRay
 
-from neuronstats.cluster import connection, crew
+from neuronstats.cluster import connection, worker_group
 from neuronstats.cluster.inspection import NodeReport, code_hash, versions
 from neuronstats.cluster.nodes import Node, Workers
 from neuronstats.cluster.settings import RaySettings
@@ -128,7 +128,7 @@ def test_max_waits_for_machines_to_join_and_no_longer_than_it_is_told(cluster, m
 
 def test_what_is_waited_for_is_said_and_not_for_ever(cluster, monkeypatch):
     """After a machine was lost nothing was printed for two minutes."""
-    monkeypatch.setattr(crew, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(worker_group, "PATIENCE_SECONDS", 0.05)
     pool, ray, said = cluster({"a": SAME}, start_timeout=0.2)
     pool.nodes = [Node("a", 16, 1, GB, GB, "a")]
     pool.workers = Workers(1, 1, 16, None, 0, ((pool.nodes[0], 1),))
