@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,15 @@ def smallest_checkpoint(tmp_path_factory):
     model = models.tiny_opt(num_layers=2, hidden=16, heads=2, ffn=24, positions=16)
     folder = tmp_path_factory.mktemp("opt-smallest")
     return models.save_tokenizer(models.save_checkpoint(model, folder))
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Processes that exit at any moment of a job."""
+    from helpers.exits import Forks
+
+    with contextlib.closing(Forks()) as forks:
+        yield forks
 
 
 @pytest.fixture(scope="session", params=["pre", "post"])

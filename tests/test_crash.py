@@ -1,25 +1,33 @@
-"""A crash at every single write of collect and reduce; then the same command again.
+"""A death at every single write of collect and reduce; then the same command again.
 
-Every change of what is stored goes through `RunFolder._step`. The steps of an undisturbed job are
-counted; then, for each, the job dies there (nothing that follows is written, not even by its
-cleaning up), and the same command must end with the same bytes. What is stored after one step is
-what is stored before the next, so before each step and after the last are all moments there are.
+Every change of what is stored goes through `RunFolder._step`. On the local file system a process
+exits before and after each (see helpers/exits.py). An object store in this process would die with
+it: there the steps of an undisturbed job are counted; then, for each, the job dies there (nothing
+that follows is written, not even by its cleaning up). What is stored after one step is what is
+stored before the next, so before each step and after the last are all moments there are.
+The same command then ends with the same bytes.
 """
 
+import json
+import shutil
+from functools import partial
+
 import pytest
-from helpers import models
 from helpers.memory import memory_stores
-from helpers.serial import collect_job, quiet, save_tokens, serial
+from helpers.serial import quiet, serial
 from helpers.steps import Steps
 
 from neuronstats.collect.job import collect
+from neuronstats.collect.settings import CollectJob, CollectSettings
+from neuronstats.corpus.settings import DataSettings
 from neuronstats.errors import UserError
+from neuronstats.model.settings import ModelSettings
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
 from neuronstats.stats.settings import ReduceSettings
 from neuronstats.store import lock
 from neuronstats.store.folder import RunFolder
-from neuronstats.store.layout import LOCK, LOGS, NGRAMS, RUN_FILE
+from neuronstats.store.layout import LOCK, LOGS, NGRAMS, RUN_FILE, TOKENS
 from neuronstats.store.reduced import ReducedRun
 
 KINDS = ("local", "object store")
@@ -27,8 +35,13 @@ KINDS = ("local", "object store")
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, smallest_checkpoint):
-    file, tokens = tmp_path_factory.mktemp("crash") / "t.npy", models.random_tokens(6, 16, seed=3)
-    return smallest_checkpoint, save_tokens(file, tokens, list("aaabbb"))
+    """A model, and text of two domains, each of which is kept once it is tokenised."""
+    file = tmp_path_factory.mktemp("crash") / "text.jsonl"
+    rows = [
+        {"text": f"{kind} {n} of many words. " * 9, "kind": kind} for kind in "ab" for n in "12"
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return smallest_checkpoint, file
 
 
 @pytest.fixture(params=KINDS)
@@ -44,8 +57,7 @@ def place(request, tmp_path, monkeypatch):
 
 @pytest.fixture
 def steps(monkeypatch):
-    with serial(monkeypatch):
-        yield Steps(monkeypatch)
+    return Steps(monkeypatch)
 
 
 def contents(location):
@@ -56,31 +68,68 @@ def contents(location):
 
 
 def collecting(location, inputs):
-    settings = {"collect__shard_sequences": 3, "collect__bitmaps": 1}
-    return lambda: collect(collect_job(location, *inputs, **settings), quiet())
+    checkpoint, text = map(str, inputs)
+    job = CollectJob(
+        model=ModelSettings(name="local", path=checkpoint),
+        data=DataSettings(
+            name="local",
+            kind="local",
+            path=text,
+            domain="kind",
+            shares={"a": 1.0, "b": 1.0},
+            sequence_length=16,
+            max_tokens=6 * 16,
+        ),
+        collect=CollectSettings(shard_sequences=3, bitmaps=1),
+        run=location,
+    )
+    with pytest.MonkeyPatch.context() as patch, serial(patch):
+        patch.setattr("neuronstats.collect.inspect.ESTIMATE_FROM_BYTES", 0)
+        return collect(job, quiet())
 
 
 def reducing(location, share=0.95):
     settings = ReduceSettings(cover_share=share, ngrams=[1])
-    return lambda: reduce(ReduceJob(run=location, reduce=settings), quiet())
+    with pytest.MonkeyPatch.context() as patch, serial(patch):
+        return reduce(ReduceJob(run=location, reduce=settings), quiet())
 
 
 ONCE = pytest.mark.parametrize(
-    "once", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["dies", "fails once"]
+    ("place", "once"),
+    [
+        ("object store", False),
+        pytest.param("object store", True, marks=pytest.mark.slow),
+        pytest.param("local", True, marks=pytest.mark.slow),
+    ],
+    indirect=["place"],
+    ids=["object store-dies", "object store-fails once", "local-fails once"],
 )
+
+
+def test_collect_exits_at_every_moment(inputs, tmp_path, forks):
+    def job(name):
+        return partial(collecting, str(tmp_path / str(name)), inputs)
+
+    moments = forks.moments(job("whole"), tmp_path / "whole")
+    whole = contents(str(tmp_path / "whole"))
+    assert len(moments) > 25
+    for moment in forks.exits(moments, job):
+        assert job(moment)() == 0
+        assert contents(str(tmp_path / str(moment))) == whole, f"exited at moment {moment}"
+        assert not (tmp_path / str(moment) / TOKENS).exists()
 
 
 @ONCE
 def test_collect_dies_at_every_step(inputs, place, steps, once):
-    number = steps.run(collecting(place("whole"), inputs))
+    number = steps.run(partial(collecting, place("whole"), inputs))
     whole = contents(place("whole"))
     assert number > 20
     for step in range(number):
         location = place(f"run{step}")
-        steps.run(collecting(location, inputs), step, once=once)
-        steps.run(collecting(location, inputs))
+        steps.run(partial(collecting, location, inputs), step, once=once)
+        steps.run(partial(collecting, location, inputs))
         assert contents(location) == whole, f"died before step {step}"
-    steps.run(collecting(place("whole"), inputs))
+    steps.run(partial(collecting, place("whole"), inputs))
     assert contents(place("whole")) == whole
 
 
@@ -100,29 +149,50 @@ def restore(location, objects):
         folder.write(key, data)
 
 
+def test_reduce_exits_at_every_moment(inputs, tmp_path, forks):
+    """Over old tables; readers see these, the new ones, and never a mixture or nothing."""
+    before = str(tmp_path / "before")
+    assert collecting(before, inputs) == reducing(before, 0.5) == 0
+    old = read_all(before)
+    RunFolder(before).clear(f"{NGRAMS}/")  # they are numbered anew, step by step
+
+    def job(name):
+        return partial(reducing, str(shutil.copytree(before, tmp_path / str(name))))
+
+    moments = forks.moments(job("whole"), tmp_path / "whole")
+    new, whole = read_all(str(tmp_path / "whole")), contents(str(tmp_path / "whole"))
+    assert old != new
+    assert len(moments) > 15
+    for moment in forks.exits(moments, job):
+        location = str(tmp_path / str(moment))
+        assert read_all(location) in (old, new), f"a mixture at moment {moment}"
+        assert reducing(location) == 0
+        assert contents(location) == whole, f"exited at moment {moment}"
+
+
 @ONCE
 def test_reduce_dies_at_every_step(inputs, place, steps, once):
     location = place("run")
-    steps.run(collecting(location, inputs))
-    steps.run(reducing(location, 0.5))
+    steps.run(partial(collecting, location, inputs))
+    steps.run(partial(reducing, location, 0.5))
     old = read_all(location)
     RunFolder(location).clear(f"{NGRAMS}/")  # they are numbered anew, step by step
     before = contents(location)
-    number = steps.run(reducing(location))
+    number = steps.run(partial(reducing, location))
     new, whole = read_all(location), contents(location)
     assert old != new
     assert number > 15
     refused = 0
     for step in range(number):
         restore(location, before)
-        steps.run(reducing(location), step, once=once)
+        steps.run(partial(reducing, location), step, once=once)
         try:
             found = read_all(location)
         except UserError:
             refused += 1
         else:
             assert found in (old, new), f"a mixture before step {step}"
-        steps.run(reducing(location))
+        steps.run(partial(reducing, location))
         assert contents(location) == whole, f"died before step {step}"
     if not once:
         assert bool(refused) == ("://" in location)  # where tables are exchanged in one step: never
@@ -135,7 +205,7 @@ def test_a_worker_that_outlived_its_job_changes_nothing(inputs, place, steps):
     from neuronstats.store.run import Run
 
     location = place("run")
-    steps.run(collecting(location, inputs))
+    steps.run(partial(collecting, location, inputs))
     run, before = Run.open(location), contents(location)
     for shard in run.layout.shards:
         writer = ShardWriter(run, shard)

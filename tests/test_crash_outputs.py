@@ -1,10 +1,7 @@
-"""A death at every single write of report and train; then the same command again.
+"""An exit, or an error, at every single write of report and train; then the same command again."""
 
-As in test_crash.py: what is stored after one step is what is stored before the next.
-"""
-
-import functools
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +21,8 @@ from neuronstats.training.settings import TrainSettings
 
 
 def contents(folder):
-    """Every file's bytes; folders too, where they are empty."""
-    paths = sorted(path for path in folder.rglob("*") if path.name != LOCK)
+    """Every file's bytes but cut-off ones of the store's; folders too, where they are empty."""
+    paths = sorted(p for p in folder.rglob("*") if p.name != LOCK and not p.name.endswith("#1"))
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in paths
@@ -39,39 +36,53 @@ def run(tmp_path_factory, smallest_checkpoint):
     return make_run(folder, smallest_checkpoint, tokens, reduction=ReduceSettings(ngrams=[1]))
 
 
-@pytest.fixture
-def drawn_once(run, monkeypatch):
-    """Figures are the same each time: draw them once."""
-    figures = report_job.all_figures(report_job.open_runs([run]))
-    monkeypatch.setattr(report_job, "all_figures", lambda runs: figures)
-    render = Drawing.render
-    once = functools.cache(lambda index, kind: render(figures[index], kind))
-    monkeypatch.setattr(Drawing, "render", lambda self, kind: once(figures.index(self), kind))
+FIGURES = [
+    Drawing(name="1a", title="Dead", caption="seen", figure=True),
+    Drawing(name="3a", title="New", caption="seen", figure=True),
+    Drawing(name="5", title="None", reason="there is no data"),
+]
 
 
-def reporting(run, out, neurons="all"):
+def reporting(run, out, neurons="none"):
+    """A report with a few figures that need no drawing."""
     settings = ReportSettings(neurons=neurons, contexts=1, sample=2)
-    return lambda: report(ReportJob(runs=[run], out=str(out), report=settings), quiet())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_job, "all_figures", lambda runs: FIGURES)
+        patch.setattr(Drawing, "render", lambda self, kind: f"{self.stem}.{kind}".encode())
+        return report(ReportJob(runs=[run], out=str(out), report=settings), quiet())
 
 
-def test_report_dies_at_every_step(run, drawn_once, tmp_path, monkeypatch):
-    """Over an older report, from which files go; hidden and foreign ones stay."""
+@pytest.fixture
+def older(run, tmp_path):
+    """older(name): a copy of a report from which files will go; hidden and foreign ones stay."""
+    assert reporting(run, tmp_path / "older", "all") == 0
+    (tmp_path / "older" / ".own").write_text("of the user")
+    return lambda name: shutil.copytree(tmp_path / "older", tmp_path / str(name))
+
+
+@pytest.fixture
+def whole(run, tmp_path, older):
+    assert reporting(run, tmp_path / "new") == 0
+    found = contents(tmp_path / "new") | {".own": b"of the user"}
+    assert found.keys() < contents(tmp_path / "older").keys()
+    return found
+
+
+def test_report_exits_at_every_moment(run, older, whole, tmp_path, forks):
+    moments = forks.moments(partial(reporting, run, older("counted")), tmp_path / "counted")
+    assert len(moments) > 40
+    for moment in forks.exits(moments, lambda name: partial(reporting, run, older(name))):
+        assert reporting(run, tmp_path / str(moment)) == 0
+        assert contents(tmp_path / str(moment)) == whole, f"exited at moment {moment}"
+
+
+def test_report_fails_once_at_every_step(run, older, whole, monkeypatch):
     steps = Steps(monkeypatch)
-    steps.run(reporting(run, tmp_path / "whole", "none"))
-    whole = contents(tmp_path / "whole")
-    out, old = tmp_path / "out", tmp_path / "old"
-    steps.run(reporting(run, out))
-    (out / ".own").write_text("of the user")
-    assert whole.keys() < contents(out).keys()
-    shutil.copytree(out, old)
-    number = steps.run(reporting(run, out, "none"))
-    assert number > 30
-    for step in range(number):
-        shutil.rmtree(out)
-        shutil.copytree(old, out)
-        steps.run(reporting(run, out, "none"), step)
-        steps.run(reporting(run, out, "none"))
-        assert contents(out) == whole | {".own": b"of the user"}, f"died before step {step}"
+    for step in range(steps.run(partial(reporting, run, older("counted")))):
+        out = older(step)
+        steps.run(partial(reporting, run, out), step, once=True)
+        steps.run(partial(reporting, run, out))
+        assert contents(out) == whole, f"failed at step {step}"
 
 
 def training(out):
@@ -93,11 +104,8 @@ def training(out):
     )
     documents = [("prose", f"document {number} of a few words") for number in range(12)]
 
-    def job():
-        assert train(settings, documents, Path(out)) == Path(out) / "final"
-        return 0
-
-    return job
+    assert train(settings, documents, Path(out)) == Path(out) / "final"
+    return 0
 
 
 def equal(one, other):
@@ -109,22 +117,37 @@ def equal(one, other):
     return one == other
 
 
-def test_train_dies_at_every_step(tmp_path, monkeypatch):
+def assert_equal_training(out, whole):
+    found, expected = contents(out), contents(whole)
+    assert found.keys() == expected.keys()
+    assert not [*out.glob("*/*#1")], "a part of a write in the tokenizer, or in a model"
+    assert {name for name in found if found[name] != expected[name]} <= {"state.pt"}
+    assert equal(*(torch.load(folder / "state.pt") for folder in (out, whole)))
+
+
+@pytest.fixture
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        steps = Steps(monkeypatch)
-        number = steps.run(training(tmp_path / "whole"))
-        whole = contents(tmp_path / "whole")
-        assert number > 25
-        for step in range(number):
-            out = tmp_path / f"run{step}"
-            steps.run(training(out), step)
-            steps.run(training(out))
-            found = contents(out)
-            assert found.keys() == whole.keys()
-            different = {name for name in found if found[name] != whole[name]}
-            assert different <= {"state.pt"}, f"died before step {step}"
-            assert equal(*(torch.load(folder / "state.pt") for folder in (out, tmp_path / "whole")))
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_train_exits_at_every_moment(tmp_path, forks):
+    whole = tmp_path / "whole"
+    moments = forks.moments(partial(training, whole), whole)
+    assert len(moments) > 25
+    for moment in forks.exits(moments, lambda name: partial(training, tmp_path / str(name))):
+        training(tmp_path / str(moment))
+        assert_equal_training(tmp_path / str(moment), whole)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_train_fails_once_at_every_step(tmp_path, monkeypatch):
+    steps = Steps(monkeypatch)
+    for step in range(steps.run(partial(training, tmp_path / "whole"))):
+        out = tmp_path / str(step)
+        steps.run(partial(training, out), step, once=True)
+        steps.run(partial(training, out))
+        assert_equal_training(out, tmp_path / "whole")

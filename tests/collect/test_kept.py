@@ -5,7 +5,6 @@ import json
 
 import pytest
 from helpers.serial import quiet, serial
-from helpers.steps import Steps
 
 from neuronstats.collect import job as collect_job
 from neuronstats.collect.kept import KeptTokens
@@ -123,22 +122,3 @@ def test_other_settings_do_not_take_it_up(tmp_path):
     KeptTokens(folder, "a").keep("x", b"1234")
     assert KeptTokens(folder, "a").load("x") == b"1234"
     assert KeptTokens(folder, "b").load("x") is KeptTokens(folder, "a").load("y") is None
-
-
-def test_what_was_left_over_is_deleted(job, tmp_path, monkeypatch):
-    """Killed when the run was laid down, and its kept tokens were not all deleted."""
-    steps, keys, take = Steps(monkeypatch), [], RunFolder._step
-
-    def told(folder, kind, key, act):
-        keys.append(key)
-        return take(folder, kind, key, act)
-
-    monkeypatch.setattr(RunFolder, "_step", told)
-    steps.run(job(tmp_path / "whole"))
-    last = max(n for n, key in enumerate(keys) if key.startswith(TOKENS))
-    run = tmp_path / "run"
-    steps.run(job(run), last)
-    assert list((run / TOKENS).iterdir())
-    steps.run(job(run))
-    assert contents(run) == contents(tmp_path / "whole")
-    assert not (run / TOKENS).exists()

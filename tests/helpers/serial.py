@@ -56,6 +56,9 @@ def serial(monkeypatch, reverse=False):
     with monkeypatch.context() as patch:
         patch.setattr("neuronstats.collect.job.connect", connect)
         patch.setattr("neuronstats.reduce.job.connect", connect)
+        patch.setattr(
+            "neuronstats.collect.worker.product_rate", lambda *_: 1e11
+        )  # 0.2 s to measure
         yield
 
 
