@@ -257,8 +257,11 @@ def _rename(store: Any, key: str, target: str) -> None:
 def _exchange(new: Path, old: Path) -> bool:
     """Put new in the place of old; return whether new then holds what old held.
 
-    At no moment is there neither.
+    At no moment is there neither, where the file system exchanges.
     """
+    aside = old.with_name(f"{old.name}.old")
+    if aside.exists():  # of a process that died between the renames below
+        shutil.rmtree(aside)
     if not old.exists():
         new.rename(old)
         return False
@@ -267,8 +270,7 @@ def _exchange(new: Path, old: Path) -> bool:
         error = ctypes.get_errno()
         if error not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise OSError(error, os.strerror(error), str(old))
-        aside = old.with_name(f"{old.name}.old")  # a file system without exchange: nearly at once
-        old.rename(aside)
+        old.rename(aside)  # a file system without exchange: nearly at once
         new.rename(old)
         aside.rename(new)
     return True

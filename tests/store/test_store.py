@@ -1,8 +1,13 @@
 """The store: whole objects, the record last, damage found and named, any split merges alike."""
 
+import contextlib
+import itertools
 import json
 import threading
 import time
+from errno import EINVAL
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import obstore
@@ -258,6 +263,36 @@ def test_replace_exchanges_folders(tmp_path):
         assert folder.read("old/x") == number.encode()
         assert not (tmp_path / "new").exists()
     assert set(folder.sizes("old")) == {"old/x", "old/only-2"}
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_death_while_folders_are_replaced_where_they_cannot_be_exchanged(
+    tmp_path, monkeypatch, renames
+):
+    """As on NFS; the process dies after so many of three renames, and another does it all again."""
+    without = SimpleNamespace(
+        CDLL=lambda *_, **__: SimpleNamespace(renameat2=lambda *_: -1), get_errno=lambda: EINVAL
+    )
+    monkeypatch.setattr("neuronstats.store.folder.ctypes", without)
+    folder, rename, taken = RunFolder(str(tmp_path)), Path.rename, itertools.count()
+
+    def dying(path, target):
+        if next(taken) >= renames:
+            raise OSError("died")
+        return rename(path, target)
+
+    folder.write("old/x", b"1")
+    folder.write("new/x", b"2")
+    with monkeypatch.context() as patch, contextlib.suppress(UserError):
+        patch.setattr(Path, "rename", dying)
+        folder.replace("new", "old", first="x")
+    assert next(taken) == min(renames + 1, 3)
+    folder.clear("new/")
+    folder.write("new/x", b"3")
+    folder.replace("new", "old", first="x")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == {
+        tmp_path / "old" / "x": b"3"
+    }
 
 
 def test_what_a_dead_process_left_of_a_write_is_cleared(tmp_path):
