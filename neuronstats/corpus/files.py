@@ -152,7 +152,24 @@ def _arrow_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict[str,
             source.seek(0)
             batches = reader = pa.ipc.open_stream(source)
         names = check_columns(str(path), reader.schema.names, columns)
-        yield from _batch_rows(path, (batch.select(names) for batch in batches))
+        yield from _batch_rows(path, (_checked(batch.select(names)) for batch in batches))
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch that is mapped from a file, unless it refers to memory that is not its own.
+
+    Raises:
+        pa.ArrowInvalid: it does.
+    """
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            # Text that is not UTF-8 is found row by row, in words of ours.
+            text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            if not (text and "UTF8" in str(error)):
+                raise
+    return batch
 
 
 def _batch_rows(

@@ -99,6 +99,21 @@ def test_table_cut_short(tmp_path, kind):
         read(path)
 
 
+@pytest.mark.parametrize("kind", ["arrow file", "arrow stream", "parquet"])
+@pytest.mark.parametrize("damage", [0x01, 0x80, 0xFF])
+def test_any_byte_of_a_table_damaged(tmp_path, kind, damage):
+    """Read, or refused: Arrow maps offsets as they are, and would follow them to other memory."""
+    path = write_rows(tmp_path / f"a{KINDS[kind]}", TABLE, kind)
+    good, refused = path.read_bytes(), 0
+    for place, byte in enumerate(good):
+        path.write_bytes(good[:place] + bytes([byte ^ damage]) + good[place + 1 :])
+        try:
+            read(path, domain="domain")
+        except UserError:
+            refused += 1
+    assert 0 < refused < len(good)
+
+
 @pytest.mark.parametrize("suffix", textfiles.SUFFIXES)
 def test_empty_file(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
