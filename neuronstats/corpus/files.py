@@ -159,9 +159,13 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return a batch that is mapped from a file, unless it refers to memory that is not its own.
 
     Raises:
-        pa.ArrowInvalid: it does.
+        pa.ArrowInvalid: it does, or has a column of a type that cannot be read.
     """
-    for column in batch.columns:
+    try:
+        columns = batch.columns
+    except KeyError as error:
+        raise pa.ArrowInvalid(f"a column has Arrow's type {error}, which is not read") from error
+    for column in columns:
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:

@@ -61,9 +61,8 @@ def serial(monkeypatch, reverse=False):
     with monkeypatch.context() as patch:
         patch.setattr("neuronstats.collect.job.connect", connect)
         patch.setattr("neuronstats.reduce.job.connect", connect)
-        patch.setattr(
-            "neuronstats.collect.worker.matmul_flops", lambda *_: 1e11
-        )  # 0.2 s to measure
+        flops = "neuronstats.collect.worker.matmul_flops"
+        patch.setattr(flops, lambda *_: 1e11)  # takes 0.2 s
         none = contextlib.nullcontext()
         patch.setattr("neuronstats.cluster.local.ray_ahead", lambda *_, **__: none)
         yield
