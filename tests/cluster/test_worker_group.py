@@ -117,7 +117,7 @@ def test_max_waits_for_machines_to_join_and_no_longer_than_it_is_told(cluster, m
     pool, _, said = cluster({"a": SAME}, workers="max")
     pool.nodes = [Node("head", 0, 0, GB, id="head")]
     assert _first_workers(pool, None).count == 1
-    assert said == ["waiting for machines to join: there is room for no worker yet"]
+    assert said == ["waiting for machines to join the cluster: there is room for no worker yet"]
     pool, _, _ = cluster({}, workers="max", start_timeout=0.05)
     with pytest.raises(SettingsError, match="do not fit"):
         _first_workers(pool, None)
