@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
-# Minutes each: first, so that of several test processes none begins one when the others are done.
-LONGEST = ("test_nodes.py", "test_resume.py", "test_cluster.py", "test_crash.py", "test_wheel.py")
+# Long or waiting: first, so that no test process begins one when the others are done.
+_NAMES = ("nodes", "resume", "cluster", "crash", "wheel", "hub", "s3")
+LONGEST = {f"test_{name}.py" for name in _NAMES}
 
 
 def pytest_collection_modifyitems(items):
