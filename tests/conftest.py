@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
 # Long or waiting: first, so that no test process begins one when the others are done.
-NAMES = ("nodes", "resume", "cluster", "crash", "wheel", "hub", "s3")
-LONGEST = {f"test_{name}.py" for name in NAMES}
+LONGEST = {
+    f"test_{name}.py" for name in ("nodes", "resume", "cluster", "crash", "wheel", "hub", "s3")
+}
 
 
 def pytest_collection_modifyitems(items):
