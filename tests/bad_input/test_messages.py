@@ -174,8 +174,10 @@ def test_gpu_that_is_not_there(desk, monkeypatch):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
 def test_ray_that_is_not_there(desk, monkeypatch, address):
+    from neuronstats.cluster import local
     from neuronstats.cluster import start as cluster
 
+    local.prepare_environment(remote=False)  # ray reads it once, also for this process's own later
     monkeypatch.setattr("neuronstats.collect.job.connect", cluster.connect)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what auto finds: a cluster that has ended
     words = [f"ray.address={address} cannot be reached", "ray start --head"]
