@@ -17,7 +17,7 @@ import psutil
 from neuronstats.units import size
 
 PROCESS_BYTES = 640 << 20  # a worker before it loads anything: Python, torch, transformers, ray
-SLACK_BYTES, SLACK_SHARE = 112 << 20, 0.08  # see allocator()
+SLACK_BYTES, SLACK_SHARE = 160 << 20, 0.08  # see allocator()
 SPARE = 0.9  # of the memory that is free may be planned with
 
 CGROUP = Path("/sys/fs/cgroup")

@@ -139,8 +139,11 @@ def prepare_environment(*, remote: bool) -> None:
         "RAY_SCHEDULER_EVENTS": "0",
         "RAY_worker_niceness": "0",  # 15 otherwise, which any other process starves
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Else glibc keeps what each thread frees for that thread: 100 MB and more of a worker.
+        # glibc: threads share what is freed (each of forty would keep its own), and pages are kept
+        # for the next batch (to fault them in anew took 5 % of a sweep).
         "MALLOC_ARENA_MAX": "2",
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         # Of workers that were still being built for work that others have finished.
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     }.items():

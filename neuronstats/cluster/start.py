@@ -31,8 +31,9 @@ HEAD_SECONDS = 45.0  # for the head to answer a question
 SHIPPED = ("conf", "jobs")  # beside the package, where they are there
 JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`
 # Of the hub's client, and no secret: the workers' machines then use the same cache and hub.
-# Of this process's environment, for the workers of a cluster.
-VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "MALLOC_ARENA_MAX")
+HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT")
+# Of the C library, as set here by `prepare_environment`.
+MALLOC = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 INSTALL = "pip install 'neuronstats[cluster]'"
 
 
@@ -163,7 +164,8 @@ def _join(ray: Any, settings: RaySettings, address: str) -> None:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with _shipped_code() as folder:
         if folder is not None:
-            set_here = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+            names = (*HUB_VARIABLES, *MALLOC)
+            set_here = {name: os.environ[name] for name in names if name in os.environ}
             options["runtime_env"] = {
                 **{"working_dir": folder, "excludes": ["**/__pycache__"]},
                 "env_vars": set_here,
