@@ -18,6 +18,8 @@ import psutil
 
 MARK = "NEURONSTATS_DRIVER"  # in the environment of what the driver starts
 LOOK_SECONDS = 1.0
+# While Ray starts: its agents, which outlive all others, hide their environment after 0.3 s.
+EARLY_SECONDS, EARLY_LOOK_SECONDS = 20.0, 0.15
 END_SECONDS = 8.0  # to kill what is left
 
 
@@ -65,12 +67,17 @@ class Family:
         Args:
             everywhere: look at all processes: one that is just started loses its parent with it.
         """
-        with contextlib.suppress(psutil.Error):  # the driver has ended
-            found = psutil.process_iter() if everywhere else self._driver.children()
-            self._known.update(process for process in found if self._marked(process))
-        for process in list(self._known):
-            with contextlib.suppress(psutil.Error):
-                self._known.update(process.children(recursive=True))
+        found = {process: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
+        new = {process for process in self._known if _runs(process)} | {
+            process
+            for process, parent in found.items()
+            if (everywhere or parent == self._driver.pid) and self._marked(process)
+        }
+        self._known = set()
+        while new:
+            self._known |= new
+            pids = {process.pid for process in new}
+            new = {process for process, parent in found.items() if parent in pids} - self._known
         self._known = {process for process in self._known if _runs(process)}
         return self._known
 
@@ -93,8 +100,11 @@ def _runs(process: psutil.Process) -> bool:
 def watch(driver: int, mark: str) -> None:
     """Wait until the other end of stdin is closed, then kill the driver's family."""
     process = psutil.Process(driver)
-    family = Family(process, mark)
-    while process.is_running() and not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+    family, early = Family(process, mark), time.monotonic() + EARLY_SECONDS
+    while True:
+        seconds = EARLY_LOOK_SECONDS if time.monotonic() < early else LOOK_SECONDS
+        if select.select([sys.stdin], [], [], seconds)[0] or not process.is_running():
+            break
         family.look()
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline and (left := family.look(everywhere=True)):

@@ -152,7 +152,7 @@ def test_a_signal_while_machines_are_asked_interrupts(monkeypatch):
     said = []
     watching = SimpleNamespace(check=lambda: None)
     pool = start.Pool(Ray(), watching, RaySettings(), on_message=said.append, streaming=True)
-    monkeypatch.setattr(pool, "ask", lambda node: node["NodeID"])
+    monkeypatch.setattr(pool, "inspect", lambda node: node["NodeID"])
     with start._signals(pool), pytest.raises(KeyboardInterrupt):
         start.inspect_nodes(pool, Ray().nodes())
     assert "stopping" in said[0]
