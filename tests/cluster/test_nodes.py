@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers import machines, models
 from helpers.readme import (
     LEFT_TOKEN,
@@ -25,10 +26,7 @@ from helpers.readme import (
 )
 from helpers.serial import collect_job, quiet, save_tokens, serial
 
-from neuronstats.collect.job import collect as collect_here
 from neuronstats.errors import DONE, FAILED, GONE, WRONG_SETTINGS
-from neuronstats.reduce.job import reduce
-from neuronstats.reduce.settings import ReduceJob
 
 SEQUENCES = 640
 SHARDS = SEQUENCES // 4
@@ -56,11 +54,17 @@ def inputs(network, tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def alone(inputs, tmp_path_factory):
-    """The same run, collected in this process."""
-    run = tmp_path_factory.mktemp("alone") / "run"
+    """The same run, collected and reduced in this process."""
+    from neuronstats.collect.job import collect
+    from neuronstats.reduce.job import reduce
+    from neuronstats.reduce.settings import ReduceJob
+
+    run, threads = tmp_path_factory.mktemp("alone") / "run", torch.get_num_threads()
+    torch.set_num_threads(1)  # more would wait for each other, beside the machines
     with pytest.MonkeyPatch.context() as patch, serial(patch):
-        job = collect_job(run, *inputs, collect__shard_sequences=4)
-        assert collect_here(job, quiet()) == DONE
+        assert collect(collect_job(run, *inputs, collect__shard_sequences=4), quiet()) == DONE
+        assert reduce(ReduceJob(run=str(run)), quiet()) == DONE
+    torch.set_num_threads(threads)
     return run
 
 
@@ -152,14 +156,6 @@ def test_a_machine_that_is_unplugged_costs_its_shards(network, cluster, alone):
     out, err = job.communicate(timeout=600)
     assert job.returncode == DONE, (out, err)
     check_stores(alone, run)
-    reduction = f"python jobs/reduce.py run=/mnt/unplugged ray.address={head.ip}:6379"
-    out = say(driver, MODE + reduction)
-    assert re.search(r"^workers: \d+: m1 \S+ \d, m2 \S+ \d", out, re.MULTILINE), out
-    with pytest.MonkeyPatch.context() as patch, serial(patch):
-        assert reduce(ReduceJob(run=str(alone)), quiet()) == DONE
-    for name in TABLES:
-        mine, theirs = (pq.read_table(r / "tables" / f"{name}.parquet") for r in (run, alone))
-        assert mine.equals(theirs), name
 
 
 def test_folders_that_a_machine_does_not_see(cluster):
@@ -222,3 +218,12 @@ def test_what_happens_to_machines_in_one_run(network, cluster, alone):
     assert job.returncode == DONE, (out, err)
     assert f"of {SHARDS} shards are committed already" in out
     check_stores(alone, run)
+    job = driver.start(
+        PLACE + MODE + f"python jobs/reduce.py run=/mnt/run ray.address={fourth.ip}:6379"
+    )
+    out, err = job.communicate(timeout=600)
+    assert job.returncode == DONE, (out, err)
+    assert re.search(r"^workers: \d+: m\d \S+ \d, m\d \S+ \d$", out, re.MULTILINE), out
+    for name in TABLES:
+        mine, theirs = (pq.read_table(r / "tables" / f"{name}.parquet") for r in (run, alone))
+        assert mine.equals(theirs), name
