@@ -43,16 +43,21 @@ def information(counts, num_sequences):
     return (on + off).mean(axis=1)
 
 
-def covers(bits, tokens):
+def covers(bits, tokens, bos):
     """Fewest n-grams that make 95 % of a neuron's activations, by length [length, neuron]."""
     position = np.tile(np.arange(tokens.shape[1]), len(tokens))
     flat, vocabulary = tokens.ravel().astype(np.int64), int(tokens.max()) + 1
     keys = {n: sum(np.roll(flat, i) * vocabulary**i for i in range(n)) for n in LENGTHS}
+    # No n-gram reaches back to the first token, or holds the one that begins sequences.
+    counted = {
+        n: (position >= n) & ~np.any([np.roll(flat == bos, i) for i in range(n)], axis=0)
+        for n in LENGTHS
+    }
     out = np.zeros((len(LENGTHS), bits.shape[1]), np.int64)
     for neuron in range(bits.shape[1]):
         on = np.flatnonzero(np.unpackbits(bits[:, neuron]))
         for row, n in enumerate(LENGTHS):
-            inside = on[position[on] >= n]  # no n-gram reaches back to the first token
+            inside = on[counted[n][on]]
             falling = sorted(Counter(keys[n][inside].tolist()).values(), reverse=True)
             if falling:
                 need = np.cumsum(falling) * SHARE[1] >= len(inside) * SHARE[0]
@@ -65,9 +70,10 @@ if __name__ == "__main__":
     token_ids = np.load(tokens_file)
     decoder = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     position_counts, bitmaps = activated(decoder, token_ids)
+    bos_id = decoder.config.bos_token_id
     np.savez(
         out_file,
         activations=position_counts.sum(axis=1),
         position_mi=information(position_counts, len(token_ids)),
-        covers=np.stack([covers(layer, token_ids) for layer in bitmaps]),
+        covers=np.stack([covers(layer, token_ids, bos_id) for layer in bitmaps]),
     )

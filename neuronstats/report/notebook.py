@@ -13,7 +13,6 @@ from neuronstats import bits
 from neuronstats.corpus.token_texts import TokenTexts
 from neuronstats.errors import UserError
 from neuronstats.model.settings import ModelSettings
-from neuronstats.model.source import locate, tokenizer_folder
 from neuronstats.stats.suppression import lowest
 from neuronstats.store.reduced import ReducedRun
 
@@ -70,6 +69,8 @@ class LoadedRun(ReducedRun):
 
     @cached_property
     def _projector(self) -> Any:
+        from neuronstats.model.source import locate  # with the hub's client: a table needs none
+
         locate(self._model)  # raises before the import
         from neuronstats.reduce.weights import ModelWeights  # with torch, which takes seconds
 
@@ -80,6 +81,8 @@ class LoadedRun(ReducedRun):
     @cached_property
     def texts(self) -> "VisibleTexts":
         """Writes token ids as text."""
+        from neuronstats.model.source import tokenizer_folder
+
         return VisibleTexts(tokenizer_folder(self._model))
 
     def words(self, tokens: Sequence[Any]) -> list[str]:

@@ -24,6 +24,8 @@ def test_the_script_and_the_jobs_agree(tmp_path, monkeypatch):
     model = models.tiny_opt(num_layers=3, hidden=16, heads=2, ffn=24, positions=POSITIONS)
     checkpoint = models.save_tokenizer(models.save_checkpoint(model, tmp_path / "model"))
     tokens = models.random_tokens(SEQUENCES, POSITIONS, seed=3)
+    bos = model.config.bos_token_id
+    tokens[:, 0], tokens[::3, 7] = bos, bos  # it separates documents, too
     file = save_tokens(tmp_path / "tokens.npy", tokens)
     run = tmp_path / "run"
     with serial(monkeypatch):
@@ -34,7 +36,7 @@ def test_the_script_and_the_jobs_agree(tmp_path, monkeypatch):
     found = {
         "activations": counts.sum(axis=1),
         "position_mi": by_hand.information(counts, len(tokens)),
-        "covers": np.stack([by_hand.covers(layer, tokens) for layer in bits]),
+        "covers": np.stack([by_hand.covers(layer, tokens, bos) for layer in bits]),
     }
     np.savez(tmp_path / "found.npz", **found)
     assert differences(run, tmp_path / "found.npz") == 0

@@ -34,3 +34,12 @@ def test_the_report_job_does_not_import(run_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
     assert "w9" in (tmp_path / "out/data/r0/words.js").read_text()
+
+
+def test_a_table_in_a_notebook_does_not_import(run_folder):
+    """Nor the hub's client, which takes as long as reading two million rows."""
+    code = "import sys, neuronstats; neuronstats.load(sys.argv[1]).neurons.to_pandas()"
+    code += f"; print(*sorted({{*{MUST_NOT_IMPORT}, 'huggingface_hub'}} & {{*sys.modules}}))"
+    command = [sys.executable, "-c", code, str(run_folder)]
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
