@@ -1,5 +1,6 @@
 """The real pool on one real local Ray: cost of a task, progress, workers that cannot start."""
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -217,16 +218,17 @@ def test_threads_of_a_worker_share_freed_memory(pool, tmp_path):
 
 def test_a_local_run_listens_on_loopback_alone(pool):
     """The driver, its workers, and all that Ray starts: no other machine reaches a port of it."""
-    places = set()
+    places, started = set(), []
     for _ in pool.run(Nothing, (), range(2)):
         driver = psutil.Process()
         for process in (driver, *driver.children(recursive=True)):
-            for found in process.net_connections("tcp"):
-                if found.status == psutil.CONN_LISTEN:
-                    places.add((process.name(), found.laddr.ip.removeprefix("::ffff:")))
+            with contextlib.suppress(psutil.Error):  # it has ended
+                started.append(" ".join(process.cmdline()))
+                for found in process.net_connections("tcp"):
+                    if found.status == psutil.CONN_LISTEN:
+                        places.add((process.name(), found.laddr.ip.removeprefix("::ffff:")))
     names = {name for name, _ in places}
     assert {"raylet", "gcs_server"} <= names
-    started = [" ".join(p.cmdline()) for p in driver.children(recursive=True)]
     assert not [line for line in started if re.search("dashboard.py|monitor.py", line)], started
     assert len(names) > 3  # a worker and the agent, too
     assert {ip for _, ip in places} == {"127.0.0.1"}, places
