@@ -9,16 +9,16 @@ NO_MEMORY = ("OutOfMemoryError", "running low on memory", "SIGKILL")
 
 
 def summary(error: BaseException | str) -> str:
-    """Return what an error says: its last line of the kind "XError: ...", without colours.
+    """Return what an error says: its last line "XError: ...", without colours and full stop.
 
     Where nothing was raised, because a process or machine ended, its first two lines.
     """
     lines = [line.strip() for line in ANSI.sub("", str(error)).split("\n") if line.strip()]
     raised = [line for line in lines if RAISED.match(line)]
     if raised:
-        return raised[-1]
+        return raised[-1].rstrip(".")
     told = [line for line in lines if not re.match(r"(\w+: \w+$|traceback)", line, re.IGNORECASE)]
-    return " ".join(told[:2]) or type(error).__name__
+    return " ".join(told[:2]).rstrip(".") or type(error).__name__
 
 
 def vanished(error: BaseException | str) -> bool:

@@ -166,5 +166,6 @@ OUT_OF_MEMORY = "ray.exceptions.OutOfMemoryError: Task was killed due to the nod
 )
 def test_ray_in_one_line_and_memory_only_where_it_may_be_the_reason(text, says, memory):
     assert summary(text).startswith(says)
+    assert not summary(text).endswith(".")  # it stands inside sentences
     assert "\x1b" not in summary(text)
     assert ("memory" in advice(text).lower()) == memory
