@@ -43,7 +43,7 @@ class Report:
 
     @property
     def equal_results(self) -> str:
-        """Count the paths that gave the results that they should."""
+        """Describe how many paths gave the results that they should."""
         wrong = {path: number for path, number in self.mismatches.items() if number}
         right, all_paths = len(self.mismatches) - len(wrong), len(self.mismatches)
         differ = f"; these differ: {wrong}" if wrong else ""

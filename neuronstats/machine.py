@@ -27,8 +27,6 @@ CGROUP_FILES = (  # where a control group says its limit and what it holds, of b
 )
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
-
-
 MISSING = "missing"  # instead of a version
 
 

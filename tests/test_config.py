@@ -72,6 +72,10 @@ def assert_plain(value):
 MANDATORY = {"reduce": ["run=somewhere"]}
 
 
+def test_every_job_has_a_configuration():
+    assert {path.stem for path in config.CONF.glob("*.yaml")} == set(NAMES)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_job_settings_are_plain(monkeypatch, name):
     assert_plain(settings_of(monkeypatch, name, *MANDATORY.get(name, [])))

@@ -66,11 +66,15 @@ def test_it_holds_the_package_the_jobs_and_the_settings(installed):
     assert held == sources("neuronstats") | mapped
 
 
-def test_help(neuronstats):
-    out, err = neuronstats("train", "--help")
-    assert ("neuronstats train [SETTING=VALUE ...]" in out, err) == (True, "")
-    _, err = neuronstats("bench", "--help", code=2)
-    assert err.startswith("error: bench needs a checkout")
+@pytest.mark.parametrize("name", NAMES)
+def test_help(neuronstats, name):
+    if name == "bench":
+        _, err = neuronstats(name, "--help", code=2)
+        assert err.startswith("error: bench needs a checkout")
+        return
+    out, err = neuronstats(name, "--help")
+    assert f"neuronstats {name} [SETTING=VALUE ...]" in out
+    assert err == ""
 
 
 def test_the_command_without_a_job(neuronstats):

@@ -23,6 +23,13 @@ from neuronstats.errors import GoneError, SettingsError, UserError
 from neuronstats.machine import probe
 
 OBJECT_STORE_BYTES = 128 << 20  # results are small; ray's default is 30 % of the memory
+# glibc, in workers: threads share what is freed (each of forty would keep its own), and pages are
+# kept for the next batch (to fault them in anew took 5 % of a sweep).
+MALLOC = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
 NODE_SECONDS = 30.0  # for Ray's node to be there
 EARLY_WORKERS = 2  # at most: with more workers the others import while these work
 
@@ -139,11 +146,7 @@ def prepare_environment(*, remote: bool) -> None:
         "RAY_SCHEDULER_EVENTS": "0",
         "RAY_worker_niceness": "0",  # 15 otherwise, which any other process starves
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # glibc: threads share what is freed (each of forty would keep its own), and pages are kept
-        # for the next batch (to fault them in anew took 5 % of a sweep).
-        "MALLOC_ARENA_MAX": "2",
-        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+        **MALLOC,
         # Of workers that were still being built for work that others have finished.
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     }.items():

@@ -18,7 +18,7 @@ from typing import Any
 
 from neuronstats.cluster.connection import name_of
 from neuronstats.cluster.inspection import PACKAGE, missing_cuda
-from neuronstats.cluster.local import local_ray, prepare_environment, sigterm_blocked
+from neuronstats.cluster.local import MALLOC, local_ray, prepare_environment, sigterm_blocked
 from neuronstats.cluster.nodes import Node, Workers, place
 from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.settings import RaySettings
@@ -32,8 +32,6 @@ SHIPPED = ("conf", "jobs")  # beside the package, where they are there
 JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`
 # Of the hub's client, and no secret: the workers' machines then use the same cache and hub.
 HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT")
-# Of the C library, as set here by `prepare_environment`.
-MALLOC = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 INSTALL = "pip install 'neuronstats[cluster]'"
 
 

@@ -84,7 +84,7 @@ class Decoder:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Return the words for the model that is not understood."""
+        """Name the model in the error that refuses it."""
         try:
             yield
         except (NotReplayable, NotFound) as error:

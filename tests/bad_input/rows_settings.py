@@ -83,6 +83,8 @@ REDUCE = [
     ("reduce.cover_share=nan", "cover_share=nan", "more than 0"),
     ("reduce.cover_share=0.12345678901", "cover_share=0.12345678901", "nine decimals"),
     ("reduce.detect_rate=1.5", "detect_rate=1.5", "at most 1"),
+    ("reduce.detect_rate=0.3333333333333333", "detect_rate=0.333", "nine decimals"),
+    ("reduce.cover_limit=49", "cover_limit=49", "at least max_cover=50"),
     ("reduce.detect_rate=often", "reduce.detect_rate=often", "occurrences"),
     ("reduce.ngrams=[0]", "ngrams=[0]", "at least 1"),
     ("reduce.ngrams=[]", "ngrams=[]", "at least 1"),

@@ -6,6 +6,7 @@ import pytest
 from helpers.foreign import TARGETS, Place
 
 CORPUS = Path(__file__).parent / "corpus"
+MOST_BYTES = 300_000
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -20,3 +21,7 @@ def test_what_fuzzing_has_found(target, run_folder, tmp_path):
         except BaseException as error:
             error.add_note(f"read from {file}")
             raise
+
+
+def test_it_is_small():
+    assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) < MOST_BYTES

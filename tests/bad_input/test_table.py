@@ -17,3 +17,7 @@ def test_bad_input(case, desk, request):
     words = case.value, case.remedy
     err = desk.fails(case.code, settings=case.command(desk), job=case.job)
     assert all(word in err for word in words), (words, err)
+
+
+def test_there_are_150_rows_and_more():
+    assert len(CASES) == len(set(map(repr, CASES))) > 150
