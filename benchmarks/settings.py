@@ -40,7 +40,7 @@ class Sizes:
     """Of the embedded text."""
     workers_tokens: int = 900_000
     """Of the embedded text."""
-    workers_layers: int = 8
+    workers_layers: int = 16
     """Of the run that is reduced by one worker and by two: as `merge`, with more layers."""
     page_layers: int = 64
     """Of the run whose page is opened, of 36 864 neurons each, as opt-66b has."""

@@ -10,7 +10,7 @@ def main(settings: ReduceJob) -> int:
     """Settings -> blocks of neurons, merged -> tables, replaced at once -> one summary line."""
     from neuronstats.cluster.local import ray_ahead  # this and the job: not for --help
 
-    heavy = ("neuronstats.reduce.job", "neuronstats.reduce.worker")
+    heavy = ("neuronstats.reduce.job", "neuronstats.reduce.worker", "neuronstats.model.decoder")
     with ray_ahead(settings.ray, *heavy, per_core=True, wanted=not settings.plan):
         from neuronstats.reduce.job import reduce
 

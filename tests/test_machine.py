@@ -49,9 +49,9 @@ def test_a_system_without_proc_control_groups_and_affinities(monkeypatch, tmp_pa
     assert machine.peak_host_bytes() * 1024 >= before // 2  # Linux counts it in KiB
 
 
-def test_torch_is_not_imported_to_look_at_a_machine_or_to_connect():
-    code = "import sys, neuronstats.machine, neuronstats.cluster.start\n"
-    code += "sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+def test_torch_is_not_imported_to_look_at_a_machine_to_connect_or_to_hand_out_a_reduction():
+    code = "import sys, neuronstats.machine, neuronstats.cluster.start, neuronstats.reduce.job\n"
+    code += "sys.exit(bool({'torch', 'transformers', 'ray'} & {*sys.modules}))"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
     assert done.returncode == 0

@@ -7,7 +7,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -78,7 +78,7 @@ def local_ray() -> Iterator[LocalRay]:
 
 @contextlib.contextmanager
 def ray_ahead(
-    settings: RaySettings, job: str, worker: str, *, per_core: bool = False, wanted: bool = True
+    settings: RaySettings, job: str, *worker: str, per_core: bool = False, wanted: bool = True
 ) -> Iterator[None]:
     """Start Ray here while a job's module is imported, and have workers import theirs.
 
@@ -87,7 +87,7 @@ def ray_ahead(
     Args:
         settings: where, and how many workers.
         job: the module that this process will need.
-        worker: the module that the workers will need.
+        worker: the modules that the workers will need.
         per_core: whether auto is one worker per core, without a GPU.
         wanted: False where there will be no work; then nothing is done.
 
@@ -124,7 +124,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _start_workers(
-    spare: SpareWorkers, settings: RaySettings, module: str, *, per_core: bool
+    spare: SpareWorkers, settings: RaySettings, modules: Sequence[str], *, per_core: bool
 ) -> None:
     import ray
 
@@ -135,7 +135,7 @@ def _start_workers(
     spare.gpus = workers.gpus
     for _ in range(min(workers.count, EARLY_WORKERS)):
         actor = start_worker(ray, num_cpus=0, num_gpus=workers.gpus)
-        actor.load.remote(module)
+        actor.load.remote(modules)
         spare.actors.append(actor)
 
 

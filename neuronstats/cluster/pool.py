@@ -56,12 +56,12 @@ class Pool(Connection):
                     group.start_missing(len(queue))
                     if self.spare is not None:
                         self.spare.kill()
-                    while queue and group.idle:
-                        group.submit(queue.popleft())
+                    self._submit(queue, group)
                 if self.stopping or not queue:
                     group.request_deferred()
                 ready = group.wait()
                 tick()
+                finished = []
                 for reference in ready:
                     try:
                         done = group.receive(reference)
@@ -77,14 +77,20 @@ class Pool(Connection):
                             ) from loss
                         queue.extendleft(loss.tasks)
                     else:
-                        if done is not None:
-                            yield done
+                        finished += [] if done is None else [done]
+                self._submit(queue, group)  # before the caller takes its time
+                yield from finished
         except BaseException:
             self._group = None
             group.kill()
             raise
         finally:
             self.reached.clear()
+
+    def _submit(self, queue: deque[Any], group: WorkerGroup) -> None:
+        """Start tasks on all idle workers."""
+        while queue and group.idle and not self.stopping:
+            group.submit(queue.popleft())
 
     def close(self) -> None:
         """End the workers; on this machine keep those without work, for the next pool."""

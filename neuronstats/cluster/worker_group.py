@@ -41,10 +41,11 @@ class _Worker:
 
     _work: Any = None
 
-    def load(self, module: str) -> None:
+    def load(self, modules: Sequence[str]) -> None:
         """Import what the work will need, while it is not known yet."""
         lowest_niceness()  # before what takes seconds
-        importlib.import_module(module)
+        for module in modules:
+            importlib.import_module(module)
 
     def build(self, make: Callable[..., Any], args: Sequence[Any], threads: int) -> None:
         lowest_niceness()

@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 from neuronstats.errors import UserError
 from neuronstats.machine import Term
-from neuronstats.model.checkpoint import Checkpoint
-from neuronstats.model.decoder import Decoder
 from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape
 from neuronstats.model.source import locate
@@ -28,7 +26,12 @@ class ModelWeights:
     """
 
     def __init__(self, model: ModelSettings, fingerprint: str, *, centred: bool = False) -> None:
-        self._checkpoint = Checkpoint(locate(model, cached=True))
+        folder = locate(model, cached=True)
+        # With torch, which takes seconds; the job that hands out the work does without.
+        from neuronstats.model.checkpoint import Checkpoint
+        from neuronstats.model.decoder import Decoder
+
+        self._checkpoint = Checkpoint(folder)
         if self._checkpoint.fingerprint() != fingerprint:
             raise UserError(
                 f"{self._checkpoint.folder} holds other weights than the run was made with: what"

@@ -69,10 +69,7 @@ class LoadedRun(ReducedRun):
 
     @cached_property
     def _projector(self) -> Any:
-        from neuronstats.model.source import locate  # with the hub's client: a table needs none
-
-        locate(self._model)  # raises before the import
-        from neuronstats.reduce.weights import ModelWeights  # with torch, which takes seconds
+        from neuronstats.reduce.weights import ModelWeights  # with the hub's client
 
         weights = self.run.about.weights_fingerprint
         centred = bool(self.setting("centred", default=False))

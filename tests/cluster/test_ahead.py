@@ -67,7 +67,7 @@ def test_work_per_core_starts_workers_without_gpus(monkeypatch):
     monkeypatch.setattr(local, "start_worker", start)
     for per_core, gpus in ((False, 1), (True, 0)):
         spare = SpareWorkers(None)
-        local._start_workers(spare, RaySettings(), "wave", per_core=per_core)
+        local._start_workers(spare, RaySettings(), ["wave"], per_core=per_core)
         assert start.call_args_list == [call(ANY, num_cpus=0, num_gpus=gpus)] * 2
         assert spare.gpus == gpus
         start.reset_mock()

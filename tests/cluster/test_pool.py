@@ -90,6 +90,15 @@ class Slow:
         return task
 
 
+class Touches:
+    """Leaves a file."""
+
+    def __call__(self, task):
+        Path(task).touch()
+        time.sleep(0.01)
+        return os.getpid()
+
+
 class Uneven:
     """The first is ready at once; the others fail when the work is done already."""
 
@@ -252,6 +261,22 @@ def test_a_task_costs_the_driver_the_same_however_many_there_were(pool):
     third = NUM_TASKS // 3
     first, last = marks[third] - marks[0], marks[-1] - marks[-1 - third]
     assert last <= 2 * first + 0.1, (first, last)
+
+
+def test_workers_go_on_while_a_result_is_looked_at(pool, tmp_path):
+    """Both have the next task: not only the one whose result is still to be taken."""
+    paths = [tmp_path / str(number) for number in range(NUM_TASKS)]
+    results = pool.run(Touches, (), [str(path) for path in paths])
+    seen, pids = 0, set()
+    while len(pids) < 2:  # else one of them is still being built
+        seen += 1
+        pids.add(next(results)[1])
+    end = time.monotonic() + 20
+    while sum(path.exists() for path in paths) < seen + 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    num_done = sum(path.exists() for path in paths)
+    assert len(list(results)) == NUM_TASKS - seen
+    assert num_done >= seen + 2
 
 
 def test_a_killed_worker_is_replaced_and_its_task_done_again(pool, tmp_path):
