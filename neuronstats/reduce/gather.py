@@ -17,9 +17,9 @@ from neuronstats.stats.dead import dead_curve
 from neuronstats.stats.settings import ReduceSettings
 from neuronstats.stats.view import LAYER, Column, LayerTotals, Section, unknown
 from neuronstats.store.layout import Layout
-from neuronstats.store.tables import TableFiles
+from neuronstats.store.tables import GROUP_ROWS, TableFiles
 
-BY_BLOCK = "neurons_by_block"  # neurons.parquet before what detectors write is known
+BY_LAYER = "neurons_by_layer"  # neurons.parquet before what detectors write is known
 # Bytes of a row in memory; measured on the embedded model: 83 of neurons, 66 of triggers, 50 of
 # domains.
 NEURON_BYTES, NGRAM_BYTES, DOMAIN_BYTES = 128, 96, 64
@@ -34,7 +34,8 @@ Result = TypeVar("Result", BlockResult, LayerSuppression)
 class _Layer:
     """What the blocks of the layer in hand add up to."""
 
-    width: int = 0
+    neurons: list[pa.Table] = field(default_factory=list)
+    """Rows of the blocks' neurons."""
     sections: list[Section] = field(default_factory=list)
     """Sums and sets of each section."""
     detected: dict[int, list[int]] = field(default_factory=dict)
@@ -70,7 +71,10 @@ class Gather:
         """Write one block's rows, and add it to its layer."""
         layer = self._layer
         for name, table in result.tables.items():
-            self._files.append(BY_BLOCK if name == "neurons" else name, table)
+            if name == "neurons":
+                layer.neurons.append(table)
+            else:
+                self._files.append(name, table)
         self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
         layer.sections = (
             [_added(*pair) for pair in zip(layer.sections, result.sections, strict=True)]
@@ -79,13 +83,13 @@ class Gather:
         )
         _gather_tokens(layer.detected, result.tables.get("ngrams"))
         _gather_tokens(layer.top_tokens, result.tables.get("triggers"))
-        layer.width += len(result.tables["neurons"])
-        if layer.width == self._num_neurons:
+        if sum(map(len, layer.neurons)) == self._num_neurons:
             self._finish_layer()
 
     def _finish_layer(self) -> None:
         """Compute the row of a layer whose blocks are all there, and start the next."""
         number, layer = len(self._rows), self._layer
+        self._files.append(BY_LAYER, pa.concat_tables(layer.neurons), group=True)
         row: dict[Column, Any] = {LAYER: number}
         previous = self._previous or [{} for _ in layer.sections]
         below = self._below or [{} for _ in layer.sections]
@@ -115,13 +119,8 @@ class Gather:
 
     def finish(self) -> None:
         """Write the tables that need all blocks: neurons and layers."""
-        parts: list[pa.Table] = []
-        for part in self._files.take(BY_BLOCK):
-            parts.append(part)
-            if sum(map(len, parts)) == self._num_neurons:
-                layer = pa.concat_tables(parts)
-                self._files.append("neurons", self._with_suppression(layer))
-                parts = []
+        for layer in self._files.take(BY_LAYER):
+            self._files.append("neurons", self._with_suppression(layer), group=True)
         values = {column: [row[column] for row in self._rows] for column in self._rows[0]}
         self._files.append("layers", to_table(values))
 
@@ -171,6 +170,7 @@ def memory_terms(
         per_neuron += NGRAM_BYTES * rows
     return [
         Term("a block's rows", 2 * per_neuron * block_neurons),  # as sent and as a table
+        Term("rows to be written", GROUP_ROWS * (3 * NGRAM_BYTES + DOMAIN_BYTES)),
         Term("a layer's neurons", 3 * NEURON_BYTES * neurons),  # read, joined, written
         Term("a layer's triggers", tokens if layout.num_bitmaps else 0),
         Term("detected n-grams", 4 * 4 * detected),
@@ -212,10 +212,11 @@ def _united(first: Sets, second: Sets) -> Sets:
 
 
 def _gather_tokens(tokens: dict[int, list[int]], rows: pa.Table | None) -> None:
-    """Add the tokens of a table's unigrams to those of their neurons, in the rows' order."""
+    """Add the tokens of a block's unigrams, whose neurons ascend, in the rows' order."""
     if rows is None:
         return
     single = rows.filter(pc.equal(rows["n"], 1))
-    ids = pc.list_flatten(single["token_ids"]).to_pylist()
-    for neuron, token in zip(single["neuron"].to_pylist(), ids, strict=True):
-        tokens.setdefault(neuron, []).append(token)
+    neurons = single["neuron"].to_numpy()
+    firsts = np.flatnonzero(np.diff(neurons, prepend=-1))
+    ids = np.split(pc.list_flatten(single["token_ids"]).to_numpy(), firsts[1:])
+    tokens.update(zip(neurons[firsts].tolist(), (own.tolist() for own in ids), strict=False))

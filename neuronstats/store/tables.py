@@ -19,6 +19,7 @@ from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import PARTIAL, TABLES
 
+GROUP_ROWS = 1 << 16  # of a row group, at least: every read looks at each group's range of neurons
 METADATA = b"neuronstats"  # of a table: what made it
 MEANING = b"meaning"  # of a column: one line for people
 
@@ -26,8 +27,8 @@ MEANING = b"meaning"  # of a column: one line for people
 class TableFiles:
     """Writes a run's tables beside the old ones, and replaces these all at once.
 
-    Rows go to disk as they are appended: into the run folder, or, for an object store, into a
-    temporary folder whose files are sent at the end. Nothing keeps rows in memory.
+    Rows go to disk in groups: into the run folder, or, for an object store, into a temporary folder
+    whose files are sent at the end. At most a group of each table is kept in memory.
 
     Args:
         folder: the run.
@@ -38,6 +39,7 @@ class TableFiles:
         self._folder, self._about = folder, metadata
         self._metadata = {METADATA: json.dumps(metadata, sort_keys=True, default=str).encode()}
         self._writers: dict[str, pq.ParquetWriter] = {}
+        self._waiting: dict[str, list[pa.Table]] = {}
         self._num_parked = 0
         folder.clear(f"{PARTIAL}/")
         with self._errors():
@@ -47,25 +49,36 @@ class TableFiles:
             else:
                 self._place = Path(tempfile.mkdtemp(prefix="neuronstats-"))
 
-    def append(self, name: str, table: pa.Table) -> None:
-        """Add rows to a table; they are on disk when this returns.
+    def append(self, name: str, table: pa.Table, *, group: bool = False) -> None:
+        """Add rows to a table; they are on disk when a group is full, or with `group`, at once.
 
         Raises:
             UserError: they cannot be written.
         """
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(table)
+        if group or sum(map(len, waiting)) >= GROUP_ROWS:
+            self._write(name)
+
+    def _write(self, name: str) -> None:
+        """Write the rows of a table that wait."""
+        waiting = self._waiting.pop(name, None)
+        if waiting is None:
+            return
         with self._errors():
+            group = pa.concat_tables(waiting).replace_schema_metadata(self._metadata)
             if name not in self._writers:
-                schema = table.schema.with_metadata(self._metadata)
                 path = self._place / f"{name}.parquet"
-                self._writers[name] = pq.ParquetWriter(path, schema, compression="zstd")
-            self._writers[name].write_table(table.replace_schema_metadata(self._metadata))
+                self._writers[name] = pq.ParquetWriter(path, group.schema, compression="zstd")
+            self._writers[name].write_table(group)
 
     def take(self, name: str) -> Iterator[pa.Table]:
-        """Yield a table's rows as they were appended, one part at a time; the table is then gone.
+        """Yield a table's rows, one group at a time; the table is then gone.
 
         Raises:
             UserError: they cannot be read.
         """
+        self._write(name)
         if name not in self._writers:
             return
         path = self._place / f"{name}.parquet"
@@ -101,6 +114,8 @@ class TableFiles:
 
         Called after all rows are appended and before the old tables are replaced.
         """
+        for name in [*self._waiting]:
+            self._write(name)
         for name, writer in self._writers.items():
             with self._errors():
                 writer.close()

@@ -156,8 +156,32 @@ def test_an_object_store_gets_whole_files(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("neuronstats-*"))
 
 
+def test_rows_are_written_in_groups_and_found_there(collected, monkeypatch):
+    """Few groups, since each is looked at to find a neuron's rows; the same rows in any."""
+    with serial(monkeypatch):
+        assert reduce(ReduceJob(run=collected), quiet()) == 0
+        whole = {name: ReducedRun(collected).table(name) for name in ("triggers", "domains")}
+        for name in whole:
+            assert pq.ParquetFile(f"{collected}/tables/{name}.parquet").num_row_groups == 1
+        monkeypatch.setattr("neuronstats.store.tables.GROUP_ROWS", 50)
+        assert reduce(ReduceJob(run=collected), quiet()) == 0
+    run = ReducedRun(collected)
+    for name, table in whole.items():
+        file = pq.ParquetFile(f"{collected}/tables/{name}.parquet")
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        assert len(sizes) > 1
+        assert min(sizes[:-1]) >= 50
+        assert pa.concat_tables(run.batches(name)).equals(table)
+        for layer, first, last in ((0, 0, 3), (0, 5, 6), (1, 2, 9), (1, 9, 9)):
+            keys = (table["layer"].to_numpy() == layer, table["neuron"].to_numpy())
+            wanted = table.filter(keys[0] & (keys[1] >= first) & (keys[1] < last))
+            assert run.rows(name, layer, first, last).equals(wanted)
+
+
 def test_gathering_holds_what_is_planned(collected, monkeypatch):
     """Arrow's memory while a real run is gathered, against the plan's terms of rows."""
+    for owner in ("store.tables", "reduce.gather"):
+        monkeypatch.setattr(f"neuronstats.{owner}.GROUP_ROWS", 64)
     run = Run.open(collected)
     settings, layers = ReduceSettings(), run.layout.num_layers
     neurons = run.layout.num_neurons
