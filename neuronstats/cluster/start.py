@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,11 @@ JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`
 # Of the hub's client, and no secret: the workers' machines then use the same cache and hub.
 HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT")
 INSTALL = "pip install 'neuronstats[cluster]'"
+# Ray's client says of all of these that time ran out.
+CLIENT_CURE = (
+    " Is it the port of Ray's client (10001), has this shell the head's RAY_AUTH_MODE and token"
+    " (~/.ray/auth_token or RAY_AUTH_TOKEN), and is ray of the same version here and there?"
+)
 
 
 @contextlib.contextmanager
@@ -169,11 +175,13 @@ def _join(ray: Any, settings: RaySettings, address: str) -> None:
                 "env_vars": set_here,
             }
         try:
-            with sigterm_blocked():
+            with sigterm_blocked(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Ray Client connection timed out")  # said below
                 ray.init(address=address, **options)
         except Exception as error:
             where = f"at ray.address={settings.address}"
-            raise UserError(f"Ray could not be started {where}: {summary(error)}.") from error
+            cure = CLIENT_CURE if address.startswith("ray://") else ""
+            raise UserError(f"Ray could not be started {where}: {summary(error)}.{cure}") from error
 
 
 @contextlib.contextmanager
@@ -221,9 +229,9 @@ def _reachable(settings: RaySettings) -> str:
             " (ray start --head), and is the port right?"
         ) from error
     place = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+    _check_token(given)
     if client:
         return f"ray://{place}"
-    _check_token(given)
     _ask_head(given, place, settings.start_timeout)
     return place
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +53,23 @@ def test_token_that_is_asked_for_and_not_there(listener, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     assert "there is no token" in refusal(listener)
+
+
+def test_a_client_that_is_refused_gets_the_causes(listener, monkeypatch, tmp_path):
+    """Ray's client says of a wrong token, port or version that time ran out, and warns of ports."""
+    monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert "there is no token" in refusal(f"ray://{listener}")
+
+    def init(**_):
+        warnings.warn("Ray Client connection timed out. Ensure that", UserWarning, stacklevel=1)
+        raise ConnectionError("ray client connection timeout")
+
+    address = f"ray://{listener}"
+    with pytest.raises(UserError, match=r"timeout\. Is it the port of Ray's client \(10001\)"):
+        start._join(SimpleNamespace(init=init), RaySettings(address=address), address)
 
 
 @pytest.mark.parametrize(
