@@ -11,6 +11,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun: 1 layer, 2 layers."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def short(number: float) -> str:
     """Write a number with 3 significant digits and a letter: 1.23M."""
     for letter in ("", "k", "M", "G", "T"):

@@ -10,7 +10,7 @@ import pytest
 
 from neuronstats import console
 from neuronstats.console import Console
-from neuronstats.units import duration, short
+from neuronstats.units import counted, duration, short
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +88,7 @@ def test_a_progress_line_that_cannot_be_written_does_not_end_the_work(clock):
 
 def test_words():
     assert [duration(n) for n in (0.4, 59.4, 61, 7500)] == ["0 s", "59 s", "1 min 1 s", "2 h 5 min"]
+    assert [counted(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
     assert [short(n) for n in (0, 12.34, 99_950, 1_234_567)] == ["0", "12.3", "100k", "1.23M"]
 
 

@@ -18,7 +18,7 @@ from neuronstats.report.page.search import script
 from neuronstats.report.page.serve import make_server
 from neuronstats.report.settings import ReportJob
 from neuronstats.store.reduced import labels
-from neuronstats.units import duration
+from neuronstats.units import counted, duration
 
 PICTURES = ("svg", "png")
 
@@ -96,8 +96,8 @@ def _write(settings: ReportJob, runs: Sequence[NamedRun], folder: Output, consol
             )
     drawn = sum(1 for drawing in figures if not drawing.reason)
     console.say(
-        f"report: {len(runs)} runs, {drawn} figures ({len(figures) - drawn} without data),"
-        f" {duration(time.monotonic() - start)}: {folder.location}/index.html"
+        f"report: {counted(len(runs), 'run')}, {drawn} figures ({len(figures) - drawn} without"
+        f" data), {duration(time.monotonic() - start)}: {folder.location}/index.html"
     )
 
 

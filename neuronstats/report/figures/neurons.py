@@ -147,7 +147,7 @@ def circles(panel: Axes, run: LoadedRun) -> None:
         xlim=(-0.5, run.num_layers - 0.5),
     )
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.set_ylim(bottom=0, top=max(ranks.values(), default=1) * 1.03 + 0.7)
     if not kinds:
         panel.text(0.5, 0.5, "no positional neurons", transform=panel.transAxes, ha="center")

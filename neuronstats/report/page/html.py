@@ -17,7 +17,7 @@ from neuronstats.report.page.data import Advance, Budget, planned_files, write_r
 from neuronstats.report.settings import ReportSettings
 from neuronstats.stats import ngrams, positions, suppression, vocabulary
 from neuronstats.stats.dead import NEVER_SEEN_BOUND
-from neuronstats.units import short
+from neuronstats.units import counted, short
 
 ASSETS = "assets"
 WRITES = {
@@ -81,9 +81,12 @@ def key_numbers(named: NamedRun) -> dict[str, KeyNumber]:
         NEVER[run.never][1]: KeyNumber(
             f"{NEVER_SEEN_BOUND / run.tokens:.2g} (3/tokens, with 95 % confidence)"
         ),
-        "model": KeyNumber(f"{run.model_layers} layers of {run.layout.num_neurons:,} FFN neurons"),
+        "model": KeyNumber(
+            f"{counted(run.model_layers, 'layer')} of {run.layout.num_neurons:,} FFN neurons"
+        ),
         "analysed": KeyNumber(
-            f"{run.num_layers} layers ({run.bitmap_layers} with bitmaps), {len(neurons):,} neurons"
+            f"{counted(run.num_layers, 'layer')} ({run.bitmap_layers} with bitmaps),"
+            f" {len(neurons):,} neurons"
         ),
         "text": KeyNumber(
             f"{run.data}: {run.tokens:,} tokens, {run.num_sequences:,} sequences of"
