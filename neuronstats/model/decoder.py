@@ -149,7 +149,12 @@ class Decoder:
             self._set(module, "weight", rows.to(self.device, self.dtype))
             return (torch.arange(ids.numel(), device=self.device).view(ids.shape),)
 
+        def drop(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            rows: Any = module.weight  # of a batch; they would stay until the next is embedded
+            self._set(module, "weight", rows.new_empty((0, rows.shape[1])))
+
         embedding.register_forward_pre_hook(look_up)
+        embedding.register_forward_hook(drop)
 
     def _is_inside(self, name: str) -> bool:
         """Return whether a module or weight is a layer's."""
