@@ -105,6 +105,7 @@ class Sweep:
         layers = iter(self.layers)
         hidden = self._embedded(tokens)
         made = self._made(layers, hidden, tokens.shape, self._slots(tokens))
+        del hidden  # `made` alone holds it: `_refuse` makes another
         if self._streams is not None:
             made = transfer.to_host(made, self._streams)
         wrong: str | None = None

@@ -211,7 +211,7 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     # Of equal numbers a processor takes less power, and runs faster than it ever would.
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn((side, side), generator=generator).to(device, dtype)
-    out = torch.empty_like(matrix)
+    out = torch.mm(matrix, matrix)  # loads libraries: a GPU's take longer than is measured
     best, end = float("inf"), time.perf_counter() + MATMUL_SECONDS
     while (start := time.perf_counter()) < end:
         torch.mm(matrix, matrix, out=out)

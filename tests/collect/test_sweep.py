@@ -1,6 +1,7 @@
 """Parity: every bit equals Hugging Face's own forward, whatever the files, batches and shards."""
 
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from helpers import models
 
 from neuronstats import bits
+from neuronstats.collect import worker
 from neuronstats.collect.sweep import Sweep
 from neuronstats.collect.worker import ShardWorker
 from neuronstats.errors import UserError
@@ -169,6 +171,40 @@ def test_not_a_number_is_never_counted(layer, value, tmp_path):
         assert "sequence 5 of shard 4" in str(caught.value)
 
 
+def test_a_shard_that_fails_is_held_once(tmp_path, monkeypatch):
+    """On a GPU with room for one, the message was that there is too little memory."""
+    damaged = models.tiny_opt("pre", seed=0)
+    with torch.no_grad():
+        damaged.model.decoder.layers[1].fc2.bias[3] = float("nan")
+    models.save_checkpoint(damaged, tmp_path)
+    embed, held = Sweep._embedded, []
+
+    def noted(sweep, tokens):
+        assert not any(hidden() is not None for hidden in held)
+        hidden = embed(sweep, tokens)
+        held.append(weakref.ref(hidden))
+        return hidden
+
+    monkeypatch.setattr(Sweep, "_embedded", noted)
+    with pytest.raises(UserError, match="NaN or infinity in layer 1"):
+        list(make_sweep(tmp_path)(models.random_tokens(7, 16, seed=5)))
+    assert len(held) == 2
+
+
+def test_the_first_product_is_not_measured(monkeypatch):
+    """On a GPU it loads cuBLAS, and nothing else was measured in that time."""
+    now, costs = [0.0], iter([1.0])
+
+    def mm(*_, **__):
+        now[0] += next(costs, 1e-3)
+        return torch.empty(0)
+
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch, "mm", mm)
+    flops = worker.matmul_flops(torch.float32, torch.device("cpu"))
+    assert flops == pytest.approx(2 * worker.MATMUL_SIDE["cpu"] ** 3 / 1e-3)
+
+
 @pytest.mark.parametrize(
     ("setting", "layers", "expected"),
     [
@@ -192,7 +228,7 @@ def test_first_layers_that_are_none(setting):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and -m gpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_gpu_equals_the_planted_truth(dtype, planted_checkpoint, planted_corpus):
     from helpers import planted
