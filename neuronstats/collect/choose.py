@@ -41,10 +41,8 @@ def choose(
         SettingsError: no choice fits; says what is lacking.
     """
     positions = work.corpus.positions
-    batch_tokens = CPU_BATCH_TOKENS
-    if work.on_gpu:
-        batch_tokens = max(GPU_BATCH_TOKENS, GPU_BATCH_VALUES // work.shape.hidden)
-    batch = batch_sequences or max(1, batch_tokens // positions)
+    tokens = batch_tokens(work.shape.hidden, on_gpu=work.on_gpu)
+    batch = batch_sequences or max(1, tokens // positions)
     longest = max(work.corpus.sequences_by_domain)
     if shard_sequences:
         shards = [shard_sequences]
@@ -78,6 +76,13 @@ def choose(
     if best is None:
         raise SettingsError("this does not fit here: " + "; ".join(misfits) + ".")
     return best
+
+
+def batch_tokens(hidden: int, *, on_gpu: bool) -> int:
+    """Return the tokens of a batch, where they are left open, at a width of the residual stream."""
+    if not on_gpu:
+        return CPU_BATCH_TOKENS
+    return min(max(GPU_BATCH_TOKENS, GPU_BATCH_VALUES // hidden), GPU_SHARD_TOKENS)
 
 
 def _misfits(plan: Plan, workers: Workers, free_disk: int | None) -> list[str]:

@@ -74,7 +74,8 @@ class Inputs:
             return getattr(torch, chosen.value)
         if self.info is not None:
             return getattr(torch, self.info["identity"]["model.dtype"])
-        return self.checkpoint.dtype if on_gpu else torch.float32
+        stored = self.checkpoint.dtype
+        return stored if on_gpu and stored is not torch.float64 else torch.float32
 
 
 def inspect(settings: CollectJob, on_message: Callable[[str], None]) -> Inputs:

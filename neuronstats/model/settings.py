@@ -25,6 +25,6 @@ class ModelSettings:
     revision: str | None = None
     """The hub's branch, tag or commit; null: its main."""
     dtype: Dtype = Dtype.auto
-    """auto: the checkpoint's on a GPU, float32 on a CPU."""
+    """auto: the checkpoint's on a GPU (float32 for float64), float32 on a CPU."""
     sizes: dict[str, Any] | None = field(default_factory=dict)
     """What config.json says: for plan=true where the hub cannot be reached."""

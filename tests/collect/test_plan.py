@@ -3,13 +3,18 @@
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from neuronstats.cluster.nodes import Node
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.collect.choose import choose
+from neuronstats.collect.inspect import Inputs
 from neuronstats.collect.plan import CorpusSize, Work, make_plan
+from neuronstats.collect.settings import CollectJob
+from neuronstats.model.settings import ModelSettings
 from neuronstats.model.shape import Shape
 from neuronstats.units import size
 
@@ -130,6 +135,32 @@ def test_weights_are_streamed_before_shards_are_halved(hidden):
     assert plan.work.shard_sequences == 128 // batch * batch
     assert plan.work.resident == (hidden < 9216)
     assert plan.work.table_on_device
+
+
+def test_a_narrow_model_s_batch_is_no_longer_than_a_shard():
+    """All batches are filled up to this length; opt-mini's was twice a shard's."""
+    shape = replace(OPT_66B, hidden=128, neurons=2048, embedding=128, num_layers=4)
+    work = replace(WORK, shape=shape, corpus=CorpusSize((4000,), 512), num_layers=4)
+    node = Node("here", cpus=16, gpus=1, memory=256 << 30, gpu_memory=76 * 10**9)
+    free = {"shard_sequences": None, "batch_sequences": None}
+    plan, _ = choose(replace(work, num_bitmaps=4), RaySettings(), [node], None, **free)
+    assert plan.work.batch_sequences == plan.work.shard_sequences == 512
+
+
+@pytest.mark.parametrize(
+    ("stored", "on_gpu", "expected"),
+    [
+        (torch.float16, True, torch.float16),
+        (torch.bfloat16, True, torch.bfloat16),
+        (torch.float32, True, torch.float32),
+        (torch.float64, True, torch.float32),  # no kernel packs it
+        (torch.float16, False, torch.float32),
+    ],
+)
+def test_type_that_is_computed_in(stored, on_gpu, expected):
+    settings = CollectJob(model=ModelSettings(name="any"))
+    inputs = Inputs(settings, None, SimpleNamespace(checkpoint=SimpleNamespace(dtype=stored)), 1, 1)
+    assert inputs.dtype(on_gpu=on_gpu) is expected
 
 
 def test_embeddings_stay_on_the_host_where_the_gpu_has_no_room():
