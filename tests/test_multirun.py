@@ -1,5 +1,6 @@
 """Several runs by one command: -m."""
 
+import dataclasses
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ from helpers import models, serial
 from helpers.reported import draw_only
 from helpers.run_job import run_job
 
+from neuronstats.machine import probe
 from neuronstats.store.run import Run
 
 
@@ -44,6 +46,13 @@ def test_it_ends_with_the_report_on_all_runs(command, tmp_path, monkeypatch):
         assert (tmp_path / name / "run" / "tables" / "neurons.parquet").exists()
     # Again: all is collected already, and the report is written anew.
     assert command("-m", "model.path=a,b", "report=both")[0] == 0
+
+
+def test_memory_of_the_run_before_is_not_missed(command, monkeypatch):
+    """Its worker holds it until it is given the next run: a GPU's had no room for that one."""
+    machines = iter([probe(), dataclasses.replace(probe(), host_bytes=1)])
+    monkeypatch.setattr("neuronstats.collect.job.probe", lambda: next(machines))
+    assert command("-m", "model.path=a,b")[0] == 0
 
 
 def test_a_run_that_is_refused_keeps_no_other_from_being_done(command, tmp_path):

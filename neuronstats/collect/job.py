@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from neuronstats.cluster.nodes import Node
 from neuronstats.cluster.pool import Pool
 from neuronstats.cluster.start import connect, this_node
 from neuronstats.collect.inspect import (
@@ -70,9 +71,13 @@ def collect_all(jobs: Sequence[CollectJob], console: Console) -> int:
         def pool() -> Pool:
             return stack.enter_context(connect(jobs[0].ray, on_message=console.say))
 
+        @functools.cache  # a worker of the run before holds memory that the next one will have
+        def here() -> list[Node]:
+            return [this_node(jobs[0].ray, probe())]
+
         for job in jobs:
             try:
-                codes.append(_collect(job, pool, console))
+                codes.append(_collect(job, pool, here, console))
             except UserError as error:
                 if len(jobs) == 1 or isinstance(error, GoneError):
                     raise
@@ -89,14 +94,19 @@ def collect_all(jobs: Sequence[CollectJob], console: Console) -> int:
     return next((code for code in codes if code), DONE)
 
 
-def _collect(settings: CollectJob, connected: Callable[[], Pool], console: Console) -> int:
+def _collect(
+    settings: CollectJob,
+    connected: Callable[[], Pool],
+    here: Callable[[], list[Node]],
+    console: Console,
+) -> int:
     settings = dataclasses.replace(settings, model=absolute(settings.model))
     inputs = inspect(settings, console.say)
     exact = inputs.info is not None or not settings.plan or is_small(settings)
     corpus = _read_or_go_on(inputs) if inputs.info is None and exact else None
     local = settings.ray.address is None
     pool = None if local else connected()
-    nodes = [this_node(settings.ray, probe())] if pool is None else pool.nodes
+    nodes = here() if pool is None else pool.nodes
     free_disk = free_disk_bytes(settings.location)
     plan, workers = make_choices(inputs, nodes, corpus_size(inputs, corpus), free_disk)
     if pool is not None:
