@@ -21,6 +21,12 @@ LONGEST = {
 }
 
 
+def pytest_configure(config):
+    """Hide GPUs from the tests, whose numbers are a CPU's; -m gpu runs those of a GPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     """Put the longest files first."""
     items.sort(key=lambda item: item.path.name not in LONGEST)

@@ -38,6 +38,15 @@ def test_gpus_that_are_visible(monkeypatch, tmp_path, visible, mebibytes):
     assert machine._free_gpu_bytes() == [number << 20 for number in mebibytes]
 
 
+def test_gpus_are_hidden_from_these_tests(monkeypatch, tmp_path):
+    """Their numbers are a CPU's: jobs here took a GPU where there was one."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{ROWS}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert machine.probe().gpus == 0
+
+
 def test_a_system_without_proc_control_groups_and_affinities(monkeypatch, tmp_path):
     before = machine.peak_host_bytes()
     monkeypatch.delattr(os, "sched_getaffinity")

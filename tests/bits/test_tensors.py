@@ -253,7 +253,7 @@ def test_position_counts_refuses() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and -m gpu")
 @pytest.mark.parametrize("with_triton", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cuda_gives_the_bytes_of_the_cpu(

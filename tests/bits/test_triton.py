@@ -173,7 +173,7 @@ def test_what_triton_needs(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and -m gpu")
 def test_triton_kernels_on_cuda() -> None:
     pytest.importorskip("triton", reason=NO_TRITON)
     compare_triton("cuda")

@@ -157,7 +157,7 @@ def test_a_short_shard_pins_no_memory_of_its_own(near, tiny_checkpoint, monkeypa
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and -m gpu")
 @pytest.mark.parametrize(("resident", "near"), PLACEMENTS)
 def test_every_placement_on_a_gpu(resident, near, planted_checkpoint, planted_corpus):
     from helpers import planted
