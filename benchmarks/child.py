@@ -138,6 +138,8 @@ def _serve(pipe: Any, threads: int, make: Callable[[], Callable[[], object]]) ->
         while pipe.recv():
             with _peak() as peak:
                 work()
+                if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                    torch.cuda.synchronize()  # the caller's clock cannot wait for it
             pipe.send(max(peak))
     except EOFError:
         pass

@@ -1,5 +1,6 @@
 """A command as a user starts it: how long it takes, and the memory of it and of all it starts."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from neuronstats.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_SECONDS = 0.1
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Ran:
 
 
 def run(*command: str | Path) -> Ran:
-    """Run a Python script of this repository with arguments.
+    """Run a Python script of this repository with arguments, on the CPU also where there is a GPU.
 
     Raises:
         UserError: it fails.
@@ -39,7 +41,9 @@ def run(*command: str | Path) -> Ran:
     own = total = 0
     busy: dict[psutil.Process, float] = {}
     with tempfile.TemporaryFile("w+") as out:  # a pipe that nobody reads fills up
-        process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen(
+            words, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ | NO_GPU
+        )
         while process.poll() is None:
             held = _look(process.pid, busy)
             own, total = max(own, held[0]), max(total, sum(held))

@@ -106,7 +106,9 @@ class Swept:
         self._subject = subject
         self.num_layers = num_layers or subject.shape.num_layers
         checkpoint = Checkpoint(subject.folder)
-        self._embed = Decoder(checkpoint, subject.dtype, subject.device).front
+        table = subject.on_gpu  # token embeddings there, as a collect run has them
+        decoder = Decoder(checkpoint, subject.dtype, subject.device, table_on_device=table)
+        self._embed = decoder.front
         self.sweep = Sweep(
             checkpoint,
             num_layers=self.num_layers,
@@ -115,6 +117,7 @@ class Swept:
             dtype=subject.dtype,
             device=subject.device,
             resident=resident,
+            table_on_device=table,
         )
 
     def record(self) -> Bitmaps:
@@ -130,7 +133,7 @@ class Swept:
     def carry(self) -> None:
         """Run the same layers over the same batches, and record nothing."""
         batch = self._subject.batch_sequences
-        hidden = [self._embed(ids.cpu()) for ids in batches(self._subject, batch)]
+        hidden = [self._embed(ids) for ids in batches(self._subject, batch)]
         for index, layer in enumerate(self.sweep.layers):
             for part in hidden:
                 output = layer(part, _relu, with_output=index + 1 < self.num_layers)

@@ -1,7 +1,8 @@
 """Weights that do not fit in memory: our sweep, accelerate's disk offload.
 
-Each runs in a process of its own (bench_child). Where no memory cap can be set, the weights' pages
-are dropped from the page cache before each pass over them instead.
+Each runs in a process of its own (bench_child). Where no memory cap can be set, and on a GPU, whose
+driver holds host memory of its own, the weights' pages are dropped from the page cache before each
+pass over them instead.
 """
 
 import contextlib
@@ -41,7 +42,8 @@ def measure(subject: Subject, rounds: Rounds, scratch: Path) -> Findings:
     stored = Checkpoint(subject.folder).dtype.itemsize
     weights = subject.shape.num_layers * subject.shape.layer_weights * stored
     with contextlib.ExitStack() as stack:
-        caps = {name: Cap.make() if capped else None for name, (_, capped) in ways.items()}
+        may_cap = not subject.on_gpu
+        caps = {n: Cap.make() if capped and may_cap else None for n, (_, capped) in ways.items()}
         for made in filter(None, caps.values()):
             stack.callback(made.close)  # after their processes
         hard = all(caps[name] is not None for name, (_, capped) in ways.items() if capped)

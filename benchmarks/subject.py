@@ -107,7 +107,7 @@ def make_subject(settings: BenchJob, sizes: Sizes, device: torch.device, scratch
         folder = locate(model)
     shape = Decoder(Checkpoint(folder)).shape
     num_positions = min(num_positions, shape.positions)
-    planned = choose.GPU_BATCH_TOKENS if on_gpu else choose.CPU_BATCH_TOKENS
+    planned = choose.batch_tokens(shape.hidden, on_gpu=on_gpu)
     batch = sizes.batch_sequences or max(1, planned // num_positions)
     wanted = sizes.sequences * (GPU_TIMES if on_gpu else 1)
     num_sequences = -(-wanted // batch) * batch

@@ -6,6 +6,7 @@ Nothing here asserts a speed.
 import dataclasses
 import io
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from helpers.run_job import run_job
 from helpers.serial import collect_job, quiet, save_tokens, serial
 from transformers import OPTForCausalLM
 
-from benchmarks.child import Child
+from benchmarks import child, forward, stream
+from benchmarks.child import Cap, Child
 from benchmarks.forward import Swept, mismatches
 from benchmarks.job import measure
 from benchmarks.reduction import mixed_bits, zipf_tokens
@@ -243,8 +245,46 @@ def test_what_fails_in_a_child_is_told():
         Child("none", partial(int, "x"), None)
 
 
+def test_a_child_waits_for_its_gpu(monkeypatch):
+    """The clock is read in another process, whose waiting is for its own work alone."""
+    done = []
+    pipe = mock.Mock(recv=mock.Mock(side_effect=[True, EOFError]))
+    pipe.send = lambda answer: done.append("told")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("waited"))
+    child._serve(pipe, torch.get_num_threads(), lambda: lambda: done.append("worked"))
+    assert done == ["told", "worked", "waited", "told"]
+
+
+@pytest.fixture
+def on_gpu(tmp_path):
+    """What is measured where there is a GPU."""
+    write_random(tmp_path / "model", opt_config(*SHAPES["tiny"]), [0.1], torch.float16)
+    shape, gpu = Decoder(Checkpoint(tmp_path / "model")).shape, torch.device("cuda")
+    return Subject(tmp_path / "model", shape, torch.float16, gpu, random_tokens(4, 64, 512), 4)
+
+
+def test_the_sweep_on_a_gpu_has_its_embeddings_there(on_gpu, monkeypatch):
+    """As in a collect run: to look them up on the host takes longer than a small model's layers."""
+    made = mock.Mock()
+    monkeypatch.setattr(forward, "Sweep", made)
+    monkeypatch.setattr(forward, "Decoder", made)
+    Swept(on_gpu)
+    assert [call.kwargs["table_on_device"] for call in made.call_args_list] == [True, True]
+
+
+def test_no_hard_cap_on_a_gpu(on_gpu, monkeypatch, tmp_path):
+    """The group counts what the driver pins, which is not in the memory that the cap follows."""
+    caps = []
+    monkeypatch.setattr(Cap, "make", lambda: Cap(tmp_path / "none"))
+    monkeypatch.setattr(stream, "Child", lambda name, make, cap: caps.append(cap) or mock.Mock())
+    with pytest.raises(TypeError):  # a mock's number of bytes
+        stream.measure(on_gpu, rounds(1), tmp_path)
+    assert set(caps) == {None}
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and -m gpu")
 def test_forward_on_a_gpu(tmp_path):
     report, shown = run(tmp_path, parts=["forward"], rounds=1, device="cuda")
     assert report.parts["forward"].timings

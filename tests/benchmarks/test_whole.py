@@ -69,6 +69,14 @@ def test_processor_time_of_a_command_and_what_it_starts(tmp_path):
     assert 0 < ran.own_bytes < ran.all_bytes
 
 
+def test_a_command_sees_no_gpu(tmp_path, monkeypatch):
+    """What is measured beside it is a CPU's, and two workers found no two GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    script = tmp_path / "looks.py"
+    script.write_text("import os; assert os.environ['CUDA_VISIBLE_DEVICES'] == ''\n")
+    commands.run(script)
+
+
 @pytest.mark.slow
 def test_both_parts_on_little(tmp_path):
     sizes = dataclasses.replace(SHORT, layers=2)
