@@ -44,6 +44,28 @@ def test_tests_that_were_skipped_are_no_success_on_a_gpu(tmp_path):
     assert "step tests FAILED" in done.stderr
 
 
+def test_packages_that_lie_elsewhere_are_found(tmp_path):
+    says = tmp_path / "python"
+    says.write_text("#!/bin/sh\necho path $PYTHONPATH\n")
+    says.chmod(0o755)
+    done = run("race", DEVICE="cpu", PYTHON=str(says), PYTHONPATH="/some/where")
+    assert "path .:tests:/some/where\n" in done.stdout
+
+
+@pytest.mark.parametrize(("ray", "job"), [(0, "jobs/collect.py"), (1, "tests/helpers/serial.py")])
+def test_the_job_without_ray(ray, job, tmp_path):
+    """It is not wanted of a GPU, and its wheel is large."""
+    says = tmp_path / "python"
+    says.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exit {ray}\necho "$@"\n'
+        'for last; do :; done; mkdir -p "${last#run=}/activations.zarr"\n'
+    )
+    says.chmod(0o755)
+    done = run("job", DEVICE="cuda", PYTHON=str(says))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(job) == done.stdout.count("ray.gpus_per_worker=1") == 2
+
+
 @pytest.mark.slow
 def test_the_steps_on_a_cpu():
     steps = ("environment", "race", "parity", "sweep", "big")

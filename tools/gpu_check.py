@@ -21,7 +21,7 @@ from benchmarks.store import Written
 from benchmarks.subject import SHAPES, Subject, opt_config, random_tokens, write_random
 from neuronstats.bits import tensors
 from neuronstats.collect import transfer
-from neuronstats.collect.choose import GPU_BATCH_TOKENS, GPU_BATCH_VALUES
+from neuronstats.collect.choose import batch_tokens
 from neuronstats.collect.plan import CUDA_DEVICE_BYTES, CorpusSize, Work, make_plan
 from neuronstats.collect.sweep import Sweep
 from neuronstats.collect.worker import matmul_flops
@@ -56,15 +56,16 @@ def main(step: str, shape: str = "tiny", layers: str = "3", tokens: str = "8192"
 
 
 def make_subject(scratch: Path, shape: str, layers: int, num_tokens: int) -> Subject:
-    """Write random weights; draw tokens."""
+    """Write random weights, if no step before has; draw tokens."""
     _, hidden, heads, vocabulary = SHAPES[shape]
     positions = 64 if shape == "tiny" else 2048
-    write_random(scratch / "m", opt_config(layers, hidden, heads, vocabulary), ACTIVE, DTYPE)
-    found = Decoder(Checkpoint(scratch / "m")).shape
+    folder = Path(os.environ.get("SCRATCH", scratch), f"{shape}-{layers}")
+    if not folder.exists():
+        write_random(folder, opt_config(layers, hidden, heads, vocabulary), ACTIVE, DTYPE)
+    found = Decoder(Checkpoint(folder)).shape
     ids = random_tokens(num_tokens // positions, positions, vocabulary)
-    planned = max(GPU_BATCH_TOKENS, GPU_BATCH_VALUES // hidden)
-    batch = min(len(ids), max(1, planned // positions))
-    return Subject(scratch / "m", found, DTYPE, DEVICE, ids, batch)
+    batch = min(len(ids), max(1, batch_tokens(hidden, on_gpu=ON_GPU) // positions))
+    return Subject(folder, found, DTYPE, DEVICE, ids, batch)
 
 
 def make_sweep(subject: Subject, *, resident: bool, near: bool) -> Sweep:
