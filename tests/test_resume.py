@@ -119,13 +119,13 @@ def kill_at_random(inputs, run, generator):
     deadline = time.monotonic() + 240
     # Either before the run exists, or some time around the next commits.
     if generator.random() < 0.15:
-        time.sleep(generator.uniform(1, 8))
+        time.sleep(generator.uniform(0.5, 4))
     else:
         while process.poll() is None and time.monotonic() < deadline:
             if (run / "run.yaml").exists() and len(list(records.glob("*.json"))) >= target:
                 break
             time.sleep(0.005)
-        time.sleep(generator.uniform(0, 0.15))
+        time.sleep(generator.uniform(0, 0.03))
     assert process.poll() is None, "the job was done before it was killed: give it more shards"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
