@@ -4,7 +4,6 @@ Processor time counts: of the job and of all that it starts. A neighbour on the 
 less than the clock, and what starting takes is the same for all sizes.
 """
 
-import math
 import shutil
 from pathlib import Path
 
@@ -21,7 +20,8 @@ HIDDEN, HEADS, LAYERS, VOCABULARY, POSITIONS, NEURONS = 64, 4, 2, 50272, 256, 40
 ACTIVE = (0.0, 1e-3, 1e-2, 0.1)
 TIMES = {"tokens": (1, 2, 4, 8), "neurons": (1, 2, 4)}
 MOST = 1.05  # of an exponent
-FLAT_SECONDS = 0.5  # what does not grow by so much from one size to the next, does not grow
+FLAT_SECONDS = 0.5  # what does not grow by so much from the first size to the last, does not grow
+EXPONENTS = np.arange(0.01, 3, 0.01)
 JOBS = ("collect", "reduce", "report")
 
 
@@ -57,17 +57,23 @@ def growth(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
     findings.facts = [
         ("model", f"{LAYERS} layers of d={HIDDEN}, {NEURONS} neurons or more, random weights"),
         ("tokens", f"{sizes.growth_tokens} or more, by Zipf's law; each time twice as much"),
-        ("exponent", "e of seconds of processor time = a + b x^e, from the last three sizes"),
+        ("exponent", "e of seconds of processor time = a + b x^e, by least squares"),
     ]
     return findings
 
 
 def exponent(seconds: list[float]) -> float:
-    """Return e of a + b x^e, from the last three of sizes that double each time; 0: no growth."""
-    first, second, third = seconds[-3:]
-    if third - second < FLAT_SECONDS:
+    """Return e of a + b x^e by least squares, of sizes that double each time; 0: no growth."""
+    if seconds[-1] - seconds[0] < FLAT_SECONDS:
         return 0.0
-    return math.log2(max(third - second, 1e-9) / max(second - first, 1e-9))
+    sizes = 2.0 ** np.arange(len(seconds))
+
+    def distance(power: float) -> float:
+        terms = np.column_stack([np.ones_like(sizes), sizes**power])
+        fitted = terms @ np.linalg.lstsq(terms, seconds, rcond=None)[0]
+        return float(np.square(fitted - seconds).sum())
+
+    return float(min(EXPONENTS, key=distance))
 
 
 def _jobs(scratch: Path, neurons: int, num_tokens: int) -> dict[str, Ran]:

@@ -44,7 +44,7 @@ class Sizes:
     """Of the run that is reduced by one worker and by two: as `merge`, with more layers."""
     page_layers: int = 64
     """Of the run whose page is opened, of 36 864 neurons each, as opt-66b has."""
-    growth_tokens: int = 131_072
+    growth_tokens: int = 524_288
     """Of the smallest run whose growth is looked at."""
     whole_tokens: int = 200_000
     """Of the embedded text, for the whole job against a script."""

@@ -47,7 +47,9 @@ def test_the_script_and_the_jobs_agree(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
 def test_a_fixed_cost_is_not_growth(power):
-    assert exponent([7 + 3 * size**power for size in (1, 2, 4, 8)]) == pytest.approx(power)
+    assert exponent([7 + 3 * size**power for size in (1, 2, 4, 8)]) == pytest.approx(
+        power, abs=0.01
+    )
 
 
 def test_what_is_hardly_more_each_time_does_not_grow():
