@@ -242,13 +242,19 @@ def test_groups_hold_every_chosen_neuron_once(run, neurons, monkeypatch):
 
 
 def test_blocks_hold_neurons_whose_chunks_touch():
+    """No chunk is read for two: of much text its neurons' bits are more than BLOCK_BYTES."""
+
     class Layout:
         shards, row_bytes, neurons_per_chunk = (0, 0), 10, 4
 
     run = mock.Mock(layout=Layout)
     assert list(details._blocks(run, [0, 1, 5, 10, 11, 30])) == [[0, 1, 5], [10, 11], [30]]
-    with mock.patch.object(details, "BLOCK_BYTES", 40):
-        assert list(details._blocks(run, [0, 1, 2, 3, 7])) == [[0, 1], [2, 3], [7]]
+    for size in (40, 80):  # half a chunk's, a chunk's
+        with mock.patch.object(details, "BLOCK_BYTES", size):
+            assert list(details._blocks(run, [0, 1, 2, 3, 7])) == [[0, 1, 2, 3], [7]]
+            assert list(details._blocks(run, [2, 3, 4, 5, 9])) == [[2, 3], [4, 5], [9]]
+    with mock.patch.object(details, "BLOCK_BYTES", 160):
+        assert list(details._blocks(run, [2, 3, 4, 5, 9])) == [[2, 3, 4, 5], [9]]
 
 
 def test_parts_of_characters_are_shown_as_their_bytes():

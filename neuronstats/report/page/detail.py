@@ -21,7 +21,7 @@ from neuronstats.stats.view import LAYER, NEURON
 
 CURVE_POINTS = 256  # of a curve on the page, at most
 DOMAIN_POINTS = 64  # of a domain's curve
-BLOCK_BYTES = 64 << 20  # bitmaps read at once, where one neuron's are not more
+BLOCK_BYTES = 64 << 20  # bitmaps read at once, where those of a chunk's neurons are not more
 TOP = 10  # n-grams shown of each length
 
 Curve = dict[str, Any]
@@ -57,13 +57,14 @@ def details(
 
 
 def _blocks(run: LoadedRun, ascending: Sequence[int]) -> Iterator[list[int]]:
-    """Yield neurons that are read together: their chunks touch, their bitmaps fit."""
-    row_bytes = len(run.layout.shards) * run.layout.row_bytes
-    most = max(1, BLOCK_BYTES // row_bytes)
+    """Yield neurons that are read together: their chunks touch, and none is read for two blocks."""
+    chunk = run.layout.neurons_per_chunk
+    chunk_bytes = len(run.layout.shards) * chunk * run.layout.row_bytes
+    most = max(1, BLOCK_BYTES // chunk_bytes) * chunk
     block: list[int] = []
     for neuron in ascending:
-        apart = block and neuron - block[-1] > run.layout.neurons_per_chunk
-        if block and (apart or neuron - block[0] >= most):
+        apart = block and neuron - block[-1] > chunk
+        if block and (apart or neuron >= block[0] // chunk * chunk + most):
             yield block
             block = []
         block.append(neuron)
@@ -91,7 +92,8 @@ def _add_arrays(
     }
     bitmaps = run.bits(layer, span) if layer < run.layout.num_bitmaps else None
     if bitmaps is not None:
-        _compare(run, layer, block, bitmaps[columns], by_domain)
+        dense = len(block) == len(bitmaps)  # then not copied
+        _compare(run, layer, block, bitmaps if dense else bitmaps[columns], by_domain)
     for index, neuron in enumerate(block):
         entry = found[neuron]
         entry["curve"] = curves[index]
