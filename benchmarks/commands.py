@@ -1,10 +1,12 @@
 """A command as a user starts it: how long it takes, and the memory of it and of all it starts."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,29 +32,58 @@ class Ran:
     """The same of it and all processes below it, shared pages counted in each."""
 
 
-def run(*command: str | Path) -> Ran:
-    """Run a Python script of this repository with arguments, on the CPU also where there is a GPU.
+def timed(*command: str | Path) -> float:
+    """Run a Python script of this repository with arguments; return its seconds.
+
+    Nothing looks at it meanwhile: to look takes processor time, which workers on all cores lack.
 
     Raises:
         UserError: it fails.
     """
-    start = time.monotonic()
-    words = [sys.executable, *map(str, command)]
+    with _started(command) as process:
+        start = time.monotonic()
+        process.wait()
+        return time.monotonic() - start
+
+
+def run(*command: str | Path) -> Ran:
+    """Run a Python script of this repository with arguments, looking at it now and then.
+
+    Raises:
+        UserError: it fails.
+    """
     own = total = 0
     busy: dict[psutil.Process, float] = {}
-    with tempfile.TemporaryFile("w+") as out:  # a pipe that nobody reads fills up
-        process = subprocess.Popen(
-            words, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ | NO_GPU
-        )
+    with _started(command) as process:
+        start = time.monotonic()
         while process.poll() is None:
             held = _look(process.pid, busy)
             own, total = max(own, held[0]), max(total, sum(held))
             time.sleep(SAMPLE_SECONDS)
-        out.seek(0)
-        said = out.read()
-    if process.returncode:
-        raise UserError(f"{' '.join(words)} failed: {said.strip()}")
     return Ran(time.monotonic() - start, sum(busy.values()), own, total)
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[str]]:
+    """Start a script, on the CPU also where there is a GPU; inside, it is to come to its end.
+
+    Raises:
+        UserError: it fails.
+    """
+    words = [sys.executable, *map(str, command)]
+    with tempfile.TemporaryFile("w+") as out:  # a pipe that nobody reads fills up
+        process = subprocess.Popen(
+            words,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | NO_GPU,
+        )
+        yield process
+        if process.returncode:
+            out.seek(0)
+            raise UserError(f"{' '.join(words)} failed: {out.read().strip()}")
 
 
 def _look(pid: int, busy: dict[psutil.Process, float]) -> list[int]:

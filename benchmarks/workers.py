@@ -11,7 +11,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from benchmarks.commands import ROOT, run
+from benchmarks.commands import ROOT, timed
 from benchmarks.merge import random_run
 from benchmarks.rounds import Findings, Rounds, Value
 from benchmarks.settings import Sizes
@@ -94,7 +94,7 @@ def scaling(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
 def _run(job: str, workers: int, *settings: str) -> float:
     """Run a job; return its seconds."""
     own = [f"ray.workers={workers}", "ray.cpus_per_worker=1"]
-    return run(ROOT / "jobs" / f"{job}.py", *settings, *own).seconds
+    return timed(ROOT / "jobs" / f"{job}.py", *settings, *own)
 
 
 def _sweep_seconds(run: Path) -> float:

@@ -17,9 +17,8 @@ from pathlib import Path
 import psutil
 
 MARK = "NEURONSTATS_DRIVER"  # in the environment of what the driver starts
-LOOK_SECONDS = 1.0
-# While Ray starts: its agents, which outlive all others, hide their environment after 0.3 s.
-EARLY_SECONDS, EARLY_LOOK_SECONDS = 20.0, 0.15
+LOOK_SECONDS = 5.0  # to look takes 5 ms of a core that workers want
+EARLY_LOOK_SECONDS = 0.15  # while Ray starts: its agents hide their environment after 0.3 s
 END_SECONDS = 8.0  # to kill what is left
 
 
@@ -32,10 +31,17 @@ class Guard:
             # -P: else this folder's modules would hide others of their names
             [sys.executable, "-P", str(Path(__file__)), str(os.getpid()), mark],
             stdin=subprocess.PIPE,
+            bufsize=0,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's signals are the driver's
         )
+
+    def started(self) -> None:
+        """Say that Ray has started: what it starts from now on has parents that are known."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # somebody has killed it: a job goes on
+            self._process.stdin.write(b"\n")
 
     def close(self) -> None:
         """End what is left of Ray's processes here, and the guard."""
@@ -100,11 +106,12 @@ def _runs(process: psutil.Process) -> bool:
 def watch(driver: int, mark: str) -> None:
     """Wait until the other end of stdin is closed, then kill the driver's family."""
     process = psutil.Process(driver)
-    family, early = Family(process, mark), time.monotonic() + EARLY_SECONDS
-    while True:
-        seconds = EARLY_LOOK_SECONDS if time.monotonic() < early else LOOK_SECONDS
-        if select.select([sys.stdin], [], [], seconds)[0] or not process.is_running():
-            break
+    family, seconds = Family(process, mark), EARLY_LOOK_SECONDS
+    while process.is_running():
+        if select.select([sys.stdin], [], [], seconds)[0]:
+            if not os.read(sys.stdin.fileno(), 1):
+                break
+            seconds = LOOK_SECONDS
         family.look()
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline and (left := family.look(everywhere=True)):

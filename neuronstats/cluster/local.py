@@ -58,8 +58,9 @@ def local_ray() -> Iterator[LocalRay]:
     prepare_environment(remote=False)
     import ray
 
-    with contextlib.closing(Guard()):
+    with contextlib.closing(Guard()) as guard:
         _start(ray)
+        guard.started()
         watch = Watch(ray, ray.get_runtime_context().gcs_address, local=True)
         _started.append(LocalRay(watch, SpareWorkers(ray)))
         try:

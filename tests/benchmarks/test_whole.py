@@ -14,6 +14,7 @@ from benchmarks.rounds import Rounds
 from benchmarks.settings import SHORT
 from benchmarks.whole import differences, whole
 from neuronstats.collect.job import collect
+from neuronstats.errors import UserError
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
 
@@ -88,3 +89,13 @@ def test_both_parts_on_little(tmp_path):
         findings = part(rounds, sizes, place)
         assert not any(findings.mismatches.values())
         assert findings.facts
+
+
+def test_a_command_that_nothing_looks_at(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import sys, time\ntime.sleep(0.5)\nprint('so it ends')\nsys.exit(len(sys.argv) - 1)\n"
+    )
+    assert 0.5 < commands.timed(script) < 20
+    with pytest.raises(UserError, match="failed: so it ends"):
+        commands.timed(script, "3")
