@@ -211,7 +211,8 @@ def remaining(run: Run, settings: CollectJob, console: Console) -> list[Shard]:
     done = set(records) - set(damage)
     if done:
         console.say(f"{len(done)} of {len(run.layout.shards)} shards are committed already")
-    return [shard for shard in run.layout.shards if shard.index not in done]
+    left = [shard for shard in run.layout.shards if shard.index not in done]
+    return sorted(left, key=lambda shard: -shard.num_sequences)  # so that workers end together
 
 
 def _run_shards(
