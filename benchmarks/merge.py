@@ -19,7 +19,7 @@ from neuronstats import bits
 from neuronstats.cluster.settings import RaySettings
 from neuronstats.console import Console
 from neuronstats.errors import UserError
-from neuronstats.reduce.block import Block, cut_blocks
+from neuronstats.reduce.block import Block, part_neurons
 from neuronstats.reduce.counts import LayerCounts, create_positions
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.ngram_cache import NgramStore
@@ -53,7 +53,7 @@ def merging(rounds: Rounds, sizes: Sizes, scratch: Path) -> Findings:
     rows = pq.read_table(f"{run.folder.location}/tables/neurons.parquet")
     found = [rows[f"cover_{n}"].to_pylist()[:SAMPLE] for n in LENGTHS]
     activations = sum(rows["activations"].to_pylist()[: layout.num_neurons])
-    blocks = cut_blocks(layout, 1, tokens.size)
+    blocks = list(Block(0, 0, layout.num_neurons).parts(part_neurons(layout, tokens.size)))
     merge, merge_all = _workers(run, blocks)
     frames = _Frames(run, blocks[:READ_BLOCKS])
     plain = int(bits.count(sample).sum())

@@ -1,6 +1,7 @@
 """A block of neurons of one layer over all shards: read, verified, handed to the sections."""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +29,9 @@ from neuronstats.store.bitmaps import BitmapReader
 from neuronstats.store.layout import ZARR, Layout, Record, Shard
 from neuronstats.store.run import Run
 
-BLOCK_BYTES = 96 << 20  # bits and position counts that a task holds at a time
+PART_BYTES = 96 << 20  # bits and position counts that a worker holds at a time
+MOST_PARTS = 4  # of a block: with fewer, two workers merged a sixth less
+BLOCKS_LEFT = 8  # for each worker, before blocks have fewer parts, so that workers end together
 CURVE_COPIES = 24  # arrays like the curves' that typing them takes (measured)
 
 Counts = NDArray[np.int64]
@@ -36,7 +39,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Block:
-    """The unit of the merge: some neurons of one layer, over all shards."""
+    """A task of the merge: some neurons of one layer, over all shards."""
 
     layer: int
     first: int
@@ -44,6 +47,11 @@ class Block:
 
     def __str__(self) -> str:
         return f"layer {self.layer}, neurons {self.first}-{self.last - 1}"
+
+    def parts(self, width: int) -> Iterator["Block"]:
+        """Yield its parts, of so many neurons."""
+        for first in range(self.first, self.last, width):
+            yield replace(self, first=first, last=min(first + width, self.last))
 
 
 @dataclass(frozen=True)
@@ -57,17 +65,42 @@ class BlockResult:
     peak_bytes: int
     """Memory that the worker has held at most so far."""
 
+    def with_next(self, other: "BlockResult") -> "BlockResult":
+        """Return this with what the next neurons of the layer add."""
+        return BlockResult(
+            tables={
+                name: pa.concat_tables([rows, other.tables[name]])
+                for name, rows in self.tables.items()
+            },
+            sections=[a.with_next(b) for a, b in zip(self.sections, other.sections, strict=True)],
+            peak_bytes=max(self.peak_bytes, other.peak_bytes),
+        )
 
-def cut_blocks(layout: Layout, num_layers: int, num_tokens: int) -> list[Block]:
-    """Cut the first layers into blocks whose bits and counts fit the memory of a task."""
+
+def part_neurons(layout: Layout, num_tokens: int) -> int:
+    """Return the neurons of a part of a block: whole chunks, their bits and counts in memory."""
     per_neuron = -(-num_tokens // 8) + 16 * layout.num_positions * (1 + len(layout.domains))
     chunk = layout.neurons_per_chunk
-    step = max(chunk, BLOCK_BYTES // per_neuron // chunk * chunk)
-    return [
-        Block(layer, first, min(first + step, layout.num_neurons))
-        for layer in range(num_layers)
-        for first in range(0, layout.num_neurons, step)
-    ]
+    return min(max(chunk, PART_BYTES // per_neuron // chunk * chunk), layout.num_neurons)
+
+
+def cut_blocks(layout: Layout, num_layers: int, part: int, num_workers: int) -> list[Block]:
+    """Cut the first layers into blocks of whole parts: of several, while much is left.
+
+    What a part's rows are does not depend on its block.
+    """
+    parts_of_layer = -(-layout.num_neurons // part)
+    left = num_layers * parts_of_layer
+    blocks = []
+    for layer in range(num_layers):
+        done = 0
+        while done < parts_of_layer:
+            wanted = min(MOST_PARTS, left // (BLOCKS_LEFT * num_workers), parts_of_layer - done)
+            parts = max(1, wanted)
+            last = min((done + parts) * part, layout.num_neurons)
+            blocks.append(Block(layer, done * part, last))
+            done, left = done + parts, left - parts
+    return blocks
 
 
 def memory_terms(
@@ -78,7 +111,7 @@ def memory_terms(
     ngram_bytes: int,
     shape: Shape,
 ) -> tuple[Term, ...]:
-    """Bound the memory of a worker whose largest block has so many neurons, by what it is for."""
+    """Bound the memory of a worker that merges so many neurons at a time, by what it is for."""
     num_sequences = sum(shard.num_sequences for shard in shards)
     longest = max(shard.num_sequences for shard in shards)
     row = bits.packed_bytes(layout.num_positions)
@@ -135,10 +168,16 @@ class BlockMerger:
         self._texts = TokenTexts(tokenizer_folder(model))
         self._bitmaps = BitmapReader(run.folder, run.layout)
         self._space = np.zeros((0, 0, 0), np.uint8)
+        num_sequences = sum(shard.num_sequences for shard in shards)
+        self._part_neurons = part_neurons(run.layout, num_sequences * run.layout.num_positions)
 
     def __call__(self, block: Block) -> BlockResult:
-        """Merge one block over all shards."""
+        """Merge one block over all shards, one part after the other."""
         self._verify(block)
+        results = map(self._merge_part, block.parts(self._part_neurons))
+        return functools.reduce(BlockResult.with_next, results)
+
+    def _merge_part(self, block: Block) -> BlockResult:
         view = self._view(block)
         found = [section(view, self._settings) for section in self._sections]
         return BlockResult(

@@ -47,7 +47,7 @@ def create_positions(
     run: Run,
     shards: Sequence[Shard],
     num_layers: int,
-    block_neurons: int,
+    part_neurons: int,
     metadata: Mapping[str, Any],
 ) -> None:
     """Create positions.zarr beside the old tables, for the workers to fill in chunks of neurons.
@@ -59,7 +59,7 @@ def create_positions(
     root = zarr.create_group(store, overwrite=True, attributes=dict(metadata))
     names = ("layer", "position", "neuron")
     shape = (num_layers, layout.num_positions, layout.num_neurons)
-    chunks = (1, layout.num_positions, block_neurons)
+    chunks = (1, layout.num_positions, part_neurons)
     codec = ZstdCodec(level=1, checksum=True)
     root.create_array(
         "counts",
@@ -83,7 +83,7 @@ def create_positions(
     by_shard = root.create_array(
         "counts_by_shard",
         shape=(len(shards), num_layers, layout.num_neurons),
-        chunks=(len(shards), 1, block_neurons),
+        chunks=(len(shards), 1, part_neurons),
         dtype=np.uint32,
         dimension_names=("shard", "layer", "neuron"),
         compressors=codec,

@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuronstats.machine import Term
-from neuronstats.reduce.block import BlockResult
+from neuronstats.reduce.block import MOST_PARTS, BlockResult
 from neuronstats.reduce.project import LayerSuppression, LayerTokens, layer_tokens
 from neuronstats.reduce.rows import to_table
 from neuronstats.stats.dead import dead_curve
 from neuronstats.stats.settings import ReduceSettings
-from neuronstats.stats.view import LAYER, Column, LayerTotals, Section, unknown
+from neuronstats.stats.view import LAYER, Column, LayerTotals, Section, unite, unknown
 from neuronstats.store.layout import Layout
 from neuronstats.store.tables import GROUP_ROWS, TableFiles
 
@@ -77,7 +77,7 @@ class Gather:
                 self._files.append(name, table)
         self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
         layer.sections = (
-            [_added(*pair) for pair in zip(layer.sections, result.sections, strict=True)]
+            [a.with_next(b) for a, b in zip(layer.sections, result.sections, strict=True)]
             if layer.sections
             else result.sections
         )
@@ -106,7 +106,7 @@ class Gather:
         elif layer.detected:
             self.layer_tokens.append(layer_tokens(number, layer.detected, top, sorted(top)))
         self._previous = [section.layer_sets for section in layer.sections]
-        self._below = [_united(*pair) for pair in zip(below, self._previous, strict=True)]
+        self._below = [unite(*pair) for pair in zip(below, self._previous, strict=True)]
         self._rows.append(row)
         self._layer = _Layer()
 
@@ -156,7 +156,7 @@ def memory_terms(
     num_layers: int,
     num_tokens: int,
     num_shards: int,
-    block_neurons: int,
+    part_neurons: int,
     settings: ReduceSettings,
 ) -> list[Term]:
     """Bound what `Gather` holds of so many layers, tokens and shards, by what it is for."""
@@ -169,7 +169,8 @@ def memory_terms(
         rows = sum(settings.top_triggers + settings.max_cover[n] for n in settings.ngrams)
         per_neuron += NGRAM_BYTES * rows
     return [
-        Term("a block's rows", 2 * per_neuron * block_neurons),  # as sent and as a table
+        # As sent and as a table.
+        Term("a block's rows", 2 * per_neuron * MOST_PARTS * part_neurons),
         Term("rows to be written", GROUP_ROWS * (3 * NGRAM_BYTES + DOMAIN_BYTES)),
         Term("a layer's neurons", 3 * NEURON_BYTES * neurons),  # read, joined, written
         Term("a layer's triggers", tokens if layout.num_bitmaps else 0),
@@ -196,19 +197,6 @@ def in_order(
             early, bring_back = waiting.pop(following)
             yield work[following], replace(early, tables=bring_back())
             following += 1
-
-
-def _added(first: Section, second: Section) -> Section:
-    """Add up two parts of one section of one layer."""
-    sums = {key: value + second.layer_sums[key] for key, value in first.layer_sums.items()}
-    return replace(first, layer_sums=sums, layer_sets=_united(first.layer_sets, second.layer_sets))
-
-
-def _united(first: Sets, second: Sets) -> Sets:
-    """Unite the ids of each name."""
-    none = np.zeros(0, np.uint32)
-    names = {**first, **second}
-    return {name: np.union1d(first.get(name, none), second.get(name, none)) for name in names}
 
 
 def _gather_tokens(tokens: dict[int, list[int]], rows: pa.Table | None) -> None:

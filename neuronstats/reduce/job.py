@@ -16,7 +16,7 @@ from neuronstats.errors import DONE, INTERRUPTED, SettingsError, UserError
 from neuronstats.machine import PROCESS_BYTES, SPARE, Term, allocator, probe, total, written
 from neuronstats.model.fetch import fetch_here, fetch_on_nodes
 from neuronstats.model.shape import Shape, num_first_layers
-from neuronstats.reduce.block import cut_blocks
+from neuronstats.reduce.block import Block, cut_blocks, part_neurons
 from neuronstats.reduce.block import memory_terms as block_memory
 from neuronstats.reduce.compare import compare
 from neuronstats.reduce.counts import Counts, LayerCounts, corrupt, create_positions
@@ -134,15 +134,14 @@ class _Reduction:
         self._num_layers = min(wanted, run.layout.num_layers)
         self._num_sequences = sum(shard.num_sequences for shard in self._shards)
         self._num_tokens = self._num_sequences * run.layout.num_positions
-        self._blocks = cut_blocks(run.layout, self._num_layers, self._num_tokens)
+        self._part_neurons = part_neurons(run.layout, self._num_tokens)
         self.worker_terms = self._bound_workers()
 
     def _bound_workers(self) -> dict[str, tuple[Term, ...]]:
         """Bound the memory of a worker, by its work."""
         layout, reduce = self.opened.layout, self._settings.reduce
         ids = ngram_ids.projected_bytes(self._num_sequences, layout.num_positions, reduce.ngrams)
-        num_neurons, ids_bytes = self._blocks[0].last, ids["n-gram ids"]
-        sizes = (num_neurons, reduce, ids_bytes, self._shape)
+        sizes = (self._part_neurons, reduce, ids["n-gram ids"], self._shape)
         terms = {
             "adding counts": counts_memory(layout, len(self._shards)),
             "merging": block_memory(layout, self._shards, *sizes),
@@ -166,7 +165,7 @@ class _Reduction:
         numbering = ngram_ids.projected_bytes(
             self._num_sequences, layout.num_positions, reduce.ngrams
         )
-        sizes = (self._num_layers, self._num_tokens, len(self._shards), self._blocks[0].last)
+        sizes = (self._num_layers, self._num_tokens, len(self._shards), self._part_neurons)
         work = {"gathering": gather_memory(layout, *sizes, reduce)}
         if layout.num_bitmaps:
             work["numbering n-grams"] = [Term(*term) for term in numbering.items()]
@@ -185,7 +184,11 @@ class _Reduction:
         rows = [
             ("run", self.opened.folder.location),
             ("tokens", f"{short(self._num_tokens)}, {self._num_sequences} sequences"),
-            ("work", f"{len(self._blocks)} blocks of up to {self._blocks[0].last} neurons"),
+            (
+                "work",
+                f"{self._num_layers} layers of {self.opened.layout.num_neurons} neurons,"
+                f" {self._part_neurons} at a time",
+            ),
         ]
         if settings.address is None:
             here = [Node.of(machine)]
@@ -229,9 +232,7 @@ class _Reduction:
                 NgramStore(run, self._shards).prepare(lengths)
             files = stack.enter_context(contextlib.closing(tables.TableFiles(run.folder, metadata)))
             with storage_errors("write", f"{run.folder.location}/{PARTIAL}"):
-                create_positions(
-                    run, self._shards, self._num_layers, self._blocks[0].last, metadata
-                )
+                create_positions(run, self._shards, self._num_layers, self._part_neurons, metadata)
             merged = Gather(files, run.layout, _tokens_seen(run, self._shards))
             if not self._all_tasks(pool, files, merged):
                 self._console.say(
@@ -265,7 +266,12 @@ class _Reduction:
         def do(tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
             return pool.run(ReduceWorker, args, tasks)
 
-        return self._add(do) and self._merge(do, files, merged) and self._judge(do, files, merged)
+        blocks = cut_blocks(run.layout, self._num_layers, self._part_neurons, pool.workers.count)
+        return (
+            self._add(do)
+            and self._merge(do, blocks, files, merged)
+            and self._judge(do, files, merged)
+        )
 
     def _add(self, do: Do) -> bool:
         """Add up all layers' position counts; compare their sums with the records."""
@@ -276,9 +282,10 @@ class _Reduction:
             done += 1
         return done == len(tasks)
 
-    def _merge(self, do: Do, files: tables.TableFiles, merged: Gather) -> bool:
+    def _merge(
+        self, do: Do, work: Sequence[Block], files: tables.TableFiles, merged: Gather
+    ) -> bool:
         """Do all blocks, writing rows in their order."""
-        work = self._blocks
         total = sum(block.last - block.first for block in work)
         with self._console.progress("reduce", total, "neurons") as advance:
             done = 0

@@ -1,7 +1,7 @@
 """What a statistic is given and what it returns: the arrays of one block of neurons."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -187,6 +187,20 @@ class Section:
     tables: Mapping[str, Mapping[Column, Any]] = field(default_factory=dict)
     """Rows of tables of its own, by the table's name: columns [row], `NEURON` among them, counted
     from the block's first. They are sorted by neuron, else left in their order."""
+
+    def with_next(self, other: "Section") -> "Section":
+        """Return what this and the layer's next neurons add to it; columns and tables are left."""
+        sums = {key: value + other.layer_sums[key] for key, value in self.layer_sums.items()}
+        return replace(self, layer_sums=sums, layer_sets=unite(self.layer_sets, other.layer_sets))
+
+
+def unite(
+    first: Mapping[str, npt.NDArray[Any]], second: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    """Unite the ids of each name."""
+    none = np.zeros(0, np.uint32)
+    names = {**first, **second}
+    return {name: np.union1d(first.get(name, none), second.get(name, none)) for name in names}
 
 
 Statistic = Callable[[BlockView, Any], Section]

@@ -19,7 +19,7 @@ from neuronstats.store.faults import storage_errors
 from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import PARTIAL, TABLES
 
-GROUP_ROWS = 1 << 16  # of a row group, at least: every read looks at each group's range of neurons
+GROUP_ROWS = 1 << 16  # of a row group: every read looks at each group's range of neurons
 METADATA = b"neuronstats"  # of a table: what made it
 MEANING = b"meaning"  # of a column: one line for people
 
@@ -57,20 +57,29 @@ class TableFiles:
         """
         waiting = self._waiting.setdefault(name, [])
         waiting.append(table)
-        if group or sum(map(len, waiting)) >= GROUP_ROWS:
+        if group:
             self._write(name)
+        elif (num_rows := sum(map(len, waiting))) >= GROUP_ROWS:
+            self._write(name, num_rows // GROUP_ROWS * GROUP_ROWS)
 
-    def _write(self, name: str) -> None:
-        """Write the rows of a table that wait."""
+    def _write(self, name: str, num_rows: int | None = None) -> None:
+        """Write all rows of a table that wait as one group, or so many as groups.
+
+        The file is the same however its rows came.
+        """
         waiting = self._waiting.pop(name, None)
         if waiting is None:
             return
         with self._errors():
-            group = pa.concat_tables(waiting).replace_schema_metadata(self._metadata)
+            rows = pa.concat_tables(waiting).replace_schema_metadata(self._metadata)
+            rows = rows.combine_chunks()
             if name not in self._writers:
                 path = self._place / f"{name}.parquet"
-                self._writers[name] = pq.ParquetWriter(path, group.schema, compression="zstd")
-            self._writers[name].write_table(group)
+                self._writers[name] = pq.ParquetWriter(path, rows.schema, compression="zstd")
+            size = len(rows) if num_rows is None else GROUP_ROWS
+            self._writers[name].write_table(rows.slice(0, num_rows), row_group_size=max(1, size))
+            if num_rows is not None and num_rows < len(rows):
+                self._waiting[name] = [rows.slice(num_rows)]
 
     def take(self, name: str) -> Iterator[pa.Table]:
         """Yield a table's rows, one group at a time; the table is then gone.

@@ -11,7 +11,7 @@ from helpers import models
 from helpers.serial import make_run, quiet, serial
 
 from neuronstats.errors import UserError
-from neuronstats.reduce.block import BlockResult
+from neuronstats.reduce.block import BlockResult, part_neurons
 from neuronstats.reduce.gather import Gather, in_order, memory_terms
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
@@ -170,7 +170,8 @@ def test_rows_are_written_in_groups_and_found_there(collected, monkeypatch):
         file = pq.ParquetFile(f"{collected}/tables/{name}.parquet")
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         assert len(sizes) > 1
-        assert min(sizes[:-1]) >= 50
+        assert set(sizes[:-1]) == {50}
+        assert sizes[-1] <= 50
         assert pa.concat_tables(run.batches(name)).equals(table)
         for layer, first, last in ((0, 0, 3), (0, 5, 6), (1, 2, 9), (1, 9, 9)):
             keys = (table["layer"].to_numpy() == layer, table["neuron"].to_numpy())
@@ -199,3 +200,26 @@ def test_gathering_holds_what_is_planned(collected, monkeypatch):
         assert reduce(ReduceJob(run=collected), quiet()) == 0
     assert len(held) == layers
     assert 0 < max(held) <= planned
+
+
+def test_files_are_the_same_however_blocks_are_cut(tiny_checkpoint, tmp_path, monkeypatch):
+    """A block is one part of a few neurons, several, or all of a layer."""
+    monkeypatch.setattr("neuronstats.store.layout.CHUNK_BYTES", 64)
+    tokens = models.random_tokens(8, 24, seed=2)
+    checkpoint = tiny_checkpoint("pre")
+    collected = make_run(tmp_path / "run", checkpoint, tokens, ["a", "b"] * 4, collect__bitmaps=1)
+    monkeypatch.setattr("neuronstats.reduce.block.PART_BYTES", 1)
+    monkeypatch.setattr("neuronstats.store.tables.GROUP_ROWS", 30)
+    layout = Run.open(collected).layout
+    assert layout.num_neurons > 3 * part_neurons(layout, tokens.size)
+    found = []
+    for most, left in ((1, 1), (3, 2), (100, 1)):
+        monkeypatch.setattr("neuronstats.reduce.block.MOST_PARTS", most)
+        monkeypatch.setattr("neuronstats.reduce.block.BLOCKS_LEFT", left)
+        with serial(monkeypatch):
+            assert reduce(ReduceJob(run=collected), quiet()) == 0
+        tables = Path(collected, "tables")
+        files = [path for path in sorted(tables.rglob("*")) if path.is_file()]
+        found.append({str(path.relative_to(tables)): path.read_bytes() for path in files})
+    assert found[1] == found[0]
+    assert found[2] == found[0]

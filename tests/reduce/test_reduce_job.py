@@ -34,7 +34,7 @@ def test_shards_batches_blocks_and_order_change_nothing(tiny_checkpoint, tmp_pat
     for index, (shard, reverse, block) in enumerate(
         [(10, False, 96 << 20), (1, True, 1), (3, True, 2000)]
     ):
-        monkeypatch.setattr("neuronstats.reduce.block.BLOCK_BYTES", block)
+        monkeypatch.setattr("neuronstats.reduce.block.PART_BYTES", block)
         monkeypatch.setattr("neuronstats.store.layout.CHUNK_BYTES", 64)
         job = collect_job(
             tmp_path / f"run{index}",
