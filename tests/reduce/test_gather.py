@@ -23,7 +23,7 @@ from neuronstats.store.folder import RunFolder
 from neuronstats.store.layout import Layout, Shard
 from neuronstats.store.reduced import ReducedRun
 from neuronstats.store.run import Run
-from neuronstats.store.tables import TableFiles
+from neuronstats.store.tables import GROUP_ROWS, TableFiles
 
 METHOD = Path(__file__).parents[2] / "docs" / "method.md"
 
@@ -129,6 +129,23 @@ def test_early_blocks_wait_on_disk_and_come_in_order(files, tmp_path):
         assert pa.total_allocated_bytes() - before < 5 * one.nbytes
     assert came == list(range(6))
     assert list((tmp_path / "run" / "tables.partial").iterdir()) == []
+
+
+def test_a_file_is_the_same_however_its_rows_came(tmp_path):
+    """Pages end elsewhere where rows are written in other pieces."""
+    values = np.random.default_rng(0).integers(0, 1 << 60, 2 * GROUP_ROWS + 999)
+    lists = pa.ListArray.from_arrays(np.arange(len(values) + 1, dtype=np.int32), pa.array(values))
+    rows = pa.table({"a": values, "b": lists})
+    found = []
+    for step in (len(rows), 777, GROUP_ROWS + 1):
+        files = TableFiles(RunFolder(str(tmp_path / str(step)), create=True), {})
+        for first in range(0, len(rows), step):
+            files.append("mine", rows.slice(first, step))
+        files._complete()
+        found.append((tmp_path / str(step) / "tables.partial" / "mine.parquet").read_bytes())
+        files.close()
+    assert found[1] == found[0]
+    assert found[2] == found[0]
 
 
 def test_a_full_disk_is_said(files, tmp_path):
