@@ -30,7 +30,7 @@ from neuronstats.store.layout import ZARR, Layout, Record, Shard
 from neuronstats.store.run import Run
 
 PART_BYTES = 96 << 20  # bits and position counts that a worker holds at a time
-MOST_PARTS = 4  # of a block: with fewer, two workers merged a sixth less
+BLOCK_BYTES = 4 * PART_BYTES  # of a whole task: in smaller ones two workers merged a sixth less
 BLOCKS_LEFT = 8  # for each worker, before blocks have fewer parts, so that workers end together
 CURVE_COPIES = 24  # arrays like the curves' that typing them takes (measured)
 
@@ -79,24 +79,37 @@ class BlockResult:
 
 def part_neurons(layout: Layout, num_tokens: int) -> int:
     """Return the neurons of a part of a block: whole chunks, their bits and counts in memory."""
-    per_neuron = -(-num_tokens // 8) + 16 * layout.num_positions * (1 + len(layout.domains))
     chunk = layout.neurons_per_chunk
-    return min(max(chunk, PART_BYTES // per_neuron // chunk * chunk), layout.num_neurons)
+    fit = PART_BYTES // _neuron_bytes(layout, num_tokens) // chunk * chunk
+    return min(max(chunk, fit), layout.num_neurons)
 
 
-def cut_blocks(layout: Layout, num_layers: int, part: int, num_workers: int) -> list[Block]:
+def most_parts(layout: Layout, num_tokens: int) -> int:
+    """Return the parts of a block, at most."""
+    part = part_neurons(layout, num_tokens)
+    fit = BLOCK_BYTES // (part * _neuron_bytes(layout, num_tokens))
+    return min(max(1, fit), -(-layout.num_neurons // part))
+
+
+def _neuron_bytes(layout: Layout, num_tokens: int) -> int:
+    """Return the bytes of a neuron's bits and position counts."""
+    return -(-num_tokens // 8) + 16 * layout.num_positions * (1 + len(layout.domains))
+
+
+def cut_blocks(layout: Layout, num_layers: int, num_tokens: int, num_workers: int) -> list[Block]:
     """Cut the first layers into blocks of whole parts: of several, while much is left.
 
     What a part's rows are does not depend on its block.
     """
+    part, most = part_neurons(layout, num_tokens), most_parts(layout, num_tokens)
     parts_of_layer = -(-layout.num_neurons // part)
     left = num_layers * parts_of_layer
     blocks = []
     for layer in range(num_layers):
         done = 0
         while done < parts_of_layer:
-            wanted = min(MOST_PARTS, left // (BLOCKS_LEFT * num_workers), parts_of_layer - done)
-            parts = max(1, wanted)
+            fair = max(1, left // (BLOCKS_LEFT * num_workers))
+            parts = min(most, fair, parts_of_layer - done)
             last = min((done + parts) * part, layout.num_neurons)
             blocks.append(Block(layer, done * part, last))
             done, left = done + parts, left - parts

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuronstats.machine import Term
-from neuronstats.reduce.block import MOST_PARTS, BlockResult
+from neuronstats.reduce.block import BlockResult, most_parts, part_neurons
 from neuronstats.reduce.project import LayerSuppression, LayerTokens, layer_tokens
 from neuronstats.reduce.rows import to_table
 from neuronstats.stats.dead import dead_curve
@@ -156,7 +156,6 @@ def memory_terms(
     num_layers: int,
     num_tokens: int,
     num_shards: int,
-    part_neurons: int,
     settings: ReduceSettings,
 ) -> list[Term]:
     """Bound what `Gather` holds of so many layers, tokens and shards, by what it is for."""
@@ -168,9 +167,9 @@ def memory_terms(
     if layout.num_bitmaps:
         rows = sum(settings.top_triggers + settings.max_cover[n] for n in settings.ngrams)
         per_neuron += NGRAM_BYTES * rows
+    widest = min(neurons, most_parts(layout, num_tokens) * part_neurons(layout, num_tokens))
     return [
-        # As sent and as a table.
-        Term("a block's rows", 2 * per_neuron * MOST_PARTS * part_neurons),
+        Term("a block's rows", 2 * per_neuron * widest),  # as sent and as a table
         Term("rows to be written", GROUP_ROWS * (3 * NGRAM_BYTES + DOMAIN_BYTES)),
         Term("a layer's neurons", 3 * NEURON_BYTES * neurons),  # read, joined, written
         Term("a layer's triggers", tokens if layout.num_bitmaps else 0),

@@ -165,7 +165,7 @@ class _Reduction:
         numbering = ngram_ids.projected_bytes(
             self._num_sequences, layout.num_positions, reduce.ngrams
         )
-        sizes = (self._num_layers, self._num_tokens, len(self._shards), self._part_neurons)
+        sizes = (self._num_layers, self._num_tokens, len(self._shards))
         work = {"gathering": gather_memory(layout, *sizes, reduce)}
         if layout.num_bitmaps:
             work["numbering n-grams"] = [Term(*term) for term in numbering.items()]
@@ -266,7 +266,7 @@ class _Reduction:
         def do(tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
             return pool.run(ReduceWorker, args, tasks)
 
-        blocks = cut_blocks(run.layout, self._num_layers, self._part_neurons, pool.workers.count)
+        blocks = cut_blocks(run.layout, self._num_layers, self._num_tokens, pool.workers.count)
         return (
             self._add(do)
             and self._merge(do, blocks, files, merged)

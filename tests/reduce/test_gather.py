@@ -11,7 +11,7 @@ from helpers import models
 from helpers.serial import make_run, quiet, serial
 
 from neuronstats.errors import UserError
-from neuronstats.reduce.block import BlockResult, part_neurons
+from neuronstats.reduce.block import BlockResult, _neuron_bytes, most_parts, part_neurons
 from neuronstats.reduce.gather import Gather, in_order, memory_terms
 from neuronstats.reduce.job import reduce
 from neuronstats.reduce.settings import ReduceJob
@@ -202,8 +202,7 @@ def test_gathering_holds_what_is_planned(collected, monkeypatch):
         monkeypatch.setattr(f"neuronstats.{owner}.GROUP_ROWS", 64)
     run = Run.open(collected)
     settings, layers = ReduceSettings(), run.layout.num_layers
-    neurons = run.layout.num_neurons
-    terms = memory_terms(run.layout, layers, 8 * 24, len(run.layout.shards), neurons, settings)
+    terms = memory_terms(run.layout, layers, 8 * 24, len(run.layout.shards), settings)
     planned = sum(term.bytes for term in terms if "rows" in term.name or "neurons" in term.name)
     before, held = pa.total_allocated_bytes(), []
     add = Gather.add
@@ -228,11 +227,12 @@ def test_files_are_the_same_however_blocks_are_cut(tiny_checkpoint, tmp_path, mo
     monkeypatch.setattr("neuronstats.reduce.block.PART_BYTES", 1)
     monkeypatch.setattr("neuronstats.store.tables.GROUP_ROWS", 30)
     layout = Run.open(collected).layout
-    assert layout.num_neurons > 3 * part_neurons(layout, tokens.size)
+    part_bytes = part_neurons(layout, tokens.size) * _neuron_bytes(layout, tokens.size)
     found = []
-    for most, left in ((1, 1), (3, 2), (100, 1)):
-        monkeypatch.setattr("neuronstats.reduce.block.MOST_PARTS", most)
-        monkeypatch.setattr("neuronstats.reduce.block.BLOCKS_LEFT", left)
+    for parts, block_bytes in ((1, 1), (3, 3 * part_bytes), (layout.num_neurons, 1 << 30)):
+        monkeypatch.setattr("neuronstats.reduce.block.BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr("neuronstats.reduce.block.BLOCKS_LEFT", 1)
+        assert most_parts(layout, tokens.size) == parts
         with serial(monkeypatch):
             assert reduce(ReduceJob(run=collected), quiet()) == 0
         tables = Path(collected, "tables")
