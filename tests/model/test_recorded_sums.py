@@ -152,5 +152,5 @@ def test_values_beyond_what_adds_up_exactly_are_refused(tmp_path, monkeypatch, i
     with torch.no_grad():
         families.layers_of(model)[1].mlp.up_proj.weight *= 1e6
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match=r"layer 1 of shard 0 .* hands on .*collect\.sums=false"):
+    with pytest.raises(UserError, match=r"layer 1 of shard 1 .* hands on .*collect\.sums=false"):
         stored(monkeypatch, (tmp_path / "model", inputs[1]), tmp_path / "run")
