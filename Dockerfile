@@ -1,5 +1,6 @@
-# docker build -t neuronstats .
-# docker run --gpus all --shm-size 1g -v $PWD/runs:/app/runs neuronstats jobs/collect.py model=opt-1.3b
+# docker build -t neuronstats . && mkdir -p runs
+# docker run --gpus all --shm-size 1g --user $(id -u):$(id -g) -v $PWD/runs:/app/runs neuronstats \
+#     jobs/collect.py model=opt-1.3b
 # torch brings its CUDA libraries (13.0: driver 580 or newer); the base needs none.
 FROM ubuntu:24.04
 
@@ -26,8 +27,10 @@ RUN /opt/venv/bin/pip install --no-cache-dir --no-deps -e . \
     && echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/neuronstats.sh \
     && (userdel --remove ubuntu || true) \
     && useradd --uid 1000 --create-home neuronstats \
-    && mkdir -p runs && chown 1000:1000 runs
-ENV PATH=/opt/venv/bin:$PATH RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
+    && mkdir -p runs && chmod 1777 runs /home/neuronstats
+# HOME and USER, because --user may be an id without a name: the folder mounted as runs is its.
+ENV PATH=/opt/venv/bin:$PATH HOME=/home/neuronstats USER=neuronstats
+ENV RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
 USER 1000
 ENTRYPOINT ["/opt/venv/bin/python"]
 CMD ["/app/jobs/collect.py", "--help"]

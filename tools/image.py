@@ -18,6 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 MOUNTS = ("proc", "dev", "dev/shm")
+NAMELESS = "4321"  # of `docker run --user`
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Docker's own
 
 # Each as a user or KubeRay would ask it; {python} is the entrypoint.
@@ -29,7 +30,9 @@ PROMISES = {
     "the cluster's extras are there": "{python} -c 'import grpc, aiohttp, ray.dashboard'",
     "KubeRay's probes": "command -v wget",
     "nothing of the tests": "! {python} -c 'import pytest' 2>/dev/null",
-    "it is not root": 'test "$(id -u)" = 1000 && touch $HOME/x && touch /app/runs/x',
+    "it is not root, and can write": (
+        'test "$(id -u)" != 0 && touch "$HOME/$(id -u)" "/app/runs/$(id -u)"'
+    ),
     "a C compiler and Python.h, for Triton": (
         "cd /tmp && echo '#include <Python.h>' > t.c && gcc -c t.c -I$({python} -c"
         " 'import sysconfig; print(sysconfig.get_path(\"include\"))')"
@@ -37,7 +40,7 @@ PROMISES = {
     "Triton is found": (
         "{python} -c 'from neuronstats.bits import tensors; assert tensors._find_triton()'"
     ),
-    "a run": "cd /app && {python} jobs/collect.py data.max_tokens=20000 run=runs/try",
+    "a run": 'cd /app && {python} jobs/collect.py data.max_tokens=20000 run="runs/try-$(id -u)"',
 }
 
 
@@ -119,11 +122,14 @@ def main() -> int:
         python = shlex.join(image.entrypoint)
         entrypoint = shlex.join([*image.entrypoint, *image.command])
         broken = 0
-        for what, line in PROMISES.items():
-            code = image.sh(line.replace("{python}", python).replace("{entrypoint}", entrypoint))
-            broken += code != 0
-            sys.stdout.write(f"=== {'holds' if code == 0 else 'BROKEN'}: {what}\n")
-            sys.stdout.flush()
+        for image.user in (image.user, NAMELESS):
+            for what, line in PROMISES.items():
+                line = line.replace("{python}", python).replace("{entrypoint}", entrypoint)
+                code = image.sh(line)
+                broken += code != 0
+                verdict = "holds" if code == 0 else "BROKEN"
+                sys.stdout.write(f"=== {verdict} for user {image.user}: {what}\n")
+                sys.stdout.flush()
         return broken
     finally:
         for name in reversed(MOUNTS):

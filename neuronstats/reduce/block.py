@@ -181,8 +181,9 @@ class BlockMerger:
         self._texts = TokenTexts(tokenizer_folder(model))
         self._bitmaps = BitmapReader(run.folder, run.layout)
         self._space = np.zeros((0, 0, 0), np.uint8)
-        num_sequences = sum(shard.num_sequences for shard in shards)
-        self._part_neurons = part_neurons(run.layout, num_sequences * run.layout.num_positions)
+        self._num_sequences = sum(shard.num_sequences for shard in shards)
+        num_tokens = self._num_sequences * run.layout.num_positions
+        self._part_neurons = part_neurons(run.layout, num_tokens)
 
     def __call__(self, block: Block) -> BlockResult:
         """Merge one block over all shards, one part after the other."""
@@ -297,11 +298,10 @@ class BlockMerger:
                 raise corrupt(f"bitmap of layer {block.layer} of {self._shards[index]}")
 
         self._run.require("bitmaps", block.layer)
-        num_sequences = sum(shard.num_sequences for shard in self._shards)
         width = block.last - block.first
         if len(self._space) < width:  # the pages of new memory would cost a third of the reading
             row = bits.packed_bytes(self._run.layout.num_positions)
-            self._space = np.empty((width, num_sequences, row), np.uint8)
+            self._space = np.empty((width, self._num_sequences, row), np.uint8)
         return self._bitmaps.read(
             block.layer,
             slice(block.first, block.last),

@@ -5,17 +5,20 @@ import shutil
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-import torch
-from helpers import machines, models
+from helpers import machines
 from helpers.readme import (
     LEFT_TOKEN,
+    LENGTH,
     MODE,
     PLACE,
     ROOT,
+    SEQUENCES,
+    SHARD_SEQUENCES,
     check_stores,
+    check_tables,
     collect,
+    ended,
     join,
     joined,
     leave_token,
@@ -24,48 +27,15 @@ from helpers.readme import (
     start_head,
     wait_for,
 )
-from helpers.serial import collect_job, quiet, save_tokens, serial
 
 from neuronstats.errors import DONE, FAILED, GONE, WRONG_SETTINGS
 
-SEQUENCES = 640
-SHARDS = SEQUENCES // 4
-LENGTH = "collect.shard_sequences=4 ray.cpus_per_worker=1"  # room for two jobs at once
-TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
+SHARDS = SEQUENCES // SHARD_SEQUENCES
 
 pytestmark = [
     pytest.mark.timeout(3600),  # two minutes on a machine at rest
     pytest.mark.skipif(bool(machines.why_not()), reason=f"NO CLUSTER TEST: {machines.why_not()}"),
 ]
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    with machines.Network(tmp_path_factory.mktemp("network")) as network:
-        yield network
-
-
-@pytest.fixture(scope="module")
-def inputs(network, tiny_checkpoint):
-    shutil.copytree(tiny_checkpoint("pre"), network.shared / "model")
-    tokens = models.random_tokens(SEQUENCES, 64, seed=3)
-    return network.shared / "model", save_tokens(network.shared / "tokens.npy", tokens)
-
-
-@pytest.fixture(scope="module")
-def alone(inputs, tmp_path_factory):
-    """The same run, collected and reduced in this process."""
-    from neuronstats.collect.job import collect
-    from neuronstats.reduce.job import reduce
-    from neuronstats.reduce.settings import ReduceJob
-
-    run, threads = tmp_path_factory.mktemp("alone") / "run", torch.get_num_threads()
-    torch.set_num_threads(1)  # more would wait for each other, beside the machines
-    with pytest.MonkeyPatch.context() as patch, serial(patch):
-        assert collect(collect_job(run, *inputs, collect__shard_sequences=4), quiet()) == DONE
-        assert reduce(ReduceJob(run=str(run)), quiet()) == DONE
-    torch.set_num_threads(threads)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +102,7 @@ def test_a_model_of_the_hub_is_fetched_once_by_each_machine(network, cluster):
     job = collect(
         driver, head, *more, run="/mnt/hub", model="opt-125m", mode=MODE, HF_ENDPOINT=endpoint
     )
-    out, err = job.communicate(timeout=600)
-    assert job.returncode == DONE, (out, err)
+    ended(job, DONE)
     time.sleep(0.5)
     asked = (network.shared / "asked").read_text().splitlines()
     fetched = [line for line in asked if line.startswith("GET") and "model.safetensors" in line]
@@ -153,8 +122,7 @@ def test_a_machine_that_is_unplugged_costs_its_shards(network, cluster, alone):
     fourth.unplug()
     thaw(head)
     thaw(driver)
-    out, err = job.communicate(timeout=600)
-    assert job.returncode == DONE, (out, err)
+    ended(job, DONE)
     check_stores(alone, run)
 
 
@@ -167,8 +135,7 @@ def test_folders_that_a_machine_does_not_see(cluster):
     ]
     for run, model, code, words in cases:  # together, one might leave the other no room on m1
         job = collect(driver, head, LENGTH, run=run, model=model)
-        out, err = job.communicate(timeout=600)
-        assert job.returncode == code, (out, err)
+        _, err = ended(job, code)
         assert "on m1 (10.77.0.1): " in err
         assert words in err, err
         assert "Traceback" not in err
@@ -197,12 +164,10 @@ def test_what_happens_to_machines_in_one_run(network, cluster, alone):
     assert say(fourth, "cat ~/.ray/auth_token") == LEFT_TOKEN
     refused = [collect(driver, fourth, LENGTH, mode=mode) for mode in ("", MODE)]
     for other, state in zip(refused, ("is not set", "is token"), strict=True):
-        out, err = other.communicate(timeout=600)
-        assert other.returncode == FAILED, (out, err)
+        out, err = ended(other, FAILED)
         assert f"the token is missing or wrong. RAY_AUTH_MODE {state} here" in err, err
 
-    out, err = job.communicate(timeout=600)
-    assert job.returncode == GONE, (out, err)
+    out, err = ended(job, GONE)
     assert "the cluster's head is gone; what was committed stays; the same command goes on" in err
     assert all(f"{machine.name} ({machine.ip}) 1" in out for machine in (head, driver))
     assert "left out: m3 (10.77.0.3): it cannot start a worker" in out
@@ -214,16 +179,12 @@ def test_what_happens_to_machines_in_one_run(network, cluster, alone):
     say(driver, "ray stop --force")
     joined(join(driver, fourth))
     job = collect(driver, fourth, LENGTH, "ray.workers=max")
-    out, err = job.communicate(timeout=600)
-    assert job.returncode == DONE, (out, err)
+    out, err = ended(job, DONE)
     assert f"of {SHARDS} shards are committed already" in out
     check_stores(alone, run)
     job = driver.start(
         PLACE + MODE + f"python jobs/reduce.py run=/mnt/run ray.address={fourth.ip}:6379"
     )
-    out, err = job.communicate(timeout=600)
-    assert job.returncode == DONE, (out, err)
+    out, err = ended(job, DONE)
     assert re.search(r"^workers: \d+: m\d \S+ \d, m\d \S+ \d$", out, re.MULTILINE), out
-    for name in TABLES:
-        mine, theirs = (pq.read_table(r / "tables" / f"{name}.parquet") for r in (run, alone))
-        assert mine.equals(theirs), name
+    check_tables(alone, run)

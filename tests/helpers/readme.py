@@ -5,12 +5,17 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 ROOT = Path(__file__).parents[2]
 PLACE = (
     f"cd {ROOT}; export PATH={Path(sys.executable).parent}:$PATH; "  # README: .venv/bin/activate
 )
 MODE = "export RAY_AUTH_MODE=token; "  # README: "with the same RAY_AUTH_MODE"
 TOKEN, HEAD, OTHER, COLLECT = range(4)
+TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
+SEQUENCES, SHARD_SEQUENCES = 640, 4  # of the text that is collected
+LENGTH = f"collect.shard_sequences={SHARD_SEQUENCES} ray.cpus_per_worker=1"  # room for two jobs
 LEFT_TOKEN = "0123456789abcdef" * 4  # of another cluster
 
 
@@ -42,19 +47,21 @@ def patiently(start):
     return f"for n in 1 2 3; do {tried}; {again}; done; exit 1"
 
 
-def start_head(machine):
+def start_head(machine, *more):
     """README's first two commands, one after the other in one shell."""
     token, start = commands()[: HEAD + 1]
-    say(machine, f"{token}; {patiently(start)}")
+    say(machine, f"{token}; {patiently(' '.join([start, *more]))}")
 
 
 def join(machine, head):
     """README's third command, begun after its first's comment: copy the token."""
+    copy_token(machine, head)
+    return machine.start(PLACE + MODE + patiently(commands()[OTHER].replace("HEAD", head.ip)))
+
+
+def copy_token(machine, head):
     token = say(head, "cat ~/.ray/auth_token")
-    copy = f"mkdir -p ~/.ray; echo -n {shlex.quote(token)} > ~/.ray/auth_token; "
-    return machine.start(
-        PLACE + MODE + copy + patiently(commands()[OTHER].replace("HEAD", head.ip))
-    )
+    say(machine, f"mkdir -p ~/.ray; echo -n {shlex.quote(token)} > ~/.ray/auth_token")
 
 
 def joined(*begun):
@@ -93,9 +100,23 @@ def wait_for(job, met, seconds=600):
         time.sleep(0.1)
 
 
+def ended(job, code):
+    """Wait for a job's end, with such an exit code; what it wrote."""
+    out, err = job.communicate(timeout=600)
+    assert job.returncode == code, (out, err)
+    return out, err
+
+
 def check_stores(one, other):
     """Both runs have the same files, byte for byte."""
     ours, theirs = one / "activations.zarr", other / "activations.zarr"
     names = {path.relative_to(ours) for path in ours.rglob("*") if path.is_file()}
     assert names == {path.relative_to(theirs) for path in theirs.rglob("*") if path.is_file()}
     assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
+
+
+def check_tables(one, other):
+    """Both runs have the same rows."""
+    for name in TABLES:
+        mine, theirs = (pq.read_table(run / "tables" / f"{name}.parquet") for run in (one, other))
+        assert mine.equals(theirs), name
