@@ -122,13 +122,14 @@ def main() -> int:
         python = shlex.join(image.entrypoint)
         entrypoint = shlex.join([*image.entrypoint, *image.command])
         broken = 0
-        for image.user in (image.user, NAMELESS):
+        for user in (image.user, NAMELESS):
+            image.user = user
             for what, line in PROMISES.items():
-                line = line.replace("{python}", python).replace("{entrypoint}", entrypoint)
-                code = image.sh(line)
+                asked = line.replace("{python}", python).replace("{entrypoint}", entrypoint)
+                code = image.sh(asked)
                 broken += code != 0
                 verdict = "holds" if code == 0 else "BROKEN"
-                sys.stdout.write(f"=== {verdict} for user {image.user}: {what}\n")
+                sys.stdout.write(f"=== {verdict} for user {user}: {what}\n")
                 sys.stdout.flush()
         return broken
     finally:
