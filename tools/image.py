@@ -34,7 +34,7 @@ PROMISES = {
         'test "$(id -u)" != 0 && touch "$HOME/$(id -u)" "/app/runs/$(id -u)"'
     ),
     "a C compiler and Python.h, for Triton": (
-        "cd /tmp && echo '#include <Python.h>' > t.c && gcc -c t.c -I$({python} -c"
+        "cd $(mktemp -d) && echo '#include <Python.h>' > t.c && gcc -c t.c -I$({python} -c"
         " 'import sysconfig; print(sysconfig.get_path(\"include\"))')"
     ),
     "Triton is found": (

@@ -36,7 +36,7 @@ def is_worker(process):
 @pytest.fixture(scope="module")
 def inputs(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("local")
-    tokens = save_tokens(folder / "tokens.npy", models.random_tokens(800, 64, seed=3))
+    tokens = save_tokens(folder / "tokens.npy", models.random_tokens(4000, 64, seed=3))
     settings = ["model=local", f"model.path={tiny_checkpoint('pre')}", "data=tokens"]
     return [*settings, f"data.path={tokens}", "collect.shard_sequences=1"]
 
@@ -45,7 +45,7 @@ def inputs(tiny_checkpoint, tmp_path_factory):
 def collected(inputs, tmp_path_factory):
     run = tmp_path_factory.mktemp("collected") / "run"
     with pytest.MonkeyPatch.context() as patch, serial(patch):
-        code, _, err = run_job("collect", *inputs, f"run={run}", "collect.shard_sequences=400")
+        code, _, err = run_job("collect", *inputs, f"run={run}", "collect.shard_sequences=2000")
     assert code == 0, err
     return run
 
