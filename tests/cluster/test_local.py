@@ -9,12 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from helpers import models
 from helpers.run_job import run_job
 from helpers.serial import save_tokens, serial
 
 from neuronstats.cluster import guard
-from neuronstats.errors import DONE, GONE
+from neuronstats.errors import DONE, FAILED, GONE
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,6 +136,23 @@ def test_a_killed_job_leaves_nothing(name, start):
     job.kill()
     job.wait()
     none_left(family, f"driver of {name} killed")
+
+
+def test_a_worker_s_error_is_told_in_its_own_words(inputs, tmp_path):
+    """Weights that are not finite: nothing of Ray's, and the run stays without a shard."""
+    damaged = models.tiny_opt("pre")
+    with torch.no_grad():
+        damaged.model.decoder.layers[1].fc1.weight[5, 7] = float("nan")
+    models.save_checkpoint(damaged, tmp_path / "damaged")
+    run = tmp_path / "run"
+    settings = [*inputs, f"model.path={tmp_path / 'damaged'}", f"run={run}"]
+    job = [sys.executable, str(ROOT / "jobs" / "collect.py"), *settings]
+    done = subprocess.run(job, capture_output=True, text=True, check=False)
+    assert done.returncode == FAILED, done
+    assert done.stderr.startswith("error: shard "), done.stderr
+    assert "NaN or infinity in layer 1, sequence 0 of shard " in done.stderr
+    assert len(done.stderr.splitlines()) <= 12, done.stderr
+    assert not list((run / "activations.zarr" / "records").glob("*"))
 
 
 DRIVER = """

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import models
-from helpers.serial import make_run
+from helpers.desk import contents
+from helpers.run_job import run_job
+from helpers.serial import make_run, serial
 
-from neuronstats.errors import UserError
+from neuronstats.errors import DONE, UserError
 from neuronstats.reduce.ngram_cache import ARRAYS, NgramStore
 from neuronstats.stats.ngram_ids import build_ngram_ids
 from neuronstats.store.run import Run
@@ -90,3 +92,19 @@ def test_a_changed_byte_is_found(run, name):
     path.write_bytes(data)
     with pytest.raises(UserError, match="is missing or has changed"):
         kept.read([2])
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_whole_reduction_numbers_them_anew(run, name, monkeypatch):
+    """And makes the same tables."""
+    tables = Path(run.folder.location) / "tables"
+    with serial(monkeypatch):
+        assert run_job("reduce", f"run={run.folder.location}")[0] == DONE
+        before = contents(tables)
+        (path,) = [path for path in objects(run).values() if path.name == f"2.{name}"]
+        good = path.read_bytes()
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        code, _, err = run_job("reduce", f"run={run.folder.location}")
+    assert (code, err) == (DONE, "")
+    assert contents(tables) == before
+    assert path.read_bytes() == good
