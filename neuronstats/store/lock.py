@@ -28,6 +28,7 @@ from neuronstats.store.layout import LOCK, LOGS
 
 LEASE_SECONDS = 60.0  # a lock object that was not renewed for so long is dead
 RENEW_SECONDS = LEASE_SECONDS / 4
+CLOCK_SECONDS = 1.0  # stores tell times in whole seconds: a lease may look so much older than it is
 Ask = Callable[[Callable[[], Any]], Any]
 PUTS = 10  # that find the lock ours and are refused
 NO_TAG = '"00000000000000000000000000000000"'  # of no object
@@ -134,7 +135,7 @@ class Lease:
         recent = {number: at for number, at in self._sent.items() if at > now - LEASE_SECONDS}
         self._sent = {**recent, self._about["renewed"]: now}
         result = obstore.put(self._store, LOCK, json.dumps(self._about).encode(), mode=mode)
-        self._tag, self._until = result["e_tag"], now + LEASE_SECONDS
+        self._tag, self._until = result["e_tag"], now + LEASE_SECONDS - CLOCK_SECONDS
 
     def _found(self) -> tuple[dict[str, Any], Any]:
         """Return what the lock says (nothing where it is damaged or gone), and its meta data."""
@@ -198,7 +199,8 @@ class Lease:
                     raise self._lost
                 # It is one of our puts, whose answer was lost.
                 self._tag = meta["e_tag"]
-                self._until = self._sent.get(about.get("renewed"), 0.0) + LEASE_SECONDS
+                sent = self._sent.get(about.get("renewed"), 0.0)
+                self._until = sent + LEASE_SECONDS - CLOCK_SECONDS
                 if time.monotonic() < self._until - LEASE_SECONDS / 2:
                     return None
             raise GoneError(f"{self._location}/{LOCK} could not be renewed {PUTS} times in a row.")

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from datetime import timedelta
 
 import obstore
 import pytest
@@ -158,6 +159,25 @@ def test_who_slept_past_its_lease_stops_before_it_writes(store, quick, monkeypat
     with sleeper.lock():
         sleeper.write("a", b"1")
         time.sleep(0.5)
+        with (
+            folder(store).lock(),
+            pytest.raises(UserError, match="another job has taken the run over"),
+        ):
+            sleeper.write("a", b"2")
+    assert folder(store).read("a") == b"1"
+
+
+def test_a_lease_that_looked_older_than_it_was(store, monkeypatch):
+    """The server tells whole seconds: 60 of them may have been 59.1."""
+    monkeypatch.setattr(module.Lease, "_keep", lambda self: None)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 1.5)
+    now = module.probe
+    sleeper = folder(store)
+    with sleeper.lock():
+        sleeper.write("a", b"1")
+        time.sleep(0.6)
+        rounded = timedelta(seconds=0.95)
+        monkeypatch.setattr(module, "probe", lambda *of: now(*of) + rounded)
         with (
             folder(store).lock(),
             pytest.raises(UserError, match="another job has taken the run over"),
