@@ -237,14 +237,17 @@ def _unknown(key: str, value: str, schema: type[Any]) -> str | None:
             return None
         if part not in there:
             near = difflib.get_close_matches(part, there, 1)
-            hint = f"did you mean {prefix}{near[0]}? " if near else ""
+            hint = f"; did you mean {prefix}{near[0]}?" if near else "."
             known = ", ".join(prefix + name for name in there)
-            return f"{key}: there is no such setting; {hint}There are {known}."
+            return f"{key}: there is no such setting{hint} There are {known}."
         inner = getattr(at(), part)
         if not is_dataclass(inner):
             return None
         at, prefix = type(inner), f"{prefix}{part}."
-    return None
+    if value.startswith("{"):
+        return None
+    own = ", ".join(prefix + item.name for item in fields(at))
+    return f"{key}={value}: {key} has settings of its own: {own}."
 
 
 def _groups(schema: type[Any]) -> dict[str, list[str]]:

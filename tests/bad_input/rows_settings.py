@@ -127,6 +127,12 @@ REPORT = [
     (["runs=[x]", "report.context_tokens=1001"], "context_tokens=1001", "0 to 1000"),
     (["runs=[x]", "report.max_bytes=-1"], "report.max_bytes=-1", "0 or more"),
     (["runs=[x]", "report.neuron=1"], "report.neuron", "did you mean report.neurons?"),
+    (
+        ["runs=[x]", "report.folder=x"],
+        "report.folder",
+        "no such setting. There are report.neurons,",
+    ),
+    (["runs=[x]", "report=x"], "report=x", "has settings of its own: report.neurons,"),
 ]
 
 CHECK = [
