@@ -75,6 +75,14 @@ def test_covers_group_every_alive_neuron_once(named, n):
         assert counts[:, layer].tolist() == bins
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_run_of_dead_neurons_has_no_empty_bars(named, n, monkeypatch):
+    _, counts = figures_neurons.cover_bins(named.run, n)
+    monkeypatch.setattr(figures_neurons, "cover_bins", lambda *_: (range(3), 0 * counts))
+    with pytest.raises(NoDataError, match="no neuron of a layer with bitmaps is alive"):
+        figures_neurons.covers([named], n)
+
+
 def test_bins_are_named_by_what_they_hold():
     names = [figures_neurons.bin_name(i) for i in range(len(figures_neurons.COVER_BINS))]
     assert names == ["0", "1 to 5", "6 to 50", "51 to 500", "501 to 5000", "over 5000"]

@@ -71,6 +71,8 @@ def covers(runs: Sequence[NamedRun], n: int) -> Drawing:
     data = [(named, found) for named in runs if (found := cover_bins(named.run, n)) is not None]
     if not data:
         raise NoDataError(NO_BITMAPS)
+    if not any(counts.any() for _, (_, counts) in data):
+        raise NoDataError("no neuron of a layer with bitmaps is alive")
     figure, axes = panels(len(data))
     for panel, (named, (layers, counts)) in zip(axes, data, strict=True):
         total = np.maximum(counts.sum(axis=0), 1)
