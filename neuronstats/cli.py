@@ -218,8 +218,10 @@ def _refusal(error: Exception, schema: type[Any]) -> str:
     if not str(error).startswith(merging):
         return reason
     override = _first_line(error).removeprefix(merging)
-    meaning = _meaning(override.lstrip("+~").partition("=")[0], schema)
-    return f"{override}: {reason}. {meaning}".rstrip()
+    key, _, value = override.lstrip("+~").partition("=")
+    if "is not a ListConfig" in reason:
+        reason = f"expected a list, {key}=[{value}]"
+    return f"{override}: {reason}. {_meaning(key, schema)}".rstrip()
 
 
 def _unknown(key: str, value: str, schema: type[Any]) -> str | None:

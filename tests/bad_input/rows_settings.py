@@ -132,6 +132,7 @@ REPORT = [
         "report.folder",
         "no such setting. There are report.neurons,",
     ),
+    ("runs=x", "runs=x", "expected a list, runs=[x]"),
     (["runs=[x]", "report=x"], "report=x", "has settings of its own: report.neurons,"),
 ]
 
