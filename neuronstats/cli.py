@@ -225,7 +225,7 @@ def _refusal(error: Exception, schema: type[Any]) -> str:
 
 
 def _unknown(key: str, value: str, schema: type[Any]) -> str | None:
-    """Return what there is instead, if there is no such setting or choice of a group."""
+    """Return what there is instead, if there is no such setting, choice of a group, or value."""
     choices = _groups(schema).get(key)
     if choices is not None:
         wrong = [one for one in value.split(",") if one and one not in choices]

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from helpers import models
+from helpers.reduced import check_tables
 from helpers.run_job import run_job
 from helpers.serial import quiet, save_tokens, serial
 
@@ -21,7 +21,6 @@ from neuronstats.reduce.settings import ReduceJob
 
 ROOT = Path(__file__).parent.parent
 SHARDS = 60
-TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
 
 
 def command(job, *settings):
@@ -94,9 +93,7 @@ def store_bytes(run):
 
 def assert_same_run(run, other):
     assert store_bytes(run) == store_bytes(other)
-    for name in TABLES:
-        mine, theirs = (pq.read_table(r / "tables" / f"{name}.parquet") for r in (run, other))
-        assert mine.equals(theirs), name
+    check_tables(run, other)
 
 
 def commits(run):

@@ -104,6 +104,11 @@ def probe(store: Any, location: str, ask: Ask) -> datetime:
             ask(lambda: obstore.delete(store, key))
 
 
+def _end_of_lease(sent: float) -> float:
+    """Return until when a lock is surely its holder's, that was put at such a time."""
+    return sent + LEASE_SECONDS - CLOCK_SECONDS
+
+
 class Lease:
     """A lock object that its holder renews; one that was not for LEASE_SECONDS may be taken over.
 
@@ -135,7 +140,7 @@ class Lease:
         recent = {number: at for number, at in self._sent.items() if at > now - LEASE_SECONDS}
         self._sent = {**recent, self._about["renewed"]: now}
         result = obstore.put(self._store, LOCK, json.dumps(self._about).encode(), mode=mode)
-        self._tag, self._until = result["e_tag"], now + LEASE_SECONDS - CLOCK_SECONDS
+        self._tag, self._until = result["e_tag"], _end_of_lease(now)
 
     def _found(self) -> tuple[dict[str, Any], Any]:
         """Return what the lock says (nothing where it is damaged or gone), and its meta data."""
@@ -199,8 +204,7 @@ class Lease:
                     raise self._lost
                 # It is one of our puts, whose answer was lost.
                 self._tag = meta["e_tag"]
-                sent = self._sent.get(about.get("renewed"), 0.0)
-                self._until = sent + LEASE_SECONDS - CLOCK_SECONDS
+                self._until = _end_of_lease(self._sent.get(about.get("renewed"), 0.0))
                 if time.monotonic() < self._until - LEASE_SECONDS / 2:
                     return None
             raise GoneError(f"{self._location}/{LOCK} could not be renewed {PUTS} times in a row.")

@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from bad_input.rows_runs import flip, objects
 from helpers import models
 from helpers.desk import (
@@ -136,11 +135,7 @@ def test_committed_bytes_that_changed_are_put_right(done, kind, damage):
 
 @pytest.mark.parametrize("layer", [1, 2])
 def test_weights_that_are_not_finite(desk, layer, tmp_path):
-    damaged = models.tiny_opt("pre")
-    with torch.no_grad():
-        damaged.model.decoder.layers[layer].fc1.weight[5, 7] = float("nan")
-    desk.checkpoint = tmp_path / "damaged"
-    models.save_checkpoint(damaged, desk.checkpoint)
+    desk.checkpoint = models.save_with_nan(tmp_path / "damaged", layer)
     code, _, err = desk.job("collect", *desk.settings)
     assert code == FAILED, err
     assert err.startswith("error: ")

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from helpers import models
+from helpers.reduced import check_tables
 from helpers.serial import collect_job, quiet, save_tokens, serial
 
 from neuronstats.cluster.nodes import Node, Workers, place
@@ -20,7 +20,6 @@ from neuronstats.machine import Machine
 
 ROOT = Path(__file__).parents[2]
 SHARDS = 24
-TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +126,7 @@ def test_two_nodes_and_a_lost_worker_give_the_same_tables(cluster, inputs, local
     job = start("reduce", cluster, f"run={run}", "ray.workers=2")
     out, err = job.communicate(timeout=240)
     assert job.returncode == 0, (out, err)
-    for name in TABLES:
-        mine, theirs = (pq.read_table(r / "tables" / f"{name}.parquet") for r in (run, local_run))
-        assert mine.equals(theirs), name
+    check_tables(run, local_run)
 
 
 def test_more_than_the_cluster_has(cluster, inputs, tmp_path):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from helpers import models
 from helpers.run_job import run_job
 from helpers.serial import save_tokens, serial
@@ -140,12 +139,8 @@ def test_a_killed_job_leaves_nothing(name, start):
 
 def test_a_worker_s_error_is_told_in_its_own_words(inputs, tmp_path):
     """Weights that are not finite: nothing of Ray's, and the run stays without a shard."""
-    damaged = models.tiny_opt("pre")
-    with torch.no_grad():
-        damaged.model.decoder.layers[1].fc1.weight[5, 7] = float("nan")
-    models.save_checkpoint(damaged, tmp_path / "damaged")
-    run = tmp_path / "run"
-    settings = [*inputs, f"model.path={tmp_path / 'damaged'}", f"run={run}"]
+    run, damaged = tmp_path / "run", models.save_with_nan(tmp_path / "damaged", layer=1)
+    settings = [*inputs, f"model.path={damaged}", f"run={run}"]
     job = [sys.executable, str(ROOT / "jobs" / "collect.py"), *settings]
     done = subprocess.run(job, capture_output=True, text=True, check=False)
     assert done.returncode == FAILED, done

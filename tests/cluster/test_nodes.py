@@ -11,12 +11,12 @@ from helpers.readme import (
     LEFT_TOKEN,
     LENGTH,
     MODE,
+    MODEL,
     PLACE,
     ROOT,
     SEQUENCES,
     SHARD_SEQUENCES,
     check_stores,
-    check_tables,
     collect,
     ended,
     join,
@@ -27,10 +27,12 @@ from helpers.readme import (
     start_head,
     wait_for,
 )
+from helpers.reduced import check_tables
 
 from neuronstats.errors import DONE, FAILED, GONE, WRONG_SETTINGS
 
 SHARDS = SEQUENCES // SHARD_SEQUENCES
+WORKERS = "-f '[r]ay::_Worker'"  # for pkill, and not this pkill's own shell
 
 pytestmark = [
     pytest.mark.timeout(3600),  # two minutes on a machine at rest
@@ -62,7 +64,7 @@ def committed(run, machine):
 
 
 def freeze(machine):
-    machine.run("pkill -STOP -f '[r]ay::_Worker'")
+    machine.run(f"pkill -STOP {WORKERS}")
 
 
 def freeze_at_work(job, run, *found):
@@ -76,7 +78,7 @@ def freeze_at_work(job, run, *found):
 
 
 def thaw(machine):
-    machine.run("pkill -CONT -f '[r]ay::_Worker'")
+    machine.run(f"pkill -CONT {WORKERS}")
 
 
 HUB = """
@@ -100,7 +102,7 @@ def test_a_model_of_the_hub_is_fetched_once_by_each_machine(network, cluster):
     endpoint = f"http://{driver.ip}:8000"
     more = (LENGTH, "data.max_tokens=10000")
     job = collect(
-        driver, head, *more, run="/mnt/hub", model="opt-125m", mode=MODE, HF_ENDPOINT=endpoint
+        driver, head, *more, run="/mnt/hub", model="model=opt-125m", mode=MODE, HF_ENDPOINT=endpoint
     )
     ended(job, DONE)
     time.sleep(0.5)
@@ -129,16 +131,17 @@ def test_a_machine_that_is_unplugged_costs_its_shards(network, cluster, alone):
 def test_folders_that_a_machine_does_not_see(cluster):
     head, driver, _ = cluster
     say(driver, "mkdir -p /tmp/private && cp -r /mnt/model /tmp/private/model")
+    private = "model.path=/tmp/private/model"
     cases = [
-        ("/tmp/private/run", "/mnt/model", FAILED, "run folder /tmp/private/run does not exist"),
-        ("/mnt/unseen", "/tmp/private/model", WRONG_SETTINGS, "model.path=/tmp/private/model"),
+        ("/tmp/private/run", MODEL, FAILED, "run folder /tmp/private/run does not exist"),
+        ("/mnt/unseen", f"model=local {private}", WRONG_SETTINGS, private),
     ]
     for run, model, code, words in cases:  # together, one might leave the other no room on m1
         job = collect(driver, head, LENGTH, run=run, model=model)
         # Its own worker sees them, and might have done all before m1's has looked.
-        say(driver, "until pkill -STOP -f '[r]ay::_Worker'; do sleep 0.05; done")
+        say(driver, f"until pkill -STOP {WORKERS}; do sleep 0.05; done")
         _, err = ended(job, code)
-        say(driver, "while pkill -KILL -f '[r]ay::_Worker'; do sleep 0.05; done")
+        say(driver, f"while pkill -KILL {WORKERS}; do sleep 0.05; done")
         assert "on m1 (10.77.0.1): " in err
         assert words in err, err
         assert "Traceback" not in err

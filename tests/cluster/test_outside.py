@@ -6,19 +6,22 @@ import re
 import pytest
 from helpers import machines
 from helpers.readme import (
+    DATA,
     LEFT_TOKEN,
     LENGTH,
     MODE,
+    MODEL,
     PLACE,
     ROOT,
     check_stores,
-    check_tables,
     copy_token,
     ended,
     join,
     joined,
+    replaced,
     start_head,
 )
+from helpers.reduced import check_tables
 
 from neuronstats.errors import DONE, FAILED
 
@@ -42,11 +45,9 @@ def cluster(network, inputs):
     return head, outside
 
 
-def test_through_the_client_a_run_is_the_same(network, cluster, inputs, alone):
+def test_through_the_client_a_run_is_the_same(network, cluster, alone):
     head, outside = cluster
-    model, tokens = (f"/mnt/{path.name}" for path in inputs)
-    to_collect = f"model=local model.path={model} data=tokens data.path={tokens} {LENGTH}"
-    for command in (f"collect.py {to_collect}", "reduce.py"):
+    for command in (f"collect.py {MODEL} {DATA} {LENGTH}", "reduce.py"):
         line = f"python jobs/{command} run=/mnt/run ray.address=ray://{head.ip}:10001"
         ended(outside.start(PLACE + MODE + line), DONE)
     check_stores(alone, network.shared / "run")
@@ -57,19 +58,12 @@ def test_through_the_client_a_run_is_the_same(network, cluster, inputs, alone):
     assert "has this shell the head's RAY_AUTH_MODE and token" in err, err
 
 
-def test_a_submitted_job_is_the_same(network, cluster, inputs, alone):
+def test_a_submitted_job_is_the_same(network, cluster, alone):
     head, outside = cluster
-    model, tokens = (f"/mnt/{path.name}" for path in inputs)
     page = (ROOT / "docs" / "clusters.md").read_text()
     (line,) = re.findall(r"^ray job submit .*?(?=\n```)", page, re.MULTILINE | re.DOTALL)
-    for old, new in {
-        "HEAD": head.ip,
-        "model=opt-66b": f"model=local model.path={model}",
-        "data=paper": f"data=tokens data.path={tokens} {LENGTH}",
-        "/shared/runs/opt-66b": "/mnt/submitted",
-    }.items():
-        assert old in line
-        line = line.replace(old, new)
+    words = {"model=opt-66b": MODEL, "data=paper": f"{DATA} {LENGTH}"}
+    line = replaced(line, {"HEAD": head.ip, "/shared/runs/opt-66b": "/mnt/submitted", **words})
     out, _ = ended(outside.start(PLACE + MODE + line), DONE)
     assert "succeeded" in out
     check_stores(alone, network.shared / "submitted")

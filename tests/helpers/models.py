@@ -118,6 +118,14 @@ def _set_rates(model: OPTForCausalLM, generator: torch.Generator) -> None:
             layer.fc1.bias.copy_(-thresholds)
 
 
+def save_with_nan(folder: Path, layer: int) -> Path:
+    """Write a tiny checkpoint with a NaN in a layer's first FFN matrix; returns the folder."""
+    damaged = tiny_opt("pre")
+    with torch.no_grad():
+        damaged.model.decoder.layers[layer].fc1.weight[5, 7] = float("nan")
+    return save_checkpoint(damaged, folder)
+
+
 def save_checkpoint(
     model: OPTForCausalLM,
     folder: Path,

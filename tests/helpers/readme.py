@@ -5,15 +5,13 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 ROOT = Path(__file__).parents[2]
 PLACE = (
     f"cd {ROOT}; export PATH={Path(sys.executable).parent}:$PATH; "  # README: .venv/bin/activate
 )
 MODE = "export RAY_AUTH_MODE=token; "  # README: "with the same RAY_AUTH_MODE"
 TOKEN, HEAD, OTHER, COLLECT = range(4)
-TABLES = ("neurons", "ngrams", "triggers", "domains", "layers")
+MODEL, DATA = "model=local model.path=/mnt/model", "data=tokens data.path=/mnt/tokens.npy"
 SEQUENCES, SHARD_SEQUENCES = 640, 4  # of the text that is collected
 LENGTH = f"collect.shard_sequences={SHARD_SEQUENCES} ray.cpus_per_worker=1"  # room for two jobs
 LEFT_TOKEN = "0123456789abcdef" * 4  # of another cluster
@@ -71,19 +69,26 @@ def joined(*begun):
         assert process.returncode == 0, (out, err)
 
 
-def collect(machine, head, *more, run="/mnt/run", model="/mnt/model", mode=MODE, **environment):
+def collect(machine, head, *more, run="/mnt/run", model=MODEL, mode=MODE, **environment):
     """Begin README's last command, of another model, text and run."""
-    line = commands()[COLLECT].replace("HEAD", head.ip)
-    data = "data=tokens data.path=/mnt/tokens.npy"
-    local = "model=local model.path=" if model.startswith("/") else "model="
-    for old, new in {
-        "model=opt-66b": local + model,
-        "data=paper": data,
-        "run=s3://bucket/opt-66b": f"run={run}",
-    }.items():
+    line = replaced(
+        commands()[COLLECT],
+        {
+            "HEAD": head.ip,
+            "model=opt-66b": model,
+            "data=paper": DATA,
+            "run=s3://bucket/opt-66b": f"run={run}",
+        },
+    )
+    return machine.start(PLACE + mode + " ".join([line, *more]), **environment)
+
+
+def replaced(line, words):
+    """A line with other words in it, of which each must be there."""
+    for old, new in words.items():
         assert old in line
         line = line.replace(old, new)
-    return machine.start(PLACE + mode + " ".join([line, *more]), **environment)
+    return line
 
 
 def logs(run, machine="*"):
@@ -113,10 +118,3 @@ def check_stores(one, other):
     names = {path.relative_to(ours) for path in ours.rglob("*") if path.is_file()}
     assert names == {path.relative_to(theirs) for path in theirs.rglob("*") if path.is_file()}
     assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
-
-
-def check_tables(one, other):
-    """Both runs have the same rows."""
-    for name in TABLES:
-        mine, theirs = (pq.read_table(run / "tables" / f"{name}.parquet") for run in (one, other))
-        assert mine.equals(theirs), name

@@ -29,6 +29,13 @@ def read(run, name):
     return pq.read_table(f"{run.folder.location}/tables/{name}.parquet")
 
 
+def check_tables(one, other):
+    """Two run folders have the same tables."""
+    for name in TABLES:
+        mine, theirs = (pq.read_table(run / "tables" / f"{name}.parquet") for run in (one, other))
+        assert mine.equals(theirs), name
+
+
 def assert_same(found, expected, keys):
     """Every column of the oracle's rows, floats to rounding."""
     assert len(found) == len(expected)
